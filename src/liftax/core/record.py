@@ -1,0 +1,128 @@
+"""Who listens while a model is traced: the engine's side of `liftax.layout`.
+
+Protocol
+--------
+`recorder` is a context variable that holds a `Recorder` or, nearly always, `None`. The engine
+looks it up once per event; with no recorder that look-up is the whole cost.
+
+* Around the call of a lift's body, inside the traced function::
+
+      rec = recorder.get()
+      if rec is not None:
+          rec.enter(LiftEvent("scan", Body, path=scope.path, size=length, role_of=...))
+      try:
+          ...call the body...
+      finally:
+          if rec is not None:
+              rec.exit()
+
+  Lifts nest: `enter` pushes, `exit` pops. A lift without an axis (remat, jit, grad, cond) says
+  `kind`, `target` and `path`, and leaves everything else out.
+
+* When a scope creates a variable, or reads one for the first time, with the value as that scope
+  sees it (inside a scan over layers: the value of one layer)::
+
+      rec.variable("params", ("Dense_0", "kernel"), value)
+
+  `path` ends with the variable's name; `value` is an array, a tracer, a `ShapeDtypeStruct`, or a
+  pytree of them, metadata boxes already taken off. Saying it again is harmless.
+
+* When a key is drawn from a stream: `rec.stream("dropout", module_path)`.
+
+Invariants
+----------
+Which lifts enclose a variable follows from where it was seen, not from paths (two lifts may sit
+at one path): of all sightings the one in the deepest nest counts. Nothing here looks at values.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+Path = tuple[str, ...]
+Role = int | Literal["broadcast", "carry"] | None
+
+
+def _no_role(collection: str) -> Role:
+    return None
+
+
+def _no_split(stream: str) -> bool | None:
+    return None
+
+
+@dataclass(frozen=True)
+class LiftEvent:
+    """One lift, at the moment when its body is called.
+
+    Attributes:
+      kind: the name of the transformation: `"scan"`, `"vmap"`, `"remat"`, ...
+      target: the class or function that was lifted, the user's own and not a wrapper of it.
+      path: the module path at which the lift stands.
+      size: the length of the new axis, `None` for lifts that have no axis.
+      axis_name: the name given to the axis (partition name in `metadata_params`, or `axis_name`).
+      role_of: collection -> the axis it is stacked along (an int, negative counts from the end),
+        `"broadcast"`, `"carry"`, or `None` where the lift leaves the collection as it is.
+      split_of: stream -> split or not, `None` where the lift says nothing about it.
+      carry: whether a value is handed from one iteration to the next.
+      details: anything worth showing in the drawing (`{"reverse": True, "policy": "..."}`).
+    """
+
+    kind: str
+    target: Any
+    path: Path = ()
+    size: int | None = None
+    axis_name: str | None = None
+    role_of: Callable[[str], Role] = _no_role
+    split_of: Callable[[str], bool | None] = _no_split
+    carry: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def name(self) -> str:
+        """The name of the body's class or function."""
+        target = _unwrapped(self.target)
+        return getattr(target, "__qualname__", None) or type(target).__qualname__
+
+    @cached_property
+    def file_line(self) -> str | None:
+        """`file:line` of the body's definition, `None` where Python does not know it."""
+        target = _unwrapped(self.target)
+        if not isinstance(target, type) and not hasattr(target, "__code__"):
+            target = type(target)
+        try:
+            if isinstance(target, type):
+                line = inspect.getsourcelines(target)[1]
+                return f"{inspect.getsourcefile(target)}:{line}"
+            return f"{target.__code__.co_filename}:{target.__code__.co_firstlineno}"
+        except (OSError, TypeError):
+            return None
+
+
+class Recorder(Protocol):
+    """What the engine calls; `liftax.layout` installs the implementation."""
+
+    def enter(self, event: LiftEvent) -> None: ...
+
+    def exit(self) -> None: ...
+
+    def variable(self, collection: str, path: Path, value: Any) -> None: ...
+
+    def stream(self, name: str, path: Path) -> None: ...
+
+
+recorder: ContextVar[Recorder | None] = ContextVar("liftax_recorder", default=None)
+
+
+def _unwrapped(target: Any) -> Any:
+    while hasattr(target, "func"):  # functools.partial
+        target = target.func
+    if isinstance(target, type):
+        return target
+    target = inspect.unwrap(target) if callable(target) else target
+    return getattr(target, "__func__", target)
