@@ -19,7 +19,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, dataclass_transform
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
@@ -65,6 +65,7 @@ def _register(cls: type) -> None:
     )
 
 
+@dataclass_transform(frozen_default=True)
 @dataclasses.dataclass(frozen=True)
 class Partitioned(AxisMetadata[T]):
     """A variable and the mesh axes along which each of its axes is split.
@@ -350,7 +351,7 @@ def constrain(value: Any, spec: PartitionSpec, mesh: Mesh | AbstractMesh | None 
     lay_out = _lay_out_in_jit if AxisType.Auto in target.axis_types else _lay_out
 
     def one(x: Any) -> Any:
-        if not isinstance(x, jax.Array):
+        if not (isinstance(x, jax.Array) or hasattr(x, "__array__")):
             return x
         _check_spec(spec, target, x.ndim)
         return lay_out(x, spec, target)
@@ -406,6 +407,6 @@ def _check_spec(spec: PartitionSpec, mesh: Mesh | AbstractMesh, ndim: int) -> No
                 continue
             raise PartitioningMismatchError(
                 f"the axis name {name!r} in {tuple(spec)} is not an axis of the mesh, whose axes "
-                f"are {tuple(mesh.axis_names)}; logical names need liftax.LogicallyPartitioned "
-                f"and liftax.logical_axis_rules"
+                f"are {tuple(mesh.axis_names)}; name one of those, or give a logical name a rule "
+                f"(liftax.logical_axis_rules)"
             )
