@@ -38,6 +38,8 @@ at one path): of all sightings the one in the deepest nest counts. Nothing here 
 from __future__ import annotations
 
 import inspect
+import linecache
+import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -93,15 +95,10 @@ class LiftEvent:
     def file_line(self) -> str | None:
         """`file:line` of the body's definition, `None` where Python does not know it."""
         target = _unwrapped(self.target)
-        if not isinstance(target, type) and not hasattr(target, "__code__"):
-            target = type(target)
-        try:
-            if isinstance(target, type):
-                line = inspect.getsourcelines(target)[1]
-                return f"{inspect.getsourcefile(target)}:{line}"
-            return f"{target.__code__.co_filename}:{target.__code__.co_firstlineno}"
-        except (OSError, TypeError):
-            return None
+        code = getattr(target, "__code__", None)
+        if code is not None:
+            return f"{code.co_filename}:{code.co_firstlineno}"
+        return class_line(target if isinstance(target, type) else type(target))
 
 
 class Recorder(Protocol):
@@ -117,6 +114,26 @@ class Recorder(Protocol):
 
 
 recorder: ContextVar[Recorder | None] = ContextVar("liftax_recorder", default=None)
+
+
+def class_line(cls: type) -> str | None:
+    """`file:line` of a class, `None` where its source is not to be had.
+
+    `inspect` parses the whole file to find a class; looking for the line is enough here.
+    """
+    codes = [f.__code__ for f in vars(cls).values() if hasattr(f, "__code__")]
+    firsts = [c.co_firstlineno for c in codes]
+    try:
+        file = inspect.getsourcefile(cls)
+    except TypeError:
+        return None
+    if file is None:
+        return None
+    head = re.compile(rf"\s*class\s+{re.escape(cls.__name__)}\b")
+    found = [i for i, line in enumerate(linecache.getlines(file), 1) if head.match(line)]
+    # Two classes of one name: the one that the methods stand below.
+    before = [i for i in found if any(i <= first for first in firsts)]
+    return f"{file}:{(before or found)[-1]}" if found else None
 
 
 def _unwrapped(target: Any) -> Any:

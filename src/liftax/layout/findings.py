@@ -12,9 +12,7 @@ modules and their variables, and LX9xx are notes.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import LiftaxError
 
@@ -92,6 +90,7 @@ _WARNINGS = {
 _NOTES = {
     "LX901": "Parameters stacked along a mapped axis: an ensemble",
     "LX902": "vmap inside scan where the variables would be those of scan inside vmap",
+    "LX903": "A stream draws the same numbers in every iteration",
 }
 
 RULES: dict[str, Rule] = {

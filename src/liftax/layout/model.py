@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -98,7 +98,7 @@ class LiftNode:
     """One lift of the nest: what it is, what it lifts, and what it does with each collection.
 
     `roles` maps collections that occur in the layout to a role; `splits` maps rng streams to
-    whether they are split. `calls` counts how often this lift was called at this place.
+    whether they are split.
     """
 
     index: int
@@ -110,7 +110,6 @@ class LiftNode:
     axis_name: str | None = None
     file_line: str | None = None
     carry: bool = False
-    calls: int = 1
     roles: Mapping[str, str] = field(default_factory=dict)
     splits: Mapping[str, bool] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -147,7 +146,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Cost:
-    """One forward pass, by the analysis of the compiled program; `None` where it does not say."""
+    """One forward pass, by the analysis of the compiled program; `None` where it does not say.
+
+    A scan's body counts as often as it runs; the body of a `while_loop` counts once.
+    """
 
     backend: str
     flops: float | None = None
@@ -204,6 +206,7 @@ class Layout:
     arguments: str = ""
     file_line: str | None = None
     cost: Cost | None = None
+    measure: Callable[[], Cost] | None = field(default=None, compare=False)
 
     # -- looking things up ---------------------------------------------------------------------
 
@@ -291,6 +294,23 @@ class Layout:
             totals.append(LiftTotal(lift.index, own + shared, one, shared, one))
         return tuple(totals)
 
+    def replace(self, **changes: Any) -> Layout:
+        """The layout with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def with_cost(self) -> Layout:
+        """The layout with `cost` filled in: compiles one forward pass, without running it.
+
+        Raises:
+          ValueError: the layout was read back from a file and knows its model no more.
+        """
+        if self.measure is None:
+            raise ValueError(
+                f"the layout of {self.module} was not made by liftax.layout() in this process; "
+                f"call liftax.layout(module, rngs, ...).with_cost()"
+            )
+        return self.replace(cost=self.measure())
+
     # -- showing -------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
@@ -337,7 +357,8 @@ class Layout:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for JSON; `from_dict` reads them back."""
-        plain = _plain(dataclasses.asdict(self))
+        plain = _plain(dataclasses.asdict(self.replace(measure=None)))
+        del plain["measure"]
         plain["totals"] = {
             "variables": len(self.variables),
             "parameters": self.parameters,

@@ -376,8 +376,6 @@ class _Page:
             facts.append(f"the axis is called <b>{escape(lift.axis_name)}</b>")
         if lift.carry:
             facts.append("a carry goes from each iteration to the next")
-        if lift.calls > 1:
-            facts.append(f"called {lift.calls} times here")
         if lift.path:
             facts.append(f"at <code>{escape('/'.join(lift.path))}</code>")
         if lift.where:

@@ -132,7 +132,7 @@ def lift_title(lift: LiftNode) -> str:
 
 
 def lift_extras(lift: LiftNode) -> str:
-    """What the second line of a lift says: carry, roles, keys, calls; may be empty."""
+    """What the second line of a lift says: carry, roles, keys; may be empty."""
     extras = []
     if lift.carry:
         extras.append("↻ carry")
@@ -141,8 +141,6 @@ def lift_extras(lift: LiftNode) -> str:
     split = [stream for stream, is_split in lift.splits.items() if is_split]
     if split:
         extras.append(f"keys split: {', '.join(split)}")
-    if lift.calls > 1:
-        extras.append(f"called {lift.calls} times")
     return " · ".join(extras)
 
 

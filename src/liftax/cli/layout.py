@@ -1,0 +1,267 @@
+"""`liftax layout`: where the variables of an importable module lie.
+
+liftax layout package.module:Model --args 'f32[8,64]'
+liftax layout model.py:Model --field features=64 --args 'f32[8,64], train=False' --html out.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import importlib
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ._console import CommandError, Console
+
+EPILOG = """\
+arguments are written as a call would have them, arrays as dtype[shape]:
+
+  --args 'f32[8,64]'                      one array
+  --args 'i32[8,128], train=False'        an array, and an argument by name
+  --args '(f32[8,5], f32[8,5]), f32[20,8,3]'   a tuple of two arrays, and an array
+
+dtypes: bool, i8 i16 i32 i64, u8 u16 u32 u64, f16 bf16 f32 f64, c64 c128, or their long names
+"""
+
+_KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
+
+
+HELP = "show where each variable of a model lies, and which lift each axis came from"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("target", help="package.module:Model, or file.py:Model")
+    parser.add_argument(
+        "--args", default="", metavar="ARGS", help="the arguments of the call (see below)"
+    )
+    parser.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a field of the module's constructor; may be given more than once",
+    )
+    parser.add_argument("--html", metavar="FILE", help="write the page to FILE")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--cost", action="store_true", help="compile one forward pass and add what it costs"
+    )
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Builds the layout and prints or writes it."""
+    target = find(args.target)
+    fields = dict(parse_field(text) for text in args.field)
+    positional, named = parse_args(args.args)
+    if args.html and not Path(args.html).resolve().parent.is_dir():
+        raise CommandError(f"--html: there is no directory {str(Path(args.html).parent)!r}")
+
+    import jax
+
+    from ..layout import layout
+    from ..layout.table import as_text
+
+    module = build(args.target, target, fields)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        found = layout(module, {"params": key}, *positional, **named)
+        if args.cost:
+            found = found.with_cost()
+    except Exception as error:  # whatever the user's module raises is what the user must read
+        raise CommandError(f"{type(module).__name__}({args.args}): {first_line(error)}") from error
+    if args.html:
+        try:
+            found.to_html(args.html)
+        except OSError as error:
+            raise CommandError(f"--html {args.html}: {error.strerror or error}") from error
+    if args.json:
+        console.line(json.dumps(found.to_dict(), indent=2))
+    elif args.html:
+        console.line(f"{found!r}\nwritten to {args.html}")
+    elif console.fancy:
+        console.rich(found)
+    else:
+        console.line(as_text(found, rich=False))
+    return 0
+
+
+# -- reading what was typed --------------------------------------------------------------------
+
+
+def find(target: str) -> Any:
+    """The object that `package.module:Name` or `file.py:Name` names."""
+    source, colon, name = target.rpartition(":")
+    if not colon or not source or not name:
+        raise CommandError(f"{target!r}: expected package.module:Model, e.g. my_models.vit:ViT")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = load_file(source) if source.endswith(".py") else importlib.import_module(source)
+    except CommandError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name and source.split(".")[: error.name.count(".") + 1] == error.name.split("."):
+            raise CommandError(f"{target!r}: there is no module {error.name!r}") from error
+        raise CommandError(f"{target!r}: importing {source} failed: {first_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise CommandError(f"{target!r}: importing {source} failed: {first_line(error)}") from error
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, dir(found), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise CommandError(f"{target!r}: {source} has no {part!r}{hint}")
+        found = getattr(found, part)
+    return found
+
+
+def load_file(source: str) -> Any:
+    """Imports a file by its path."""
+    path = Path(source)
+    if not path.is_file():
+        raise CommandError(f"{source!r}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise CommandError(f"{source!r}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def build(name: str, target: Any, fields: dict[str, Any]) -> Any:
+    """The module instance: of a class, from a function without arguments, or as it is."""
+    from ..module import Module
+
+    if isinstance(target, Module):
+        if fields:
+            raise CommandError(f"{name!r} is an instance already; --field only goes with a class")
+        return target
+    is_class = isinstance(target, type) and issubclass(target, Module)
+    if not callable(target) or (isinstance(target, type) and not is_class):
+        raise CommandError(f"{name!r} is {kind_of(target)}, expected a liftax Module")
+    if is_class:
+        known = [f for f in target.__dataclass_fields__ if f not in ("parent", "name")]
+        for field in fields:
+            if field not in known:
+                listed = ", ".join(known) or "none"
+                raise CommandError(
+                    f"--field {field}: {name} has no such field (its fields: {listed})"
+                )
+    try:
+        module = target(**fields)
+    except Exception as error:
+        hint = "; give fields as --field name=value" if isinstance(error, TypeError) else ""
+        raise CommandError(f"{name}: {first_line(error)}{hint}") from error
+    if not isinstance(module, Module):
+        raise CommandError(f"{name!r} made {kind_of(module)}, expected a liftax Module")
+    return module
+
+
+def parse_field(text: str) -> tuple[str, Any]:
+    """`features=64` as a pair; what is no Python literal is a string."""
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not equals or not name.isidentifier():
+        raise CommandError(f"--field {text!r}: expected name=value")
+    try:
+        return name, ast.literal_eval(value.strip())
+    except (SyntaxError, ValueError):
+        return name, value
+
+
+def parse_args(text: str) -> tuple[list[Any], dict[str, Any]]:
+    """`f32[8,64], train=False` as positional and named arguments."""
+    try:
+        # The empty brackets of a scalar are the one thing here that Python does not read.
+        readable = re.sub(r"(?<=\w)\[\s*\]", "[()]", text)
+        call = ast.parse(f"_({readable})", mode="eval").body
+    except SyntaxError as error:
+        raise CommandError(f"--args {text!r}: cannot be read; write it like 'f32[8,64]'") from error
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise CommandError(f"--args {text!r}: cannot be read; write it like 'f32[8,64]'")
+    named = {}
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise CommandError(f"--args {text!r}: ** is not understood here")
+        named[keyword.arg] = value_of(keyword.value, text)
+    return [value_of(arg, text) for arg in call.args], named
+
+
+def value_of(node: ast.expr, text: str) -> Any:
+    """The value of one piece of `--args`."""
+    import jax
+
+    match node:
+        case ast.Subscript(value=ast.Name(id=name)):
+            shape = sizes(node.slice, text)
+            return jax.ShapeDtypeStruct(shape, dtype(name, text))
+        case ast.Tuple(elts=parts):
+            return tuple(value_of(part, text) for part in parts)
+        case ast.List(elts=parts):
+            return [value_of(part, text) for part in parts]
+        case ast.Dict(keys=keys, values=values):
+            return {
+                ast.literal_eval(key): value_of(value, text)
+                for key, value in zip(keys, values, strict=True)
+                if isinstance(key, ast.Constant)
+            }
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError) as error:
+        piece = ast.unparse(node)
+        raise CommandError(
+            f"--args: {piece!r} is neither an array like f32[8,64] nor a Python literal"
+        ) from error
+
+
+def sizes(node: ast.expr, text: str) -> tuple[int, ...]:
+    """The sizes between the brackets."""
+    try:
+        found = ast.literal_eval(node)
+    except (ValueError, TypeError):
+        found = None
+    shape = found if isinstance(found, tuple) else (found,)
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
+        raise CommandError(f"--args {text!r}: a shape is made of whole numbers, as in f32[8,64]")
+    return shape
+
+
+def dtype(name: str, text: str) -> Any:
+    """The dtype that a short or long name means."""
+    import jax.numpy as jnp
+
+    short = re.fullmatch(r"(bf|f|i|u|c)(\d+)", name)
+    long = name
+    if short:
+        kind, bits = short.groups()
+        long = "bfloat16" if kind == "bf" and bits == "16" else f"{_KINDS.get(kind, name)}{bits}"
+    try:
+        return jnp.dtype(long)
+    except TypeError as error:
+        raise CommandError(f"--args {text!r}: there is no dtype {name!r}, use e.g. f32") from error
+
+
+def kind_of(value: Any) -> str:
+    """`the class 'Foo'`, `a function`, `an int`, for messages."""
+    if isinstance(value, type):
+        return f"the class {value.__name__!r}"
+    word = type(value).__name__
+    return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its text."""
+    lines: Iterable[str] = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {next(iter(lines), 'no further word')}"

@@ -1,0 +1,31 @@
+"""What lies where: the layout of a model's variables, its findings, and how to look at them."""
+
+from .build import layout
+from .findings import RULES, Rule, rule_of
+from .model import (
+    Along,
+    Axis,
+    CollectionTotal,
+    Cost,
+    Finding,
+    Layout,
+    LiftNode,
+    LiftTotal,
+    VariableLayout,
+)
+
+__all__ = [
+    "RULES",
+    "Along",
+    "Axis",
+    "CollectionTotal",
+    "Cost",
+    "Finding",
+    "Layout",
+    "LiftNode",
+    "LiftTotal",
+    "Rule",
+    "VariableLayout",
+    "layout",
+    "rule_of",
+]
