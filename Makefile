@@ -1,0 +1,76 @@
+# make run    the demonstration, from nothing: environment, forward pass, a short training
+# make test   the whole test suite, from nothing
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := run
+.PHONY: run test bench types lint format chromium clean
+
+run: $(VENV)/.run
+	$(BIN)/liftax forward
+	$(BIN)/liftax train --epochs 10 --out runs/stack
+
+test: $(VENV)/.dev chromium
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+
+types: $(VENV)/.dev
+	$(BIN)/python -m mypy
+
+lint: $(VENV)/.dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+# Debian ships venv without its pip unless python3-venv is there.
+$(BIN)/python:
+	@if ! $(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv; \
+	  else \
+	    echo "liftax needs Python 3.11 or newer with venv: apt-get install python3-venv," \
+	      "or say which: make PYTHON=python3.12" >&2; exit 1; \
+	  fi; \
+	fi
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[train]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[bench]'
+	@touch $@ $(VENV)/.run
+
+# The layout page is tested in a real browser. Without one those tests are skipped and say so;
+# as root on Debian it is installed, and in CI it must be.
+chromium:
+	@if command -v chromium >/dev/null || command -v chromium-browser >/dev/null \
+	    || command -v google-chrome >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "no Chromium: the tests of the layout page will be skipped"; exit 0; fi; \
+	echo "installing Chromium for the tests of the layout page"; \
+	for attempt in 1 2 3; do \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends chromium >/dev/null && exit 0; \
+	  sleep 5; \
+	done; \
+	echo "could not install Chromium" >&2; [ -z "$$CI" ]
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
