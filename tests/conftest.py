@@ -1,0 +1,26 @@
+"""Settings of the whole suite. This file runs before any test module imports jax."""
+
+import os
+
+# Sharding is tested on eight devices, parity to the last bit on the CPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+).strip()
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+
+# A silent promotion (int to float, bfloat16 to float32) in a layer is a fault in the layer.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Compiling takes as long as it takes: no deadline. In CI the same examples every time.
+hypothesis.settings.register_profile(
+    "liftax",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    database=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("liftax")
