@@ -1,0 +1,127 @@
+"""The page, in a browser: it comes up without errors, and says and does what it should."""
+
+import re
+
+import pytest
+
+from . import samples
+from .browser import CHROMIUM, ask
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
+]
+
+LOOK = """(doc, win) => ({
+  title: doc.title,
+  rows: doc.querySelectorAll("li.row").length,
+  boxes: doc.querySelectorAll(".box.lift").length,
+  loops: doc.querySelectorAll(".loop").length,
+  wide: doc.documentElement.scrollWidth > doc.documentElement.clientWidth,
+  paper: win.getComputedStyle(doc.body).backgroundColor,
+  nameless: [...doc.querySelectorAll("button, input, [role=group], [role=img], [role=region]")]
+    .filter((e) => !e.getAttribute("aria-label")).length,
+  fetched: win.performance.getEntriesByType("resource").length,
+})"""
+
+DO = """(doc, win) => {
+  const key = (name) => doc.activeElement.dispatchEvent(
+    new win.KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
+  const panel = doc.querySelector(".inspect");
+  const rows = [...doc.querySelectorAll(".row")];
+  const said = {};
+  rows[0].focus();
+  said.tabbable = rows.filter((row) => row.tabIndex === 0).length;
+  said.first = panel.querySelector("h3").textContent;
+  key("ArrowDown");
+  said.second = panel.querySelector("h3").textContent;
+  key("End");
+  said.last = panel.querySelector("h3").textContent;
+  said.text = panel.textContent;
+  key("/");
+  said.filtering = doc.activeElement.type;
+  const filter = doc.activeElement;
+  filter.value = "experts bfloat16";
+  filter.dispatchEvent(new win.Event("input", { bubbles: true }));
+  said.left = doc.querySelectorAll("li.row:not(.hidden)").length;
+  said.count = doc.querySelector(".count").textContent;
+  filter.value = "";
+  filter.dispatchEvent(new win.Event("input", { bubbles: true }));
+  said.all = doc.querySelectorAll("li.row:not(.hidden)").length;
+  const box = doc.querySelectorAll(".box.lift")[1];
+  box.focus();
+  said.lift = panel.querySelector("h3").textContent;
+  said.hot = doc.querySelector(".lx").dataset.hot;
+  said.dim = win.getComputedStyle(doc.querySelector("#v0")).opacity;
+  said.bright = win.getComputedStyle(doc.querySelector("#v1")).opacity;
+  const hover = doc.querySelector("#v3");
+  hover.dispatchEvent(new win.PointerEvent("pointerover", { bubbles: true, pointerType: "mouse" }));
+  said.hover = panel.querySelector("h3").textContent;
+  return said;
+}"""
+
+NAMES = ["empty", "plain", "decoder", "large", "alike", "deep"]
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return {name: getattr(samples, name)().to_html() for name in NAMES}
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_comes_up_without_errors(pages, width):
+    seen, console = ask(list(pages.values()), LOOK, width=width, dark=width == 360)
+    assert console == []
+    for name, page in zip(NAMES, seen, strict=True):
+        layout = getattr(samples, name)()
+        assert page["title"] == f"{layout.module} · layout"
+        assert page["rows"] == len(layout)
+        assert page["boxes"] == len(layout.lifts)
+        assert page["loops"] == sum(lift.carry for lift in layout.lifts)
+        assert page["nameless"] == page["fetched"] == 0
+        assert not page["wide"], f"{name} is wider than {width} pixels"
+        assert page["paper"] == ("rgb(19, 20, 23)" if width == 360 else "rgb(251, 250, 248)")
+
+
+def test_keyboard_filter_and_hover(pages):
+    (said,), console = ask([pages["decoder"]], DO)
+    assert console == []
+    assert said["tabbable"] == 1
+    assert said["first"] == "params/embed/embedding"
+    assert said["second"] == "params/blocks/query/kernel"
+    assert said["last"] == "stats/blocks/mean"
+    assert "handed from one iteration to the next" in said["text"]
+    assert said["filtering"] == "search"
+    assert (said["left"], said["count"], said["all"]) == (1, "1 of 5", 5)
+    assert (said["lift"], said["hot"]) == ("scan × 12 over Block", "1")
+    assert (said["dim"], said["bright"]) == ("0.35", "1")
+    assert said["hover"] == "cache/blocks/cached_key"
+
+
+def test_names_are_escaped():
+    layout = samples.plain()
+    wild = samples.variable("<script>alert(1)</script>/\"w'", [], layer="<b>")
+    text = layout.replace(variables=(wild,), module="<i>M</i>").to_html()
+    assert "<script>alert" not in text and "<i>M" not in text and "<b><" not in text
+
+
+def test_page_needs_nothing_from_outside(pages):
+    for text in pages.values():
+        assert not re.search(r"""(src|href)=["'](?!#|data:,)""", text)
+        assert "url(" not in text and "@import" not in text
+
+
+def test_written_whole_or_not_at_all(tmp_path, pages):
+    file = tmp_path / "page.html"
+    assert samples.plain().to_html(file) == file.read_text(encoding="utf-8") == pages["plain"]
+    with pytest.raises(FileNotFoundError):
+        samples.plain().to_html(tmp_path / "nowhere" / "page.html")
+    assert [f.name for f in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_notebook_cell_is_bounded_and_has_no_script():
+    cell = samples.large()._repr_html_()
+    assert "<script" not in cell and cell.count('<li class="row') == 200
+    assert "More in the page" in cell
+    assert len(cell) < 300_000
+    assert "LX901" in samples.decoder()._repr_html_()
