@@ -123,7 +123,7 @@ def _split(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
 
 
 def _unbound(module: Any) -> Any:
-    return module.clone(_deep_clone=True, _reset_names=True)
+    return module.clone(name=None, _deep_clone=True, _reset_names=True)
 
 
 def _trace(
@@ -173,20 +173,20 @@ def _first_of_each_path(calls: list[_Call]) -> list[_Call]:
 def module_paths(
     module: Any,
     rngs: Any,
-    *args: Any,
     show_repeated: bool = False,
     mutable: Any = _NOT_INTERMEDIATES,
     **kwargs: Any,
-) -> dict[str, Any]:
-    """Map the path of every module that runs in `init` to an unbound copy of it.
+) -> Callable[..., dict[str, Any]]:
+    """Return a function of the arguments of a call that maps paths to unbound copies of modules.
+
+    It has an entry for every module that runs in `init`.
 
     Args:
       module: an unbound module.
       rngs: the keys, as for `init`.
-      *args: the arguments of the call (arrays or `jax.ShapeDtypeStruct`).
       show_repeated: take a module as it was called last, rather than first.
       mutable: the collections that may change, as for `init`.
-      **kwargs: keyword arguments of the call and of `init`.
+      **kwargs: further arguments of `init`, such as `method`.
 
     >>> import jax, liftax as nn
     >>> x = jax.ShapeDtypeStruct((2, 3), "float32")
@@ -194,10 +194,15 @@ def module_paths(
     >>> {path: type(module).__name__ for path, module in paths.items()}
     {'': 'Sequential', 'layers_0': 'Dense', 'layers_1': 'Dense'}
     """
-    calls, _ = _trace(module, rngs, mutable, args, kwargs)
-    if not show_repeated:
-        calls = _first_of_each_path(calls)
-    return {"/".join(call.path): call.module for call in calls}
+    init_kwargs = kwargs
+
+    def find(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        calls, _ = _trace(module, rngs, mutable, args, {**init_kwargs, **kwargs})
+        if not show_repeated:
+            calls = _first_of_each_path(calls)
+        return {"/".join(call.path): call.module for call in calls}
+
+    return find
 
 
 def summary(
@@ -349,6 +354,7 @@ def _repeated(
         )
         return [leaf for leaf in jax.tree.leaves(out) if isinstance(leaf, jax.Array)]
 
+    jax.eval_shape(run, variables, arrays, keys)
     return run, variables, arrays, keys
 
 

@@ -43,7 +43,7 @@ def draw(
         "show_lines": True,
         "show_footer": True,
         "title": f"{type(table.module).__name__} Summary",
-        "caption": f"Total Parameters: {_amount(*table.total())}",
+        "caption": f"\n[bold]Total Parameters: {_amount(*table.total())}[/bold]",
     }
     grid = Table(**{**looks, **table_kwargs})
     names = ["path", "module", "inputs", "outputs", *costs]
