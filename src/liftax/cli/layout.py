@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import difflib
 import importlib
 import importlib.util
@@ -15,7 +16,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if args.cost:
             found = found.with_cost()
     except Exception as error:  # whatever the user's module raises is what the user must read
-        raise CommandError(f"{type(module).__name__}({args.args}): {first_line(error)}") from error
+        raise CommandError(f"{type(module).__name__}({args.args}): {in_one_line(error)}") from error
     if args.html:
         try:
             found.to_html(args.html)
@@ -113,9 +113,13 @@ def find(target: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and source.split(".")[: error.name.count(".") + 1] == error.name.split("."):
             raise CommandError(f"{target!r}: there is no module {error.name!r}") from error
-        raise CommandError(f"{target!r}: importing {source} failed: {first_line(error)}") from error
+        raise CommandError(
+            f"{target!r}: importing {source} failed: {in_one_line(error)}"
+        ) from error
     except (Exception, SystemExit) as error:
-        raise CommandError(f"{target!r}: importing {source} failed: {first_line(error)}") from error
+        raise CommandError(
+            f"{target!r}: importing {source} failed: {in_one_line(error)}"
+        ) from error
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -152,7 +156,8 @@ def build(name: str, target: Any, fields: dict[str, Any]) -> Any:
     if not callable(target) or (isinstance(target, type) and not is_class):
         raise CommandError(f"{name!r} is {kind_of(target)}, expected a liftax Module")
     if is_class:
-        known = [f for f in target.__dataclass_fields__ if f not in ("parent", "name")]
+        known = [f.name for f in dataclasses.fields(target) if f.init]
+        known = [name for name in known if name not in ("parent", "name")]
         for field in fields:
             if field not in known:
                 listed = ", ".join(known) or "none"
@@ -163,7 +168,7 @@ def build(name: str, target: Any, fields: dict[str, Any]) -> Any:
         module = target(**fields)
     except Exception as error:
         hint = "; give fields as --field name=value" if isinstance(error, TypeError) else ""
-        raise CommandError(f"{name}: {first_line(error)}{hint}") from error
+        raise CommandError(f"{name}: {in_one_line(error)}{hint}") from error
     if not isinstance(module, Module):
         raise CommandError(f"{name!r} made {kind_of(module)}, expected a liftax Module")
     return module
@@ -261,7 +266,10 @@ def kind_of(value: Any) -> str:
     return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
 
 
-def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of its text."""
-    lines: Iterable[str] = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {next(iter(lines), 'no further word')}"
+def in_one_line(error: BaseException) -> str:
+    """The kind of an error and what it says, on one line: all of it where it is liftax's own."""
+    from ..errors import LiftaxError
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = "; ".join(lines if isinstance(error, LiftaxError) else lines[:1])
+    return f"{type(error).__name__}: {said or 'no further word'}"

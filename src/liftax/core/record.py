@@ -89,7 +89,8 @@ class LiftEvent:
     def name(self) -> str:
         """The name of the body's class or function."""
         target = _unwrapped(self.target)
-        return getattr(target, "__qualname__", None) or type(target).__qualname__
+        name = getattr(target, "__qualname__", None) or type(target).__qualname__
+        return name.rpartition("<locals>.")[2]
 
     @cached_property
     def file_line(self) -> str | None:
@@ -119,19 +120,29 @@ recorder: ContextVar[Recorder | None] = ContextVar("liftax_recorder", default=No
 def class_line(cls: type) -> str | None:
     """`file:line` of a class, `None` where its source is not to be had.
 
+    A class that Python code made at run time (a lifted class) stands where its base does.
     `inspect` parses the whole file to find a class; looking for the line is enough here.
     """
-    codes = [f.__code__ for f in vars(cls).values() if hasattr(f, "__code__")]
-    firsts = [c.co_firstlineno for c in codes]
+    for base in cls.__mro__:
+        if vars(base).get("_liftax_module") or base is object:
+            return None  # the root of all modules says nothing
+        found = _own_line(base)
+        if found is not None:
+            return found
+    return None
+
+
+def _own_line(cls: type) -> str | None:
+    firsts = [f.__code__.co_firstlineno for f in vars(cls).values() if hasattr(f, "__code__")]
     try:
         file = inspect.getsourcefile(cls)
-    except TypeError:
+    except (OSError, TypeError):
         return None
     if file is None:
         return None
     head = re.compile(rf"\s*class\s+{re.escape(cls.__name__)}\b")
     found = [i for i, line in enumerate(linecache.getlines(file), 1) if head.match(line)]
-    # Two classes of one name: the one that the methods stand below.
+    # Of two classes of one name, the one that the methods stand below.
     before = [i for i in found if any(i <= first for first in firsts)]
     return f"{file}:{(before or found)[-1]}" if found else None
 

@@ -74,6 +74,9 @@ def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:
     return found.replace(findings=findings_of(found))
 
 
+_OF_INIT = ("method", "mutable", "capture_intermediates")
+
+
 class _Call:
     """The arguments of an initialisation, with arrays told from everything else."""
 
@@ -84,7 +87,7 @@ class _Call:
         # The layout may outlive the arrays that it was made for, so only their shapes are kept.
         self.others = [_ARRAY if _is_array(leaf) else leaf for leaf in leaves]
         self.args = jax.tree.map(_shape, args)
-        self.kwargs = {k: v for k, v in kwargs.items() if k not in ("method", "mutable")}
+        self.kwargs = {k: v for k, v in kwargs.items() if k not in _OF_INIT}
 
     def filled(self, arrays: list[Any]) -> Any:
         left = iter(arrays)
@@ -166,8 +169,8 @@ class _Record:
 
     def see_layer(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         """An interceptor of methods: notes which module stands at which path."""
-        module = context.module
-        self.layers.setdefault(tuple(module.path), module)
+        # A lifted class and the class that it lifts stand at one path: the inner one comes last.
+        self.layers[context.module.path] = context.module
         return call(*args, **kwargs)
 
     # -- what came of it -----------------------------------------------------------------------
@@ -209,7 +212,10 @@ class _Record:
         rows: list[VariableLayout] = []
         for collection, tree in variables.items():
             self._walk(collection, (), tree, rows)
-        return tuple(rows)
+        # JAX sorts the names in a dict; the order in which a model makes its variables says more.
+        order = {key: i for i, key in enumerate(self.seen)}
+        last = len(order)
+        return tuple(sorted(rows, key=lambda v: order.get((v.collection, v.path), last)))
 
     def _walk(self, collection: str, path: Path, value: Any, rows: list[VariableLayout]) -> None:
         sighting = self.seen.get((collection, path)) if path else None

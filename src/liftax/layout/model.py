@@ -347,7 +347,7 @@ class Layout:
         text = page(self)
         if path is not None:
             target = Path(path)
-            part = target.with_name(f".{target.name}.{os.getpid()}.part")
+            part = target.parent / f".{target.name}.{os.getpid()}.part"
             try:
                 part.write_text(text, encoding="utf-8")
                 os.replace(part, target)

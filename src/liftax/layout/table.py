@@ -43,7 +43,9 @@ def as_text(layout: Layout, width: int | None = None, *, rich: bool | None = Non
 
     out = io.StringIO()
     Console(file=out, width=width, color_system=None, legacy_windows=False).print(as_rich(layout))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    kept = (line for line, after in zip(lines, [*lines[1:], "end"], strict=True) if line or after)
+    return "\n".join(kept)
 
 
 def as_rich(layout: Layout) -> Any:
@@ -85,7 +87,7 @@ def as_rich(layout: Layout) -> Any:
         head = Text(total.collection, style="bold")
         table.add_row(head, "", "", human_bytes(total.bytes), *([""] if notes else []))
         for row in _rows(layout, total.collection):
-            cells = [
+            cells: list[Any] = [
                 Text("  " + row_name(row)),
                 coloured(axes_segments(row.first)),
                 row.first.dtype,
@@ -100,8 +102,8 @@ def as_rich(layout: Layout) -> Any:
         sums = Table(box=_box(), pad_edge=False, header_style="bold")
         for i, title in enumerate(_LIFT_HEADERS):
             sums.add_column(title, justify="left" if i == 0 else "right")
-        for cells, index in _lift_rows(layout):
-            sums.add_row(Text(cells[0], style=_colour(index)), *cells[1:])
+        for numbers, index in _lift_rows(layout):
+            sums.add_row(Text(numbers[0], style=_colour(index)), *numbers[1:])
         parts += ["", sums]
     parts += ["", *(Text(line) for line in _summary(layout))]
     for finding in layout.findings:
