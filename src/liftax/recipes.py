@@ -82,7 +82,7 @@ def composed_lifts_forward(
 
     Args:
       seed: the seed of the parameters.
-      x_batch: floating-point numbers of shape `(B, features)`, `B` at least one.
+      x_batch: float32 (or float64 under x64) of shape `(B, features)`, `B` at least one.
       num_layers: the number of layers, at least one.
       features: the width of the batch and of each layer, at least one.
 
@@ -91,7 +91,7 @@ def composed_lifts_forward(
 
     Raises:
       TypeError: `seed`, `num_layers` or `features` is not an integer, or `x_batch` does not hold
-        floating-point numbers.
+        floating-point numbers of at least 32 bits.
       ValueError: `x_batch` is not of shape `(B, features)`, or a number is out of range.
 
     Example:
@@ -126,6 +126,8 @@ def _count(name: str, value: Any) -> int:
     count = _integer(name, value)
     if count < 1:
         raise ValueError(f"{name} must be at least 1, not {count}")
+    if count >= 2**31:
+        raise ValueError(f"{name} must be below 2**31, and {count} is not")
     return count
 
 
@@ -145,6 +147,11 @@ def _batch(x_batch: Any, features: int) -> jax.Array:
             raise ValueError("x_batch has rows of different lengths") from None
     if not jnp.issubdtype(x_batch.dtype, jnp.floating):
         raise TypeError(f"x_batch must hold floating-point numbers, not {x_batch.dtype}")
+    if jnp.promote_types(x_batch.dtype, jnp.float32) != x_batch.dtype:
+        raise TypeError(
+            f"x_batch must not be narrower than the parameters, which are float32: cast it, "
+            f"as each layer turns {x_batch.dtype} into float32"
+        )
     if x_batch.ndim != 2:
         raise ValueError(
             f"x_batch has shape {x_batch.shape}: it must have two axes, (batch, features)"
