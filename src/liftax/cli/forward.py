@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import liftax as nn
 from liftax import recipes
+from liftax.layout import Layout, layout
 
 from ._console import CommandError, Console
 from ._digits import load_digits
@@ -47,16 +47,20 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.line(f"input: {source}, {examples:,} x {features:,}")
 
     try:
-        layout = nn.layout(
+        found = layout(
             recipes.composed_lifts(args.layers, features), jax.random.key(0), batch, None
         )
-        _check_memory(layout.bytes)
-        _print_layout(layout, console)
+        _check_memory(found.bytes)
+        _print_layout(found, console)
         activation = np.asarray(
             recipes.composed_lifts_forward(args.seed, batch, args.layers, features)
         )
     except (TypeError, ValueError) as error:
         raise CommandError(str(error)) from error
+    except jax.errors.JaxRuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        raise CommandError("out of memory: ask for fewer --layers or a smaller batch") from error
     _print_activation(activation, (examples, features), console)
 
     if args.output is not None:
@@ -74,7 +78,7 @@ def _check_memory(needed: int) -> None:
         )
 
 
-def _print_layout(layout: nn.Layout, console: Console) -> None:
+def _print_layout(layout: Layout, console: Console) -> None:
     rows = []
     for variable in layout:
         origins = []
