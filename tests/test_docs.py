@@ -1,0 +1,92 @@
+"""What the documentation shows is run: the docstrings' examples and the pages' Python blocks."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+import textwrap
+import types
+from pathlib import Path
+
+import pytest
+
+import liftax
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(liftax.__path__, "liftax.")
+    if not module.name.endswith("__main__")
+)
+# The pages of the findings show what goes wrong; their own test runs them.
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def run(test: doctest.DocTest) -> None:
+    report: list[str] = []
+    runner = doctest.DocTestRunner(verbose=False, optionflags=OPTIONS)
+    runner.run(test, out=report.append)
+    assert not runner.failures, "".join(report)
+
+
+@pytest.mark.parametrize("name", ["liftax", *MODULES])
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(name)
+    tests = [t for t in doctest.DocTestFinder(exclude_empty=True).find(module) if t.examples]
+    for test in tests:
+        run(test)
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """The Python blocks of a page with the line that each starts on.
+
+    A block after the comment `<!-- not run -->` is left out.
+    """
+    text = page.read_text(encoding="utf-8")
+    pattern = r"(<!-- not run -->\n)?^( *)```python\n(.*?)^\2```"
+    return [
+        (text[: m.start(3)].count("\n") + 1, textwrap.dedent(m[3]))
+        for m in re.finditer(pattern, text, re.DOTALL | re.MULTILINE)
+        if m[1] is None
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_in_pages(page, monkeypatch, tmp_path):
+    """The blocks of one page run one after the other, in one module and an empty folder."""
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    monkeypatch.chdir(tmp_path)
+    namespace = vars(module)
+    for line, source in blocks(page):
+        where = f"{page.relative_to(ROOT)}:{line}"
+        if ">>>" in source:
+            run(doctest.DocTestParser().get_doctest(source, namespace, where, where, line))
+        else:
+            exec(compile("\n" * (line - 1) + source, str(page), "exec"), namespace)
+
+
+def test_links_between_pages():
+    broken = []
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if "://" not in link and not (page.parent / link).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
+    assert not broken
+
+
+def test_public_names_are_documented():
+    silent = []
+    for name in liftax.__all__:
+        value = getattr(liftax, name)
+        own = (getattr(value, "__module__", None) or "").startswith("liftax")
+        if (
+            own
+            and (inspect.isclass(value) or inspect.isroutine(value))
+            and not inspect.getdoc(value)
+        ):
+            silent.append(name)
+    assert not silent
