@@ -16,7 +16,7 @@ run: $(VENV)/.run
 	$(BIN)/liftax train --epochs 10 --out runs/stack
 
 test: $(VENV)/.dev chromium
-	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

@@ -32,7 +32,7 @@ def test_version(capsys):
     [
         ([], "the following arguments are required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
-        (["forward", "--seed", "one"], "argument --seed: invalid int value: 'one'"),
+        (["forward", "--seed", "one"], "argument --seed: must be a whole number, not 'one'"),
         (["forward", "--seeds", "1"], "unrecognized arguments: --seeds 1"),
         (["forward", "--out", "x"], "unrecognized arguments: --out x"),
         (["train", "--model", "cnn"], "argument --model: invalid choice: 'cnn'"),

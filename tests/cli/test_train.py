@@ -164,9 +164,9 @@ def test_a_real_ctrl_c(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--epochs", "0"], "--epochs must be at least 1, not 0"),
-        (["--epochs", "-1"], "--epochs must be at least 1, not -1"),
-        (["--seed", str(2**64)], "--seed must fit in 64 bits"),
+        (["--epochs", "0"], "argument --epochs: must be at least 1 and below 2**31, not 0"),
+        (["--epochs", "-1"], "below 2**31, not -1"),
+        (["--seed", str(2**64)], "argument --seed: must fit in 64 bits"),
         (["--out", __file__], "is a file, not a folder"),
         (["--out", f"{__file__}/deeper"], "cannot be made: Not a directory"),
     ],

@@ -62,7 +62,8 @@ class StackClassifier(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         pixels = images.reshape(images.shape[0], -1)
-        features, _ = recipes.composed_lifts(self.layers, pixels.shape[-1])(pixels, None)
+        stack: Any = recipes.composed_lifts(self.layers, pixels.shape[-1])
+        features, _ = stack(pixels, None)
         return nn.Dense(10)(features)
 
 

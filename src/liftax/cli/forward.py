@@ -12,6 +12,7 @@ import numpy as np
 from liftax import recipes
 from liftax.layout import Layout, layout
 
+from ._arguments import count, seed
 from ._console import CommandError, Console
 from ._digits import load_digits
 from ._files import check_output, read_batch, write_npy
@@ -27,8 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".npy or .csv, one example a row (default: handwritten digits)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument("--layers", type=int, default=3, metavar="N", help="default: 3")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--layers", type=count, default=3, metavar="N", help="default: 3")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write the flattened activation here, as .npy"
     )
@@ -55,8 +56,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
         activation = np.asarray(
             recipes.composed_lifts_forward(args.seed, batch, args.layers, features)
         )
-    except (TypeError, ValueError) as error:
-        raise CommandError(str(error)) from error
     except jax.errors.JaxRuntimeError as error:
         if "memory" not in str(error):
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ._arguments import count, seed
 from ._console import CommandError, Console, Interrupted, require
 from ._digits import MODELS, Epoch, count_right, split_digits, train
 from ._files import replacing, write_safetensors
@@ -24,8 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="stack: scan over layers x vmap over the batch (default); "
         "lstm: an LSTM cell scanned over the rows of the image",
     )
-    parser.add_argument("--epochs", type=int, default=40, metavar="N", help="default: 40")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--epochs", type=count, default=40, metavar="N", help="default: 40")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where the files go (default: runs/MODEL)"
     )
@@ -37,10 +38,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     The parameters are written after each epoch, the picture at the end. Ctrl-C between the two
     draws the picture of the epochs there were.
     """
-    if args.epochs < 1:
-        raise CommandError(f"--epochs must be at least 1, not {args.epochs}")
-    if not -(2**63) <= args.seed < 2**64:
-        raise CommandError(f"--seed must fit in 64 bits, and {args.seed} does not")
     require("matplotlib", "train")  # missing ones are reported before the training, not after
     require("safetensors", "train")
     folder = args.out if args.out is not None else Path("runs", args.model)
