@@ -1,0 +1,88 @@
+"""The only file that touches JAX outside its documented interface.
+
+Everything here works on jax 0.10 and 0.11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+from jax._src import core as _core
+from jax.interpreters import mlir
+from jax.interpreters import partial_eval as pe
+
+
+def prune(jaxpr: jex.Jaxpr, used_outputs: Sequence[bool]) -> tuple[jex.Jaxpr, list[bool]]:
+    """Cuts a jaxpr without constvars down to what ``used_outputs`` need.
+
+    Args:
+      jaxpr: the program; loops and calls in it are cut down as well.
+      used_outputs: one bool per output.
+
+    Returns:
+      the smaller program and one bool per input: whether it is still an input.
+    """
+    small, used_inputs = pe.dce_jaxpr(jaxpr, list(used_outputs))
+    return small, list(used_inputs)
+
+
+def consts_as_inputs(closed: jex.ClosedJaxpr) -> jex.Jaxpr:
+    """Returns the program with its constants as the first inputs."""
+    jaxpr = closed.jaxpr
+    if not jaxpr.constvars:
+        return jaxpr
+    # Argument names in the debug info would no longer line up with the inputs.
+    return jaxpr.replace(
+        constvars=(),
+        invars=[*jaxpr.constvars, *jaxpr.invars],
+        debug_info=jaxpr.debug_info._replace(arg_names=None),
+    )
+
+
+def rewire(
+    jaxpr: jex.Jaxpr, *, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]
+) -> jex.Jaxpr:
+    """Returns the program with other inputs, outputs and equations."""
+    return jaxpr.replace(
+        invars=list(invars),
+        outvars=list(outvars),
+        eqns=list(eqns),
+        debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None),
+    )
+
+
+def evaluate(jaxpr: jex.Jaxpr, args: Sequence[Any]) -> list[Any]:
+    """Runs a program without constvars, equation by equation."""
+    return jax.core.eval_jaxpr(jaxpr, (), *args)
+
+
+def register_constant(primitive: jex.Primitive, value: Any) -> None:
+    """Lowers ``primitive``, which has no inputs, to the constant ``value(**params)``."""
+
+    def constant(**params: Any) -> Any:
+        return jax.numpy.asarray(value(**params))
+
+    mlir.register_lowering(primitive, mlir.lower_fun(constant, multiple_results=False))
+
+
+def current_trace() -> Any:
+    """Returns the level of tracing in force: one object per jit, grad, vmap or eager."""
+    return _core.trace_ctx.trace
+
+
+EAGER = _core.eval_trace
+"""The level of tracing outside every transformation."""
+
+
+def leaks(value: Any, trace: Any) -> bool:
+    """Tells whether ``value`` is traced at a level inside ``trace``, so dies before it."""
+    if not isinstance(value, jax.core.Tracer):
+        return False
+    while trace is not None:
+        if value._trace is trace:
+            return False
+        trace = getattr(trace, "parent_trace", None)
+    return True

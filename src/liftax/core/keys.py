@@ -1,0 +1,54 @@
+"""Keys of caches: equal where values and all their types are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..errors import StaticArgumentError
+
+
+def typed(value: Any) -> Any:
+    """Returns a key that equals another's where the values and all their types agree.
+
+    ``1``, ``1.0`` and ``True`` are equal to Python and hash alike; ``-1`` and
+    ``-2`` hash alike. Keys made of types and values keep them apart.
+
+    Raises:
+      StaticArgumentError: the value is not hashable.
+    """
+    if isinstance(value, Mapping):
+        return type(value), frozenset((k, typed(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(typed, value))
+    if isinstance(value, float):
+        return type(value), value.hex()
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return _Identity(value)
+    fingerprint = getattr(value, "_fingerprint", None)
+    if fingerprint is not None:
+        return fingerprint()
+    try:
+        hash(value)
+    except TypeError as cause:
+        raise StaticArgumentError(
+            f"a static argument of type {type(value).__name__} is not hashable; pass a tuple "
+            f"for a list, or define __hash__ and __eq__"
+        ) from cause
+    return type(value), value
+
+
+class _Identity:
+    """A key for an array that a module holds: equal to itself alone."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)

@@ -1,0 +1,276 @@
+"""Running functions of a scope: init, apply, bind, lazy_init."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+
+from .. import compat
+from ..errors import (
+    ApplyScopeInvalidVariablesStructureError,
+    ApplyScopeInvalidVariablesTypeError,
+    LazyInitError,
+    LeakedTracerError,
+    where,
+)
+from .filters import Filter, check_filter
+from .rngs import as_streams, describe, is_key
+from .scope import Root, Scope, copy_dicts, plain_dicts
+
+
+def bind(
+    variables: Mapping[str, Any],
+    rngs: Mapping[str, Any] | Any | None = None,
+    mutable: Filter = False,
+    flags: Mapping[str, Any] | None = None,
+) -> Scope:
+    """Returns a root scope over ``variables``.
+
+    Args:
+      variables: collection -> nested mapping of variables.
+      rngs: stream -> key, or one key for the stream ``params``.
+      mutable: which collections may be written; those are copied.
+      flags: what else the scope should say, see ``Scope.get_flag``.
+
+    Raises:
+      ApplyScopeInvalidVariablesTypeError: ``variables`` is not a mapping of mappings.
+      ApplyScopeInvalidVariablesStructureError: ``{'params': {'params': ...}}``.
+      InvalidRngError: something in ``rngs`` is no key.
+
+    Example:
+      >>> bind({'params': {'w': 3.0}}).param('w', lambda key: 0.0)
+      3.0
+    """
+    if not isinstance(variables, Mapping) or not all(
+        isinstance(name, str) and isinstance(node, Mapping) for name, node in variables.items()
+    ):
+        raise ApplyScopeInvalidVariablesTypeError(
+            "variables: expected a mapping of collections, {'params': {...}, ...}; found "
+            + (
+                "{" + ", ".join(f"{n!r}: {describe(v)}" for n, v in variables.items()) + "}"
+                if isinstance(variables, Mapping)
+                else describe(variables)
+            )
+        )
+    params = variables.get("params")
+    if params is not None and len(params) == 1 and "params" in params:
+        inner = params["params"]
+        if isinstance(inner, Mapping):
+            raise ApplyScopeInvalidVariablesStructureError(
+                "variables: found {'params': {'params': ...}}, expected {'params': ...}; "
+                "pass variables['params'] as variables"
+            )
+    check_filter(mutable, "mutable")
+    root = Root(mutable, flags or {})
+    nodes = {
+        name: copy_dicts(node) if root.is_mutable(name) else plain_dicts(node)
+        for name, node in variables.items()
+    }
+    return Scope(nodes, rngs, mutable=mutable, _root=root)
+
+
+def apply(
+    fn: Callable[..., Any],
+    mutable: Filter = False,
+    flags: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Turns a function of a scope into a function of variables.
+
+    Args:
+      fn: called as ``fn(scope, *args, **kwargs)``.
+      mutable: which collections may be written.
+      flags: see ``bind``.
+
+    Returns:
+      ``run(variables, *args, rngs=None, **kwargs)``, which returns what ``fn``
+      returns; with ``mutable`` other than False, a pair of that and the mutable
+      collections afterwards.
+
+    Example:
+      >>> def double(scope, x):
+      ...     return scope.param('w', lambda key: 0.0) * x
+      >>> apply(double)({'params': {'w': 2.0}}, 4.0)
+      8.0
+    """
+
+    def run(variables: Any, *args: Any, rngs: Any = None, **kwargs: Any) -> Any:
+        scope = bind(variables, rngs, mutable, flags)
+        with scope.temporary():
+            y = fn(scope, *args, **kwargs)
+            if mutable is False:
+                return y
+            changed = scope.mutable_variables()
+        check_no_tracers(changed)
+        return y, changed
+
+    return run
+
+
+def init(
+    fn: Callable[..., Any],
+    mutable: Filter = True,
+    flags: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Turns a function of a scope into one that makes its variables.
+
+    Args:
+      fn: called as ``fn(scope, *args, **kwargs)``.
+      mutable: which collections may be made.
+      flags: see ``bind``; ``initializing`` is set besides.
+
+    Returns:
+      ``run(rngs, *args, **kwargs) -> (y, variables)``, where ``rngs`` is a key
+      for the stream ``params`` or a mapping of stream to key.
+
+    Example:
+      >>> def double(scope, x):
+      ...     return scope.param('w', lambda key: 3.0) * x
+      >>> init(double)(jax.random.key(0), 4.0)
+      (12.0, {'params': {'w': 3.0}})
+    """
+    run = apply(fn, mutable, {**(flags or {}), "initializing": True})
+
+    def initialise(rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        out = run({}, *args, rngs=as_streams(rngs), **kwargs)
+        return (out, {}) if mutable is False else out
+
+    return initialise
+
+
+def lazy_init(
+    fn: Callable[..., Any],
+    mutable: Filter = True,
+    flags: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Like `init`, with shapes in place of inputs, and the variables alone returned.
+
+    Args:
+      fn: called as ``fn(scope, *args, **kwargs)``.
+      mutable: which collections may be made.
+      flags: see ``bind``.
+
+    Returns:
+      ``run(rngs, *args, **kwargs) -> variables``; arguments may be
+      ``jax.ShapeDtypeStruct``. Only what makes variables is computed.
+
+    Raises:
+      LazyInitError: an initial value depends on an argument of which only the
+        shape is given.
+
+    Example:
+      >>> def double(scope, x):
+      ...     return scope.param('w', lambda key: jax.numpy.zeros(x.shape)) * x
+      >>> v = lazy_init(double)(jax.random.key(0), jax.ShapeDtypeStruct((2,), 'float32'))
+      >>> v['params']['w'].shape
+      (2,)
+    """
+    return staged(init(fn, mutable, flags))
+
+
+_CANNOT_STAGE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def staged(initialise: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``initialise`` without its output and without the work that it needs.
+
+    The function is traced once, cut down to what makes the variables and run
+    equation by equation, so the values are those of the whole program run
+    eagerly. A function that looks at values while it runs cannot be traced; it
+    is run as it is.
+
+    Args:
+      initialise: ``(rngs, *args, **kwargs) -> (y, variables)``.
+
+    Returns:
+      ``(rngs, *args, **kwargs) -> variables``.
+    """
+
+    def run(rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        streams = as_streams(rngs)
+        keys = {name: stream.key for name, stream in streams.items()}
+        leaves, treedef = jax.tree.flatten((keys, args, kwargs))
+        traced = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
+
+        def variables_of(arrays: list[Any]) -> Any:
+            filled = list(leaves)
+            for i, array in zip(traced, arrays, strict=True):
+                filled[i] = array
+            keys, args, kwargs = jax.tree.unflatten(treedef, filled)
+            rebuilt = {n: s._replace(key=keys[n]) for n, s in streams.items()}
+            made = initialise(rebuilt, *args, **kwargs)[1]
+            side["leaves"], side["treedef"] = jax.tree.flatten(made)
+            paths = jax.tree_util.tree_leaves_with_path(made)
+            # What is not traced is a value already: a Python number stays one.
+            side["traced"] = [i for i, x in enumerate(side["leaves"]) if _is_tracer(x)]
+            side["names"] = [jax.tree_util.keystr(paths[i][0]) for i in side["traced"]]
+            return [side["leaves"][i] for i in side["traced"]]
+
+        side: dict[str, Any] = {}
+        inputs = [leaves[i] for i in traced]
+        abstract = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in inputs]
+        try:
+            closed = jax.make_jaxpr(variables_of)(inputs)
+        except _CANNOT_STAGE:
+            if any(abstract):
+                raise
+            return initialise(rngs, *args, **kwargs)[1]
+        made = run_pruned(closed, inputs, abstract, side["names"])
+        for i, value in zip(side["traced"], made, strict=True):
+            side["leaves"][i] = value
+        return jax.tree.unflatten(side["treedef"], side["leaves"])
+
+    return run
+
+
+def run_pruned(
+    closed: jex.ClosedJaxpr, inputs: list[Any], abstract: list[bool], names: list[str]
+) -> list[Any]:
+    """Runs what is left of a program when nothing but its outputs counts."""
+    jaxpr = compat.consts_as_inputs(closed)
+    small, used = compat.prune(jaxpr, [True] * len(jaxpr.outvars))
+    values = [*closed.consts, *inputs]
+    is_abstract = [False] * len(closed.consts) + abstract
+    if any(u and a for u, a in zip(used, is_abstract, strict=True)):
+        needy = [n for i, n in enumerate(names) if _needs(jaxpr, i, is_abstract)]
+        raise LazyInitError(
+            f"lazy_init: the initial value of {', '.join(needy[:4])} depends on an input of "
+            f"which only the shape is given; pass that input as an array"
+        )
+    kept = [v for v, u in zip(values, used, strict=True) if u]
+    return compat.evaluate(small, kept)
+
+
+def _needs(jaxpr: jex.Jaxpr, output: int, unknown: list[bool]) -> bool:
+    """Tells whether an output depends on any of the ``unknown`` inputs."""
+    _, used = compat.prune(jaxpr, [i == output for i in range(len(jaxpr.outvars))])
+    return any(u and a for u, a in zip(used, unknown, strict=True))
+
+
+def _is_tracer(leaf: Any) -> bool:
+    return isinstance(leaf, jax.core.Tracer)
+
+
+def _is_array(leaf: Any) -> bool:
+    return is_key(leaf) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
+
+
+def check_no_tracers(variables: Mapping[str, Any]) -> None:
+    """Raises LeakedTracerError if a variable belongs to a trace that has ended."""
+    here = compat.current_trace()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if compat.leaks(leaf, here):
+            names = [str(getattr(k, "key", k)) for k in path]
+            raise LeakedTracerError(
+                f"{where(names[1:-1])}: variable {names[-1]!r} of collection {names[0]!r} is a "
+                f"tracer of a transformation that has ended ({describe(leaf)}). Return the "
+                f"value from the transformed function instead of storing it."
+            )

@@ -1,0 +1,681 @@
+"""Scopes: one path's view of the variables and streams.
+
+Vocabulary
+  root     the scope that ``init``, ``apply``, ``bind`` or a lift makes; it holds
+           the collections and what is true of the whole call
+  scope    a root, or a name below another scope; it holds no variables itself,
+           only the way to its place in the root's collections
+
+Invariants
+  A collection that may not be written is the caller's own mapping and is never
+  changed; one that may be written is a private copy of its dicts.
+  What Python remembers of a call (counters of streams, names in use) is in the
+  scope and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from .. import compat
+from ..errors import (
+    ApplyScopeInvalidVariablesTypeError,
+    ClosedOverModuleError,
+    InvalidRngError,
+    InvalidScopeError,
+    LeakedTracerError,
+    ModifyScopeVariableError,
+    NameInUseError,
+    ScopeCollectionNotFound,
+    ScopeParamNotFoundError,
+    ScopeParamShapeError,
+    ScopeVariableNotFoundError,
+    UnnamedCollectionError,
+    where,
+)
+from . import metadata
+from .filters import Filter, in_filter
+from .record import recorder
+from .rngs import Draw, Drawn, Stream, as_streams, describe, draw_later
+
+_UNSET = object()
+
+
+class Root:
+    """What is true of a whole call: shared by a root scope and all below it."""
+
+    __slots__ = (
+        "_mutable",
+        "counters",
+        "adopted",
+        "creating",
+        "entered_by",
+        "flags",
+        "lift",
+        "log",
+        "mutable",
+        "on_birth",
+        "rec",
+        "trace",
+        "unnamed",
+        "valid",
+    )
+
+    def __init__(self, mutable: Filter, flags: Mapping[str, Any]):
+        self.mutable = mutable
+        self._mutable: dict[str, bool] = {}
+        self.flags = flags
+        self.trace = compat.current_trace()
+        self.valid = True
+        self.rec = recorder.get()
+        # How many keys were drawn, by path and stream. Lifts hand this on to the scopes
+        # they make, so a path goes on counting wherever it is met again.
+        self.counters: dict[tuple[str, ...], dict[str, int]] = {}
+        self.log: list[Drawn] | None = None
+        # The lift whose body is running now, to which these scopes were handed.
+        self.entered_by: str | None = None
+        # What modules remember of a call: outside modules and their clones in it.
+        self.adopted: dict[int, tuple[Any, Any]] = {}
+        # Set by the lifts, on the scopes they make for a body:
+        self.lift: str | None = None  # its name, for messages
+        self.unnamed: Callable[[str], bool] | None = None  # writable outside, lost inside
+        self.on_birth: Callable[[str, tuple[str, ...], Any], Any] | None = None
+        self.creating: str | None = None  # the collection being initialised
+
+    def is_mutable(self, col: str) -> bool:
+        found = self._mutable.get(col)
+        if found is None:
+            found = self._mutable[col] = in_filter(self.mutable, col)
+        return found
+
+
+class Variable:
+    """A named value in a collection, read and written through ``value``.
+
+    Example:
+      >>> from liftax.core import apply
+      >>> def count(scope):
+      ...     calls = scope.variable('state', 'calls', lambda: 0)
+      ...     calls.value += 1
+      ...     return calls.value
+      >>> apply(count, mutable='state')({'state': {'calls': 4}})
+      (5, {'state': {'calls': 5}})
+    """
+
+    __slots__ = ("collection", "name", "scope", "unbox")
+
+    def __init__(self, scope: Scope, collection: str, name: str, unbox: bool = True):
+        self.scope = scope
+        self.collection = collection
+        self.name = name
+        self.unbox = unbox
+
+    @property
+    def value(self) -> Any:
+        """The value, without its metadata box unless ``unbox`` is False."""
+        value = self.scope.get_variable(self.collection, self.name)
+        return metadata.unbox(value) if self.unbox else value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        if self.unbox:
+            current = self.scope.get_variable(self.collection, self.name, _UNSET)
+            if current is not _UNSET:
+                value = metadata.replace_boxed(current, value)
+        self.scope.put_variable(self.collection, self.name, value)
+
+    def is_mutable(self) -> bool:
+        """Tells whether the collection may be written in this call."""
+        return self.scope.is_mutable_collection(self.collection)
+
+
+class Scope:
+    """One path's view of the variables and streams.
+
+    Args:
+      variables: collection -> nested dict of variables at this place.
+      rngs: stream -> key.
+      name: this scope's name, None for a root.
+      mutable: which collections may be written.
+      parent: the scope above, None for a root.
+      path: the names from the model's root down to here.
+      flags: what else the call says, e.g. ``{'initializing': True}``.
+
+    Example:
+      >>> scope = Scope({'params': {'w': 2.0}})
+      >>> scope.get_variable('params', 'w')
+      2.0
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_nodes",
+        "_root",
+        "name",
+        "parent",
+        "path",
+        "reservations",
+        "_rewound",
+        "rngs",
+    )
+
+    def __init__(
+        self,
+        variables: Mapping[str, Any] | None = None,
+        rngs: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        mutable: Filter = False,
+        parent: Scope | None = None,
+        path: tuple[str, ...] = (),
+        flags: Mapping[str, Any] | None = None,
+        *,
+        _root: Root | None = None,
+    ):
+        self._nodes: dict[str, Any] = dict(variables) if variables else {}
+        self.rngs: dict[str, Stream] = as_streams(rngs)
+        self.name = name
+        self.parent = parent
+        self.path = path
+        self._root = _root or (parent._root if parent else Root(mutable, flags or {}))
+        self.reservations: dict[str, set[str | None]] = {}
+        self._rewound: dict[str, int] | None = None
+
+    # --- the place ----------------------------------------------------------
+
+    @property
+    def root(self) -> Scope:
+        """The scope at the top of this one."""
+        scope = self
+        while scope.parent is not None:
+            scope = scope.parent
+        return scope
+
+    @property
+    def path_text(self) -> str:
+        """The path as text, e.g. ``/encoder/Dense_0``."""
+        return "/" + "/".join(self.path)
+
+    @property
+    def mutable(self) -> Filter:
+        return self._root.mutable
+
+    @property
+    def flags(self) -> Mapping[str, Any]:
+        return self._root.flags
+
+    @property
+    def invalid(self) -> bool:
+        """Whether the call that this scope belongs to has ended."""
+        return not self._root.valid
+
+    def invalidate(self) -> None:
+        """Ends the scope: any later use raises InvalidScopeError."""
+        self._root.valid = False
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[Scope]:
+        """Yields the scope and ends it afterwards."""
+        try:
+            yield self
+        finally:
+            self.invalidate()
+
+    def has_flag(self, key: str) -> bool:
+        return key in self._root.flags
+
+    def get_flag(self, key: str, default: Any = _UNSET) -> Any:
+        """Returns a flag; raises ValueError if it is not set and has no default."""
+        if default is _UNSET and key not in self._root.flags:
+            raise ValueError(f"{self._where()}: flag {key!r} is not set")
+        return self._root.flags.get(key, default)
+
+    def _where(self) -> str:
+        return where(self.path, self._root.lift)
+
+    def _check_valid(self) -> None:
+        if not self._root.valid:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Says why this scope cannot be used."""
+        lift = self._root.entered_by
+        if lift is None:
+            raise InvalidScopeError(
+                f"{self._where()}: used after the call that made it had ended. "
+                f"Pass values out of init or apply, not scopes or bound modules."
+            )
+        name = self.name or "module"
+        raise ClosedOverModuleError(
+            f"{self._where()}: used inside {lift}, which it was not passed to.\n"
+            f"found: the lifted function closes over this module (or scope), so the lift "
+            f"cannot give it its own axis, keys and variables\n"
+            f"expected: the module as an argument of the lifted function:\n"
+            f"    def body(mdl, {name}, ...): ...   # not: def body(mdl, ...)\n"
+            f"    lifted(self, {name}, ...)"
+        )
+
+    # --- names --------------------------------------------------------------
+
+    def name_reserved(self, name: str, col: str | None = None) -> bool:
+        """Tells whether ``name`` is taken, for ``col`` or (None) for a child scope."""
+        taken = self.reservations.get(name)
+        return taken is not None and (col is None or None in taken or col in taken)
+
+    def reserve(self, name: str, col: str | None = None) -> None:
+        """Takes a name, for a variable in ``col`` or (None) for a child scope.
+
+        Raises:
+          NameInUseError: it is taken already.
+        """
+        taken = self.reservations.get(name)
+        if taken is None:
+            self.reservations[name] = {col}
+            return
+        if col is None or None in taken or col in taken:
+            what = "a child scope" if col is None else f"a variable of {col!r}"
+            raise NameInUseError(
+                f"{self._where()}: the name {name!r} is in use and cannot also be {what}"
+            )
+        taken.add(col)
+
+    def default_name(self, prefix: str) -> str:
+        """Returns ``prefix`` with the first number that is not taken."""
+        i = 0
+        while f"{prefix}{i}" in self.reservations:
+            i += 1
+        return f"{prefix}{i}"
+
+    def push(self, name: str | None = None, prefix: str = "", reuse: bool = False) -> Scope:
+        """Returns the child scope ``name``.
+
+        Args:
+          name: the child's name; None numbers ``prefix``.
+          prefix: for automatic names.
+          reuse: True allows a name that is taken already.
+        """
+        self._check_valid()
+        if name is None:
+            name = self.default_name(prefix)
+        if not reuse or name not in self.reservations:
+            self.reserve(name)
+        return self._child(name)
+
+    def _child(self, name: str) -> Scope:
+        child = Scope.__new__(Scope)
+        child._nodes = {}
+        child.rngs = {n: stream.at(name) for n, stream in self.rngs.items()} if self.rngs else {}
+        child.name = name
+        child.parent = self
+        child.path = (*self.path, name)
+        child._root = self._root
+        child.reservations = {}
+        child._rewound = None
+        return child
+
+    def rewound(self, rewind_rngs: bool = False) -> Scope:
+        """Returns this scope with no names taken: for calling a function again.
+
+        Args:
+          rewind_rngs: True restarts the streams too, so that keys repeat.
+        """
+        self._check_valid()
+        again = Scope.__new__(Scope)
+        for slot in ("_nodes", "rngs", "name", "parent", "path", "_root"):
+            setattr(again, slot, getattr(self, slot))
+        again.reservations = {}
+        again._rewound = {} if rewind_rngs else self._rewound
+        return again
+
+    def child(
+        self,
+        fn: Callable[..., Any],
+        name: str | None = None,
+        prefix: str | None = None,
+        named_call: bool = True,
+        **partial_kwargs: Any,
+    ) -> Callable[..., Any]:
+        """Returns ``fn`` bound to a new child scope, callable more than once.
+
+        Args:
+          fn: a function of a scope.
+          name: the child's name; None makes one from ``prefix``.
+          prefix: defaults to the function's name.
+          named_call: True shows the name in profiles.
+          **partial_kwargs: handed to ``fn`` at each call.
+        """
+        if name is None and prefix is None:
+            prefix = fn.__name__ + "_" if hasattr(fn, "__name__") else ""
+        scope = self.push(name, prefix or "")
+
+        @functools.wraps(fn)
+        def bound(*args: Any, **kwargs: Any) -> Any:
+            kwargs = {**partial_kwargs, **kwargs}
+            if not named_call:
+                return fn(scope.rewound(), *args, **kwargs)
+            with jax.named_scope(scope.name or ""):
+                return fn(scope.rewound(), *args, **kwargs)
+
+        return bound
+
+    # --- streams ------------------------------------------------------------
+
+    @property
+    def rng_counters(self) -> dict[str, int]:
+        """How many keys were drawn at this path, by stream."""
+        if self._rewound is not None:
+            return self._rewound
+        return self._root.counters.setdefault(self.path, {})
+
+    def has_rng(self, name: str) -> bool:
+        """Tells whether a key was handed in for the stream."""
+        return name in self.rngs
+
+    def make_rng(self, name: str = "params") -> jax.Array:
+        """Draws the next key of a stream at this path.
+
+        A stream that was not handed in falls back on ``params``.
+
+        Raises:
+          InvalidRngError: there is no key for the stream.
+        """
+        self._check_valid()
+        stream = self.rngs.get(name)
+        if stream is None:
+            stream = self._fallback(name)
+            name = "params"
+        counters = self.rng_counters
+        counter = counters[name] = counters.get(name, 0) + 1
+        if self._root.rec is not None:
+            self._root.rec.stream(name, self.path)
+        log = self._root.log
+        if log is None:
+            return stream.draw(counter)
+        draw = Draw(stream.path, counter)
+        log.append(Drawn(counters, name, draw, self._root.creating))
+        return draw_later(stream, draw)
+
+    def _fallback(self, name: str) -> Stream:
+        stream = self.rngs.get("params")
+        if stream is not None:
+            return stream
+        have = ", ".join(map(repr, self.rngs)) or "none"
+        lift = self._root.lift
+        hint = f"pass rngs={{{name!r}: jax.random.key(0)}} to init or apply"
+        if lift:
+            hint += f", and name it in the split_rngs (or rngs) argument of {lift}"
+        raise InvalidRngError(
+            f"{self._where()}: needs a key of stream {name!r}, streams here: {have}; {hint}"
+        )
+
+    # --- variables ----------------------------------------------------------
+
+    def _node(self, col: str) -> Any:
+        """Returns this scope's part of a collection for reading, None if there is none."""
+        node = self._nodes.get(col)
+        if node is None and self.parent is not None:
+            above = self.parent._node(col)
+            if above is not None:
+                node = above.get(self.name)
+                if node is None:
+                    return None
+                if not isinstance(node, Mapping):
+                    raise ApplyScopeInvalidVariablesTypeError(
+                        f"{self._where()}: expected a mapping of variables in collection "
+                        f"{col!r}, found {describe(node)}"
+                    )
+                self._nodes[col] = node
+        return node
+
+    def _own(self, col: str) -> dict[str, Any]:
+        """Returns this scope's part of a collection for writing."""
+        node = self._node(col)
+        if node is None:
+            if self.parent is None:
+                node = {}
+            else:
+                node = self.parent._own(col).setdefault(self.name, {})
+            self._nodes[col] = node
+        return node
+
+    def collections(self) -> list[str]:
+        """Returns the names of the collections of this call."""
+        return list(self.root._nodes)
+
+    def variables(self) -> dict[str, Any]:
+        """Returns this scope's variables, collection -> nested dict (a copy)."""
+        self._check_valid()
+        found = {}
+        for col in self.collections():
+            node = self._node(col)
+            if node is not None:
+                found[col] = copy_dicts(node)
+        return found
+
+    def mutable_variables(self) -> dict[str, Any]:
+        """Returns those of `variables` that may be written in this call."""
+        return {c: v for c, v in self.variables().items() if self._root.is_mutable(c)}
+
+    def is_mutable_collection(self, col: str) -> bool:
+        """Tells whether the collection may be written in this call."""
+        return self._root.is_mutable(col)
+
+    def is_collection_empty(self, col: str) -> bool:
+        """Tells whether the collection has nothing in this scope."""
+        return not self.root._nodes.get(col)
+
+    def has_variable(self, col: str, name: str) -> bool:
+        """Tells whether the variable exists here."""
+        node = self._node(col)
+        return node is not None and name in node
+
+    def get_variable(self, col: str, name: str, default: Any = None) -> Any:
+        """Returns a variable's value, boxed if it is, or ``default`` if it is missing."""
+        node = self._node(col)
+        if node is None:
+            return default
+        value = node.get(name, default)
+        if self._root.rec is not None and value is not default:
+            self._root.rec.variable(col, (*self.path, name), metadata.unbox(value))
+        return value
+
+    def put_variable(self, col: str, name: str, value: Any) -> None:
+        """Writes a variable, making it if it is missing.
+
+        A dict is merged into a dict that stands there already.
+
+        Raises:
+          ModifyScopeVariableError: the collection is not mutable in this call.
+          UnnamedCollectionError: a lift in force has no role for the collection.
+          LeakedTracerError: the value belongs to a transformation inside this call.
+        """
+        self._check_valid()
+        root = self._root
+        if not root.is_mutable(col):
+            self.check_named(col)
+            raise ModifyScopeVariableError(
+                f"{self._where()}: cannot write variable {name!r}, collection {col!r} is "
+                f"immutable here; pass mutable=[{col!r}] to apply"
+            )
+        if compat.current_trace() is not root.trace:
+            self._check_leak(col, name, value)
+        self._merge(self._own(col), col, (*self.path, name), value)
+
+    def _merge(self, node: dict[str, Any], col: str, path: tuple[str, ...], value: Any) -> None:
+        """Writes ``value`` at ``path``, whose last name is a key of ``node``, in place."""
+        current = node.get(path[-1], _UNSET)
+        if isinstance(current, dict) and isinstance(value, Mapping):
+            for key, part in value.items():
+                self._merge(current, col, (*path, key), part)
+            return
+        root = self._root
+        if current is _UNSET:
+            if root.rec is not None:
+                root.rec.variable(col, path, metadata.unbox(value))
+            if root.on_birth is not None:
+                value = root.on_birth(col, path, value)
+        node[path[-1]] = value
+
+    def check_named(self, col: str) -> None:
+        """Raises UnnamedCollectionError where a write to ``col`` would be lost in a lift."""
+        root = self._root
+        if root.unnamed is None or not root.unnamed(col):
+            return
+        arguments = {
+            "scan": f"variable_axes={{{col!r}: 0}}, variable_carry={col!r} or "
+            f"variable_broadcast={col!r}",
+            "vmap": f"variable_axes={{{col!r}: 0}}",
+            "while_loop": f"carry_variables={col!r}",
+        }
+        lift = root.lift or ""
+        kind = lift.split(" ", 1)[0]
+        raise UnnamedCollectionError(
+            f"{self._where()}: a write to collection {col!r} would be lost.\n"
+            f"found: no argument of {kind} names {col!r}, though it is mutable outside\n"
+            f"expected: {arguments.get(kind, f'variables={col!r} (or True)')} in the call of "
+            f"{kind}"
+        )
+
+    def _check_leak(self, col: str, name: str, value: Any) -> None:
+        for leaf in jax.tree.leaves(value):
+            if compat.leaks(leaf, self._root.trace):
+                raise LeakedTracerError(
+                    f"{self._where()}: variable {name!r} of collection {col!r} would be a "
+                    f"leaked tracer.\n"
+                    f"found: {describe(leaf)}, traced by a JAX transformation that was "
+                    f"started inside the module\n"
+                    f"expected: liftax's own lift in its place, e.g. nn.jit for jax.jit, "
+                    f"nn.vmap for jax.vmap, nn.scan for jax.lax.scan"
+                )
+
+    def variable(
+        self,
+        col: str,
+        name: str,
+        init_fn: Callable[..., Any] | None = None,
+        *init_args: Any,
+        unbox: bool = True,
+        **init_kwargs: Any,
+    ) -> Variable:
+        """Declares a variable and makes it, where it is missing, from ``init_fn``.
+
+        Args:
+          col: the collection.
+          name: the variable's name, unused in this scope and collection.
+          init_fn: called with ``*init_args, **init_kwargs`` for the initial value;
+            None declares a variable that must exist.
+          unbox: False keeps a metadata box around ``value``.
+
+        Raises:
+          ScopeVariableNotFoundError: it is missing and may not be made.
+        """
+        self._check_valid()
+        self.reserve(name, col)
+        if not self.has_variable(col, name):
+            if init_fn is None or not self._root.is_mutable(col):
+                if init_fn is not None:
+                    self.check_named(col)
+                raise self._not_found(col, name)
+            self._create(col, name, functools.partial(init_fn, *init_args, **init_kwargs))
+        return Variable(self, col, name, unbox)
+
+    def param(
+        self,
+        name: str,
+        init_fn: Callable[..., Any],
+        *init_args: Any,
+        unbox: bool = True,
+        **init_kwargs: Any,
+    ) -> Any:
+        """Declares a parameter and returns its value.
+
+        Args:
+          name: unused in this scope's ``params``.
+          init_fn: called as ``init_fn(key, *init_args, **init_kwargs)``.
+          unbox: False returns the metadata box around the value.
+
+        Raises:
+          ScopeParamNotFoundError: it is missing and may not be made.
+          ScopeParamShapeError: its shape is not the one that ``init_fn`` makes.
+        """
+        self._check_valid()
+        self.reserve(name, "params")
+        value = self.get_variable("params", name, _UNSET)
+        if value is not _UNSET:
+            value = metadata.unbox(value) if unbox else value
+            if not (init_args and getattr(value, "shape", None) == init_args[0]):
+                self._check_shape(name, value, init_fn, init_args, init_kwargs)
+            return value
+        if not self._root.is_mutable("params"):
+            self.check_named("params")
+            raise self._not_found("params", name)
+
+        def create() -> Any:
+            return init_fn(self.make_rng("params"), *init_args, **init_kwargs)
+
+        self._create("params", name, create)
+        value = self.get_variable("params", name)
+        return metadata.unbox(value) if unbox else value
+
+    def _create(self, col: str, name: str, create: Callable[[], Any]) -> None:
+        outside, self._root.creating = self._root.creating, col
+        try:
+            value = create()
+        finally:
+            self._root.creating = outside
+        self.put_variable(col, name, value)
+
+    def _check_shape(
+        self, name: str, value: Any, init_fn: Any, init_args: Any, init_kwargs: Any
+    ) -> None:
+        def abstract() -> Any:
+            return init_fn(jax.random.key(0), *init_args, **init_kwargs)
+
+        expected = jax.tree.leaves(jax.eval_shape(abstract))
+        found = jax.tree.leaves(value)
+        for have, want in zip(found, expected, strict=False):
+            if jax.numpy.shape(have) != jax.numpy.shape(want):
+                raise ScopeParamShapeError(
+                    f"{self._where()}: parameter {name!r} has shape {jax.numpy.shape(have)}, "
+                    f"its initializer makes {jax.numpy.shape(want)}.\n"
+                    f"Check the module's fields and the inputs against those that the "
+                    f"variables were made for."
+                )
+
+    def _not_found(self, col: str, name: str) -> Exception:
+        node = self._node(col)
+        have = ", ".join(map(repr, list(node)[:8])) if node else "nothing"
+        text = f"{self._where()}: variable {name!r} is missing in collection {col!r}"
+        lifted = self._root.lift
+        hint = f"; name {col!r} in the arguments of {lifted}" if lifted else ""
+        if col != "params":
+            return ScopeVariableNotFoundError(f"{text}; found there: {have}{hint}")
+        if self.is_collection_empty(col):
+            return ScopeCollectionNotFound(
+                f"{text}: the collection is empty; pass {{'params': ...}} as made by init{hint}"
+            )
+        return ScopeParamNotFoundError(f"{text}; found there: {have}{hint}")
+
+
+def copy_dicts(tree: Any) -> Any:
+    """Copies the mappings of a tree as plain dicts; the leaves stay what they are."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {key: copy_dicts(value) for key, value in tree.items()}
+
+
+def plain_dicts(tree: Any) -> Any:
+    """Returns a tree whose mappings are plain dicts, itself where they are already."""
+    if type(tree) is dict:
+        changed = {}
+        for key, value in tree.items():
+            if isinstance(value, Mapping):
+                plain = plain_dicts(value)
+                if plain is not value:
+                    changed[key] = plain
+        return {**tree, **changed} if changed else tree
+    return copy_dicts(tree)

@@ -1,0 +1,331 @@
+"""Lifted differentiation: vjp, jvp, value_and_grad, grad, custom_vjp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core.filters import Filter
+from ..core.pack import Group, Opening, pure
+from ..core.roles import THROUGH, Roles, Row, through_roles
+from ..errors import LiftError
+
+DIFFERENTIATED = "differentiated"
+
+
+def _differentiated(lift: str, chosen: Filter, variables: Filter, rngs: Filter) -> Roles:
+    return Roles(
+        lift,
+        [Row(chosen, DIFFERENTIATED, f"{lift}_variables"), Row(variables, THROUGH, "variables")],
+        [(rngs, False)],
+    )
+
+
+def _run(opening: Opening, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the pure function ``(differentiated, others, keys, args) -> (y, written)``."""
+
+    def run(chosen: Group, others: Group, keys: Group, args: Any) -> Any:
+        inner = opening.enter([others, chosen], [keys])
+        y = opening.call(fn, inner, args, {})
+        written = opening.written(inner, DIFFERENTIATED), opening.written(inner, THROUGH)
+        opening.close(inner)
+        return y, written
+
+    return run
+
+
+def _no_reduce(reduce_axes: Any, lift: str) -> None:
+    if tuple(reduce_axes):
+        raise LiftError(
+            f"{lift}: reduce_axes is no longer supported by JAX; reduce the cotangents with "
+            f"jax.lax.psum after {lift}"
+        )
+
+
+def vjp(
+    fn: Callable[..., Any],
+    scope: Any,
+    *primals: Any,
+    has_aux: bool = False,
+    reduce_axes: Sequence[Any] = (),
+    vjp_variables: Filter = "params",
+    variables: Filter = True,
+    rngs: Filter = True,
+) -> Any:
+    """`liftax.vjp` over a function of a scope.
+
+    Args:
+      fn: ``(scope, *primals) -> y``, or ``(y, aux)`` with ``has_aux``.
+      scope: a scope or a pytree of scopes.
+
+    The other arguments are those of `liftax.vjp`.
+
+    Returns:
+      ``(y, vjp_fn)`` or ``(y, vjp_fn, aux)``; ``vjp_fn(y_bar)`` returns the
+      cotangents of the variables (a dict of collections, or a list of them for
+      several scopes) and of each primal.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> def f(scope, x):
+      ...     return x * scope.param('w', lambda key: 0.0)
+      >>> def both(scope, x):
+      ...     y, vjp_fn = lift.vjp(f, scope, x)
+      ...     return vjp_fn(1.0)
+      >>> jax.tree.map(float, apply(both)({'params': {'w': 2.0}}, 3.0))
+      ({'params': {'w': 3.0}}, 2.0)
+    """
+    _no_reduce(reduce_axes, "vjp")
+    opening = Opening(_differentiated("vjp", vjp_variables, variables, rngs), scope, fn)
+    run = _run(opening, fn)
+    others, keys = opening.values(THROUGH), opening.keys(False)
+
+    def outputs(chosen: Group, *primals: Any) -> Any:
+        y, written = run(chosen, others, keys, primals)
+        return (y[0], (written, y[1])) if has_aux else (y, (written, None))
+
+    y, pull, (written, aux) = jax.vjp(
+        outputs, opening.values(DIFFERENTIATED), *primals, has_aux=True
+    )
+    for group in written:
+        opening.write_back(group)
+    single = opening.tree is None or len(opening.tops) == 1
+    pullback = jax.tree_util.Partial(_PullBack(single), pull)
+    return (y, pullback, aux) if has_aux else (y, pullback)
+
+
+class _PullBack:
+    """Applies a vjp and shows the variables' cotangents by scope."""
+
+    def __init__(self, single: bool):
+        self.single = single
+
+    def __call__(self, pull: Callable[..., Any], y_bar: Any) -> Any:
+        variables_bar, *rest = pull(y_bar)
+        return (variables_bar[0] if self.single else list(variables_bar), *rest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _PullBack) and other.single == self.single
+
+    def __hash__(self) -> int:
+        return hash(self.single)
+
+
+def value_and_grad(
+    fn: Callable[..., Any],
+    scope: Any,
+    *primals: Any,
+    has_aux: bool = False,
+    reduce_axes: Sequence[Any] = (),
+    variables: Filter = True,
+    rngs: Filter = True,
+) -> Any:
+    """`liftax.value_and_grad` over a function of a scope.
+
+    Args:
+      fn: ``(scope, *primals) -> y`` with a scalar y, or ``(y, aux)``.
+      scope: a scope or a pytree of scopes.
+
+    Returns:
+      ``(y, grads)`` or ``((y, aux), grads)``, with one gradient per primal.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> def square(scope, x): return x * x
+      >>> run = apply(lambda scope, x: lift.value_and_grad(square, scope, x))
+      >>> jax.tree.map(float, run({}, 3.0))
+      (9.0, (6.0,))
+    """
+    _no_reduce(reduce_axes, "value_and_grad")
+    opening = Opening(through_roles("value_and_grad", variables, rngs), scope, fn)
+    run = pure(opening, fn)
+    values, keys = opening.values(THROUGH), opening.keys(False)
+
+    def outputs(*primals: Any) -> Any:
+        y, written = run(values, keys, primals, {})
+        return (y[0], (written, y[1])) if has_aux else (y, (written, None))
+
+    y, pull, (written, aux) = jax.vjp(outputs, *primals, has_aux=True)
+    opening.write_back(written)
+    if jnp.shape(y) != ():
+        raise LiftError(
+            f"{opening.place}: the function must return a scalar; found shape {jnp.shape(y)}"
+        )
+    grads = pull(jnp.ones_like(y))
+    return ((y, aux), grads) if has_aux else (y, grads)
+
+
+def grad(fn: Callable[..., Any], scope: Any, *primals: Any, **options: Any) -> Any:
+    """`value_and_grad` without the value: ``grads``, or ``(grads, aux)`` with ``has_aux``.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> def square(scope, x): return x * x
+      >>> float(apply(lambda scope, x: lift.grad(square, scope, x))({}, 3.0)[0])
+      6.0
+    """
+    value, grads = value_and_grad(fn, scope, *primals, **options)
+    return (grads, value[1]) if options.get("has_aux", False) else grads
+
+
+def jvp(
+    fn: Callable[..., Any],
+    scope: Any,
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    variable_tangents: Any,
+    variables: Filter = True,
+    rngs: Filter = True,
+) -> tuple[Any, Any]:
+    """`liftax.jvp` over a function of a scope.
+
+    Args:
+      fn: ``(scope, *primals) -> y``.
+      scope: a scope or a pytree of scopes.
+      primals, tangents: the inputs and their tangents.
+      variable_tangents: collection -> tangents of its variables; for several
+        scopes a sequence of such dicts, in their order.
+
+    Returns:
+      ``(y, y_dot)``.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> def f(scope, x):
+      ...     return x * scope.param('w', lambda key: 0.0)
+      >>> def push(scope, x):
+      ...     return lift.jvp(f, scope, (x,), (0.0,), {'params': {'w': 1.0}})
+      >>> jax.tree.map(float, apply(push)({'params': {'w': 2.0}}, 3.0))
+      (6.0, 3.0)
+    """
+    opening = Opening(through_roles("jvp", variables, rngs), scope, fn)
+    given = [variable_tangents] if isinstance(variable_tangents, Mapping) else variable_tangents
+    if len(given) != len(opening.tops):
+        raise LiftError(
+            f"{opening.place}: variable_tangents expected one dict of collections for each of "
+            f"{len(opening.tops)} scopes; found {len(given)}"
+        )
+    run = pure(opening, fn)
+    values, keys = opening.values(THROUGH), opening.keys(False)
+    chosen = tuple(
+        {c: _part(node, tangent[c]) for c, node in group.items() if c in tangent}
+        for group, tangent in zip(values, given, strict=True)
+    )
+    directions = tuple({c: t[c] for c in group} for group, t in zip(chosen, given, strict=True))
+
+    def outputs(chosen: Group, primals: Any) -> Any:
+        moved = tuple(
+            {c: _overlay(node, part[c]) if c in part else node for c, node in group.items()}
+            for group, part in zip(values, chosen, strict=True)
+        )
+        return run(moved, keys, tuple(primals), {})
+
+    (y, written), (y_dot, _) = jax.jvp(
+        outputs, (chosen, tuple(primals)), (directions, tuple(tangents))
+    )
+    opening.write_back(written)
+    return y, y_dot
+
+
+def _part(node: Any, like: Any) -> Any:
+    """Returns the part of a nested dict that another one has."""
+    if isinstance(node, Mapping) and isinstance(like, Mapping):
+        missing = [k for k in like if k not in node]
+        if missing:
+            raise LiftError(f"jvp: variable_tangents has {missing[0]!r}, which is no variable")
+        return {k: _part(node[k], v) for k, v in like.items()}
+    return node
+
+
+def _overlay(node: Any, part: Any) -> Any:
+    if isinstance(node, Mapping) and isinstance(part, Mapping):
+        return {k: _overlay(v, part[k]) if k in part else v for k, v in node.items()}
+    return part
+
+
+def custom_vjp(
+    fn: Callable[..., Any],
+    forward_fn: Callable[..., Any],
+    backward_fn: Callable[..., Any],
+    grad_vars: Filter = "params",
+    nondiff_argnums: int | Sequence[int] = (),
+) -> Callable[..., Any]:
+    """`liftax.custom_vjp` over functions of a scope.
+
+    Args:
+      fn: ``(scope, *args) -> y``.
+      forward_fn: ``(scope, *args) -> (y, residuals)``.
+      backward_fn: ``(*nondiff_args, residuals, y_bar) -> (variables_bar,
+        *args_bar)``, without the nondifferentiable arguments among the last.
+      grad_vars: the collections that are differentiated.
+      nondiff_argnums: which of ``args`` are not.
+
+    Returns:
+      ``(scope, *args) -> y``.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> def f(scope, x):
+      ...     return x * scope.param('w', lambda key: 0.0)
+      >>> def forward(scope, x):
+      ...     return lift.vjp(f, scope, x)
+      >>> def backward(vjp_fn, y_bar):
+      ...     variables_bar, x_bar = vjp_fn(y_bar)
+      ...     return jax.tree.map(jax.numpy.sign, variables_bar), x_bar
+      >>> run = apply(lift.custom_vjp(f, forward, backward))
+      >>> float(jax.grad(run)({'params': {'w': 2.0}}, 3.0)['params']['w'])
+      1.0
+    """
+    roles = Roles(
+        "custom_vjp",
+        [Row(grad_vars, DIFFERENTIATED, "grad_vars"), Row(True, THROUGH, "variables")],
+        [(True, False)],
+    )
+    numbers = [nondiff_argnums] if isinstance(nondiff_argnums, int) else list(nondiff_argnums)
+
+    def differentiated(scope: Any, *args: Any) -> Any:
+        opening = Opening(roles, scope, fn)
+        single = opening.tree is None or len(opening.tops) == 1
+        fixed = {n % len(args): args[n] for n in numbers}
+        moving = [a for i, a in enumerate(args) if i not in fixed]
+        before = opening.counted()
+
+        def filled(moving: Sequence[Any]) -> tuple[Any, ...]:
+            rest = iter(moving)
+            return tuple(fixed[i] if i in fixed else next(rest) for i in range(len(args)))
+
+        def primal(chosen: Group, others: Group, keys: Group, moving: Any) -> Any:
+            return _run(opening, fn)(chosen, others, keys, filled(moving))
+
+        def forward(chosen: Group, others: Group, keys: Group, moving: Any) -> Any:
+            # JAX may trace this after the model has gone on: it counts keys from where
+            # the call stood, and leaves the counts as they are now.
+            after = opening.counted()
+            opening.set_counters(before)
+            (y, residuals), written = _run(opening, forward_fn)(
+                chosen, others, keys, filled(moving)
+            )
+            opening.set_counters(after)
+            return (y, written), residuals
+
+        def backward(residuals: Any, bars: Any) -> Any:
+            y_bar, _ = bars
+            variables_bar, *moving_bar = backward_fn(
+                *(fixed[i] for i in sorted(fixed)), residuals, y_bar
+            )
+            chosen_bar = (variables_bar,) if single else tuple(variables_bar)
+            return chosen_bar, None, None, moving_bar
+
+        run = jax.custom_vjp(primal)
+        run.defvjp(forward, backward)
+        y, written = run(
+            opening.values(DIFFERENTIATED), opening.values(THROUGH), opening.keys(False), moving
+        )
+        for group in written:
+            opening.write_back(group)
+        return y
+
+    return differentiated

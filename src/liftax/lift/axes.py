@@ -1,0 +1,172 @@
+"""Axes of arguments and variables: prefix trees, sizes, moving to the front.
+
+Shared by the lifts that add an axis. Everything a user can get wrong about an
+axis is said here, by the name of the argument or variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr
+
+from ..core import metadata
+from ..core.pack import Group
+from ..core.rngs import describe
+from ..core.roles import broadcast
+from ..errors import AxesTreeError, AxisError, LengthError
+
+
+def _is_axis(axis: Any) -> bool:
+    return axis is broadcast or axis is None or isinstance(axis, int)
+
+
+def axes_of(axes: Any, tree: Any, place: str, argument: str) -> list[Any]:
+    """Returns the axis of each leaf of ``tree``, from a prefix tree of axes.
+
+    Raises:
+      AxesTreeError: ``axes`` is not a prefix of ``tree``.
+    """
+    if _is_axis(axes) and not isinstance(axes, bool):
+        return [axes] * len(jax.tree.leaves(tree))
+    found: list[Any] = []
+    if not _expand(axes, tree, found):
+        raise AxesTreeError(
+            f"{place}: {argument} is not a prefix of the tree it describes.\n"
+            f"found: {argument}={_shape_of(axes)} for {_shape_of(tree)}\n"
+            f"expected: one axis for all, or the same containers with an axis at the leaves"
+        )
+    return found
+
+
+def _expand(axes: Any, tree: Any, found: list[Any]) -> bool:
+    """Appends the axis of each leaf of ``tree``; tells whether ``axes`` is a prefix."""
+    if _is_axis(axes) and not isinstance(axes, bool):
+        found += [axes] * len(jax.tree.leaves(tree))
+        return True
+    axis_parts, axis_def = jax.tree.flatten(axes, is_leaf=lambda a: a is not axes)
+    tree_parts, tree_def = jax.tree.flatten(tree, is_leaf=lambda t: t is not tree)
+    if len(axis_parts) == 1 and axis_parts[0] is axes:
+        return False
+    if axis_def != tree_def and not (
+        isinstance(axes, (list, tuple))
+        and isinstance(tree, (list, tuple))
+        and len(axis_parts) == len(tree_parts)
+    ):
+        return False
+    return all(_expand(a, t, found) for a, t in zip(axis_parts, tree_parts, strict=True))
+
+
+def _shape_of(tree: Any) -> str:
+    """Shows the containers of a tree, with ``*`` (or the axis) at its leaves."""
+    if isinstance(tree, Mapping):
+        return "{" + ", ".join(f"{k!r}: {_shape_of(v)}" for k, v in tree.items()) + "}"
+    if isinstance(tree, (list, tuple)):
+        inside = ", ".join(map(_shape_of, tree))
+        return f"[{inside}]" if isinstance(tree, list) else f"({inside},)"
+    return repr(tree) if _is_axis(tree) else "*"
+
+
+def to_front(x: Any, axis: int) -> Any:
+    return x if axis == 0 else jnp.moveaxis(x, axis, 0)
+
+
+def from_front(x: Any, axis: int) -> Any:
+    return x if axis == 0 else jnp.moveaxis(x, 0, axis)
+
+
+class Sizes:
+    """The sizes seen along a lift's axis, each with the name of what has it.
+
+    Args:
+      place: where the lift stands.
+      given: the size that the user gave, or None.
+      argument: the name of the argument that gives it.
+    """
+
+    def __init__(self, place: str, given: int | None, argument: str):
+        self.place = place
+        self.argument = argument
+        self.size: int | None = None
+        self.source = ""
+        if given is not None:
+            if isinstance(given, bool) or not hasattr(given, "__index__"):
+                raise self._error(f"{argument} expected an int, found {type(given).__name__}")
+            if given.__index__() < 1:
+                raise self._error(f"{argument}={given} is not positive")
+            self.size, self.source = given.__index__(), f"{argument}={given}"
+
+    def see(self, leaf: Any, axis: int, name: str) -> None:
+        """Notes the size of ``leaf`` along ``axis``; raises if it contradicts another."""
+        shape = getattr(leaf, "shape", None)
+        if shape is None:
+            shape = jnp.shape(leaf)
+        if not -len(shape) <= axis < len(shape):
+            raise AxisError(
+                f"{self.place}: axis {axis} is out of range for {name}, which is "
+                f"{describe(leaf)}; expected an axis from {-len(shape)} to {len(shape) - 1}"
+                if shape
+                else f"{self.place}: {name} is a scalar ({describe(leaf)}) and has no axis "
+                f"{axis}; use broadcast (scan) or None (vmap) for it"
+            )
+        size = shape[axis]
+        if self.size is None:
+            self.size, self.source = size, f"{name} ({describe(leaf)}, axis {axis})"
+            if size < 1:
+                raise self._error(f"{self.source} has size 0 along the axis")
+        elif size != self.size:
+            raise self._error(
+                f"sizes along the axis disagree.\n"
+                f"found: {self.size} from {self.source}\n"
+                f"found: {size} from {name} ({describe(leaf)}, axis {axis})\n"
+                f"expected: one size; check in_axes, variable_axes and {self.argument}"
+            )
+
+    def see_variables(self, group: Group, axis: int) -> None:
+        """Notes the sizes of a group of stacked variables."""
+        for collections in group:
+            for path, leaf in jax.tree_util.tree_leaves_with_path(collections):
+                self.see(leaf, axis, f"variable {'/'.join(_names(path))}")
+
+    def see_arguments(self, args: Any, axes: list[Any], skip: int = 0) -> None:
+        """Notes the sizes of the arguments; ``skip`` is how many stand before them."""
+        leaves = jax.tree_util.tree_leaves_with_path(args)
+        for (path, leaf), axis in zip(leaves, axes, strict=True):
+            if isinstance(axis, int):
+                first = getattr(path[0], "idx", 0) + skip
+                self.see(leaf, axis, f"argument {first}{keystr(path[1:])}")
+
+    def known(self, hint: str) -> int:
+        """Returns the size; raises LengthError if nothing told it."""
+        if self.size is None:
+            raise self._error(f"{self.argument} is unknown: {hint}")
+        return self.size
+
+    def _error(self, text: str) -> LengthError:
+        return LengthError(f"{self.place}: {text}")
+
+
+def _names(path: Any) -> list[str]:
+    return [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+
+
+def unstack(group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
+    """Moves the axis of a group to the front and its name out of the boxes."""
+    if not any(group):
+        return group
+    group = tuple(metadata.remove_axis(c, axis, metadata_params) for c in group)
+    if axis == 0:
+        return group
+    return jax.tree.map(lambda x: to_front(x, axis), group)
+
+
+def restack(group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
+    """Undoes `unstack` on what came out."""
+    if not any(group):
+        return group
+    if axis != 0:
+        group = jax.tree.map(lambda x: from_front(x, axis), group)
+    return tuple(metadata.add_axis(c, axis, metadata_params) for c in group)

@@ -1,0 +1,256 @@
+"""Lifts that change how collections and streams look from inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from ..core import metadata
+from ..core.filters import Filter, in_filter
+from ..core.pack import Group, Opening, pure
+from ..core.rngs import Drawn, replay, rewind, settle
+from ..core.roles import THROUGH, Roles, Row, axis_rows, through_roles
+from .invariants import Marks, trace_loop
+
+MAPPED = "mapped"
+
+
+def _unchanged(variables: Any) -> Any:
+    return variables
+
+
+def map_variables(
+    fn: Callable[..., Any],
+    mapped_collections: Filter,
+    map_in_fn: Callable[..., Any] = _unchanged,
+    map_out_fn: Callable[..., Any] = _unchanged,
+    init: bool = False,
+    mutable: bool = False,
+    rngs: Filter = True,
+    variables: Filter = True,
+) -> Callable[..., Any]:
+    """`liftax.map_variables` over a function of a scope.
+
+    Args:
+      fn: called as ``fn(scope, *args, **kwargs)``.
+      map_in_fn: as ``trans_in_fn`` of `liftax.map_variables`.
+      map_out_fn: as ``trans_out_fn`` of `liftax.map_variables`.
+
+    The other arguments are those of `liftax.map_variables`.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> def layer(scope, x):
+      ...     return x * scope.param('w', lambda key: 0.0)
+      >>> negative = lift.map_variables(
+      ...     layer, 'params', map_in_fn=lambda v: jax.tree.map(lambda w: -w, v))
+      >>> apply(negative)({'params': {'w': 3.0}}, 2.0)
+      -6.0
+    """
+    writes = init or mutable
+    roles = Roles(
+        "map_variables",
+        [
+            Row(mapped_collections, MAPPED, "mapped_collections", leaves=writes),
+            Row(variables, THROUGH, "variables"),
+        ],
+        [(rngs, False)],
+    )
+
+    def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
+        opening = Opening(roles, scope, fn)
+        outside = opening.values(MAPPED)
+        through = opening.values(THROUGH)
+        keys = opening.keys(False)
+
+        def run(inside: Group, **entering: Any) -> Any:
+            inner = opening.enter([through, inside], [keys], **entering)
+            return inner, lambda: opening.call(fn, inner, args, kwargs)
+
+        if init and opening.can_write(MAPPED):
+            return _initialised(opening, run, outside, map_in_fn, map_out_fn)
+        inside = tuple(map_in_fn(v) for v in outside)
+        inner, call = run(inside)
+        y = call()
+        if writes:
+            changed = opening.written(inner, MAPPED)
+            if any(changed):
+                opening.write_back(tuple(map_out_fn(v) if v else v for v in changed))
+        opening.write_back(opening.written(inner, THROUGH))
+        opening.close(inner)
+        return y
+
+    return mapped
+
+
+def _initialised(
+    opening: Opening,
+    run: Callable[..., Any],
+    outside: Group,
+    map_in_fn: Callable[..., Any],
+    map_out_fn: Callable[..., Any],
+) -> Any:
+    """Makes the mapped variables as the body makes them, then runs it on the mapped ones.
+
+    The body is traced once: the places where it makes mapped variables are
+    marked, and the rest of it runs on what those values are after they went out
+    and in again.
+    """
+    marks = Marks()
+    side: dict[str, Any] = {}
+    inside = tuple(map_in_fn(v) if v else {} for v in outside)
+
+    def body(carry: list[Any], x: list[Any]) -> Any:
+        log: list[Drawn] = []
+        inner, call = run(inside, log=log)
+        for i, scope in enumerate(inner):
+            scope._root.on_birth = _marker(marks, opening, i)
+        y = call()
+
+        def hoisted(col: str) -> bool:
+            return opening.roles.role(col) == MAPPED
+
+        rewind(log)
+        entries = replay(log, hoisted)
+        settle(entries)
+        side["log"] = entries
+        leaves, side["y_def"] = jax.tree.flatten(y)
+        written = [opening.written(inner, MAPPED), opening.written(inner, THROUGH)]
+        written_leaves, side["written_def"] = jax.tree.flatten(written)
+        side["n_y"] = len(leaves)
+        opening.close(inner)
+        return [], [], [*leaves, *written_leaves], []
+
+    loop = trace_loop(body, [], [], marks, lambda i: "a variable", opening.place)
+    made = _nested(opening, marks, loop.shared)
+    outer = tuple(map_out_fn(v) if v else {} for v in made)
+    mapped = tuple(map_in_fn(v) if v else {} for v in outer)
+    births: list[Any] = []
+    for birth in marks.births:
+        node: Any = mapped[birth.top][birth.col]
+        for name in birth.path:
+            node = node[name]
+        births += jax.tree.leaves(node)
+    _, _, out = loop.step(births, [], [], [])
+    opening.write_back(outer)
+    y = jax.tree.unflatten(side["y_def"], out[: side["n_y"]])
+    changed, through = jax.tree.unflatten(side["written_def"], out[side["n_y"] :])
+    if any(changed):
+        opening.write_back(tuple(map_out_fn(v) if v else v for v in changed))
+    opening.write_back(through)
+    for top in opening.tops[:1]:
+        if top._root.log is not None:
+            top._root.log.extend(side["log"])
+    return y
+
+
+def _marker(marks: Marks, opening: Opening, top: int) -> Callable[..., Any]:
+    depth = len(opening.tops[top].path)
+
+    def on_birth(col: str, path: tuple[str, ...], value: Any) -> Any:
+        if opening.roles.role(col) != MAPPED:
+            return value
+        return marks.birth(False, top, col, path[depth:], value)
+
+    return on_birth
+
+
+def _nested(opening: Opening, marks: Marks, leaves: list[Any]) -> Group:
+    """Returns the births' values as groups of nested dicts."""
+    values = iter(leaves)
+    group: Group = tuple({} for _ in opening.tops)
+    for birth in marks.births:
+        value = jax.tree.unflatten(birth.treedef, [next(values) for _ in birth.marks])
+        node = group[birth.top].setdefault(birth.col, {})
+        for name in birth.path[:-1]:
+            node = node.setdefault(name, {})
+        node[birth.path[-1]] = value
+    return group
+
+
+def swap_collection(fn: Callable[..., Any], col_a: str, col_b: str) -> Callable[..., Any]:
+    """Shows ``fn`` two collections under each other's names.
+
+    Args:
+      fn: called as ``fn(scope, *args, **kwargs)``.
+      col_a: one collection.
+      col_b: the other.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> def read(scope):
+      ...     return scope.get_variable('params', 'w')
+      >>> apply(lift.swap_collection(read, 'params', 'ema'))({'ema': {'w': 5}})
+      5
+    """
+    names = {col_a: col_b, col_b: col_a}
+
+    def swap(group: Mapping[str, Any]) -> dict[str, Any]:
+        return {names.get(col, col): node for col, node in group.items()}
+
+    return map_variables(fn, [col_a, col_b], swap, swap, mutable=True)
+
+
+def fold_rngs(
+    fn: Callable[..., Any], variables: Filter = True, rngs: Filter = True
+) -> Callable[..., Any]:
+    """`liftax.fold_rngs` over a function of a scope.
+
+    Args:
+      fn: called as ``fn(scope, *args, **kwargs)``.
+
+    The other arguments are those of `liftax.fold_rngs`.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> def noise(scope):
+      ...     return jax.random.normal(scope.make_rng('noise'))
+      >>> run = apply(lift.fold_rngs(noise))
+      >>> run({}, rngs={'noise': jax.random.key(0)}).shape
+      ()
+    """
+    roles = through_roles("fold_rngs", variables, rngs)
+
+    def folded(scope: Any, *args: Any, **kwargs: Any) -> Any:
+        opening = Opening(roles, scope, fn)
+        run = pure(opening, fn, folded=True)
+        y, written = run(opening.values(THROUGH), opening.folded_keys(), args, kwargs)
+        opening.write_back(written)
+        return y
+
+    return folded
+
+
+def add_metadata_axis(
+    fn: Callable[..., Any],
+    variable_axes: Mapping[Filter, Any] = {},
+    metadata_params: Mapping[Any, Any] = {},
+) -> Callable[..., Any]:
+    """`liftax.add_metadata_axis` over a function of a scope.
+
+    Args:
+      fn: called as ``fn(scope, *args, **kwargs)``.
+
+    The other arguments are those of `liftax.add_metadata_axis`.
+    """
+    rows = axis_rows(variable_axes, "add_metadata_axis", shared=True)
+
+    def axis_of(col: str) -> int | None:
+        return next((r.axis for r in rows if in_filter(r.filter, col)), None)
+
+    def changed(change: Callable[..., Any], group: Mapping[str, Any]) -> dict[str, Any]:
+        found = {}
+        for col, node in group.items():
+            axis = axis_of(col)
+            found[col] = node if axis is None else change(node, axis, metadata_params)
+        return found
+
+    return map_variables(
+        fn,
+        True,
+        lambda group: changed(metadata.remove_axis, group),
+        lambda group: changed(metadata.add_axis, group),
+        mutable=True,
+    )

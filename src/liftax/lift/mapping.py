@@ -1,0 +1,123 @@
+"""The lifted map over an axis of examples: vmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from ..core import metadata
+from ..core.filters import Filter
+from ..core.pack import Opening
+from ..core.roles import BROADCAST, Roles, axis_rows, broadcast, split_pairs
+from ..errors import AxesTreeError, LoopDependentError
+from .axes import Sizes, axes_of
+
+
+def vmap(
+    fn: Callable[..., Any],
+    variable_axes: Mapping[Filter, Any],
+    split_rngs: Mapping[Filter, bool],
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    axis_size: int | None = None,
+    axis_name: str | None = None,
+    spmd_axis_name: str | None = None,
+    metadata_params: Mapping[Any, Any] = {},
+) -> Callable[..., Any]:
+    """`liftax.vmap` over a function of a scope.
+
+    Args:
+      fn: called as ``fn(scope, *args, **kwargs)``; ``scope`` may be a pytree of
+        scopes.
+
+    The other arguments are those of `liftax.vmap`.
+
+    Returns:
+      the same function over a batch.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from liftax.core import init, lift
+      >>> def layer(scope, x):
+      ...     return x @ scope.param('w', jax.random.normal, (3, 2))
+      >>> batched = lift.vmap(
+      ...     layer, variable_axes={'params': None}, split_rngs={'params': False})
+      >>> y, variables = init(batched)(jax.random.key(0), jnp.ones((5, 3)))
+      >>> y.shape, variables['params']['w'].shape
+      ((5, 2), (3, 2))
+    """
+    rows = axis_rows(variable_axes, "vmap", shared=True)
+    roles = Roles("vmap", rows, split_pairs(split_rngs, "vmap"))
+    axes = roles.axes()
+
+    def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
+        opening = Opening(roles, scope, fn)
+        roles.check_used(
+            opening.place,
+            {c for top in opening.tops for c in top.collections()},
+            {s for top in opening.tops for s in top.rngs},
+        )
+        leaf_axes = axes_of(in_axes, args, opening.place, "in_axes")
+        if any(a is broadcast for a in leaf_axes):
+            raise AxesTreeError(f"{opening.place}: in_axes has broadcast; vmap uses None for it")
+        stacked = [opening.values(axis) for axis in axes]
+        sizes = Sizes(opening.place, axis_size, "axis_size")
+        sizes.see_arguments(args, leaf_axes, skip=1)
+        for axis, group in zip(axes, stacked, strict=True):
+            sizes.see_variables(group, axis)
+        size = sizes.known("nothing is mapped over; pass axis_size=")
+        shared = opening.values(BROADCAST)
+        shared_keys = opening.keys(False)
+        leaves, treedef = jax.tree.flatten(args)
+        moving = [i for i, axis in enumerate(leaf_axes) if axis is not None]
+        taken = [
+            tuple(metadata.remove_axis(c, axis, metadata_params) for c in group)
+            for group, axis in zip(stacked, axes, strict=True)
+        ]
+
+        def body(parts: list[Any], taken: list[Any], split_keys: Any) -> Any:
+            filled = list(leaves)
+            for i, part in zip(moving, parts, strict=True):
+                filled[i] = part
+            inner = opening.enter([shared, *taken], [shared_keys, split_keys])
+            for top, scope in zip(opening.tops, inner, strict=True):
+                scope._root.on_birth = top._root.on_birth
+            y = opening.call(
+                fn,
+                inner,
+                jax.tree.unflatten(treedef, filled),
+                kwargs,
+                size=size,
+                axis_name=metadata_params.get(metadata.PARTITION_NAME, axis_name),
+            )
+            opening.close(inner)
+            written = [opening.written(inner, axis) for axis in axes]
+            return y, opening.written(inner, BROADCAST), written
+
+        run = jax.vmap(
+            body,
+            in_axes=([leaf_axes[i] for i in moving], list(axes), 0),
+            out_axes=(out_axes, None, list(axes)),
+            axis_size=size,
+            axis_name=axis_name,
+            spmd_axis_name=spmd_axis_name,
+        )
+        try:
+            y, same, written = run([leaves[i] for i in moving], taken, opening.split_keys(size))
+        except ValueError as cause:
+            if "out_axes" not in str(cause) or "None" not in str(cause):
+                raise
+            raise LoopDependentError(
+                f"{opening.place}: an output or a variable that is shared along the axis "
+                f"differs from example to example.\n"
+                f"expected: for variables an axis in variable_axes (None shares them; "
+                f"split_rngs of their stream must then be False); for outputs one in out_axes"
+            ) from cause
+        opening.write_back(same)
+        for group, axis in zip(written, axes, strict=True):
+            opening.write_back(tuple(metadata.add_axis(c, axis, metadata_params) for c in group))
+        return y
+
+    return mapped

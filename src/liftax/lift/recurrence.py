@@ -1,0 +1,155 @@
+"""Lifted loops built on others: remat_scan and while_loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from ..core.filters import Filter
+from ..core.pack import Opening
+from ..core.roles import BROADCAST, CARRY, Roles, Row, split_pairs
+from ..errors import LengthError, ScopeVariableNotFoundError
+from .loops import scan
+from .staging import remat
+
+
+def remat_scan(
+    body_fn: Callable[..., Any],
+    lengths: Sequence[int],
+    policy: Callable[..., bool] | None = None,
+    variable_broadcast: Filter = False,
+    variable_carry: Filter = False,
+    variable_axes: Mapping[Filter, Any] = {True: 0},
+    split_rngs: Mapping[Filter, bool] = {True: True},
+) -> Callable[..., Any]:
+    """`liftax.remat_scan` over a function of a scope.
+
+    Args:
+      body_fn: one layer, ``(scope, carry) -> carry``.
+
+    The other arguments are those of `liftax.remat_scan`.
+
+    Returns:
+      ``(scope, carry) -> carry``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from liftax.core import init, lift
+      >>> def layer(scope, x):
+      ...     return jnp.sin(x @ scope.param('w', jax.random.normal, (3, 3)))
+      >>> _, variables = init(lift.remat_scan(layer, (4, 5)))(jax.random.key(0), jnp.ones(3))
+      >>> variables['params']['w'].shape
+      (4, 5, 3, 3)
+    """
+    levels = tuple(lengths)
+    if not levels:
+        raise LengthError("remat_scan: lengths is empty; expected one length for each level")
+
+    def loop(fn: Callable[..., Any], length: int) -> Callable[..., Any]:
+        return scan(
+            fn,
+            variable_axes=variable_axes,
+            variable_broadcast=variable_broadcast,
+            variable_carry=variable_carry,
+            split_rngs=split_rngs,
+            length=length,
+        )
+
+    def once(scope: Any, carry: Any) -> Any:
+        return body_fn(scope, carry), None
+
+    once.__name__ = getattr(body_fn, "__name__", "body")
+    once.__wrapped__ = body_fn  # type: ignore[attr-defined]
+    # The innermost layers are stored where a level outside recomputes them, and
+    # recomputed where there is none.
+    fn = remat(once, policy=policy, prevent_cse=False) if len(levels) == 1 else once
+    fn = loop(fn, levels[-1])
+    for length in reversed(levels[:-1]):
+        fn = loop(remat(fn, policy=policy, prevent_cse=False), length)
+
+    def run(scope: Any, carry: Any) -> Any:
+        return fn(scope, carry)[0]
+
+    return run
+
+
+def while_loop(
+    cond_fn: Callable[[Any, Any], Any],
+    body_fn: Callable[[Any, Any], Any],
+    scope: Any,
+    init: Any,
+    carry_variables: Filter = False,
+    broadcast_variables: Filter = True,
+    split_rngs: Mapping[Filter, bool] = {},
+) -> Any:
+    """`liftax.while_loop` over functions of a scope.
+
+    Args:
+      cond_fn: ``(scope, carry) -> bool``.
+      body_fn: ``(scope, carry) -> carry``.
+      scope: a scope or a pytree of scopes.
+      init: the first carry.
+
+    The other arguments are those of `liftax.while_loop`.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> def below(scope, x): return x < scope.get_variable('params', 'limit')
+      >>> def double(scope, x): return x * 2
+      >>> run = apply(lambda scope, x: lift.while_loop(below, double, scope, x))
+      >>> int(run({'params': {'limit': 50}}, 3))
+      96
+    """
+    roles = Roles(
+        "while_loop",
+        [
+            Row(carry_variables, CARRY, "carry_variables"),
+            Row(broadcast_variables, BROADCAST, "broadcast_variables", leaves=False),
+        ],
+        split_pairs(split_rngs, "while_loop"),
+    )
+    opening = Opening(roles, scope, body_fn)
+    shared, carried = opening.values(BROADCAST), opening.values(CARRY)
+    same, split = opening.keys(False), opening.keys(True)
+
+    def enter(variables: Any, step: Any) -> Any:
+        keys = jax.tree.map(lambda key: jax.random.fold_in(key, step), split)
+        return opening.enter([shared, variables], [same, keys])
+
+    def test(state: Any) -> Any:
+        step, variables, carry = state
+        inner = enter(variables, step)
+        result = opening.call(cond_fn, inner, (carry,), {})
+        opening.close(inner)
+        return result
+
+    def advance(state: Any) -> Any:
+        step, variables, carry = state
+        inner = enter(variables, step)
+        carry = opening.call(body_fn, inner, (carry,), {}, carry=True)
+        after = opening.written(inner, CARRY)
+        opening.close(inner)
+        new = [
+            jax.tree_util.keystr(path)
+            for path, _ in jax.tree_util.tree_leaves_with_path(after)
+            if path not in {p for p, _ in jax.tree_util.tree_leaves_with_path(variables)}
+        ]
+        if new:
+            raise ScopeVariableNotFoundError(
+                f"{opening.place}: the body makes variables ({', '.join(new[:4])}), but a while "
+                f"loop may run zero times. Make them before the loop: call the body once on "
+                f"the initial carry where self.is_initializing()"
+            )
+        kept = tuple({**before, **now} for before, now in zip(variables, after, strict=True))
+        return step + 1, kept, carry
+
+    _, carried, carry = jax.lax.while_loop(test, advance, (0, carried, init))
+    opening.write_back(
+        tuple(
+            {c: v for c, v in group.items() if top._root.is_mutable(c)}
+            for top, group in zip(opening.tops, carried, strict=True)
+        )
+    )
+    return carry

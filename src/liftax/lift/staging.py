@@ -1,0 +1,349 @@
+"""Lifts that stage the body out: remat and jit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..core.filters import Filter
+from ..core.keys import typed
+from ..core.pack import Opening, pure
+from ..core.roles import THROUGH, through_roles
+from ..errors import StaticArgumentError
+
+
+def remat(
+    fn: Callable[..., Any],
+    variables: Filter = True,
+    rngs: Filter = True,
+    concrete: bool = False,
+    prevent_cse: bool = True,
+    static_argnums: int | Sequence[int] = (),
+    policy: Callable[..., bool] | None = None,
+    static_argnames: str | Sequence[str] = (),
+) -> Callable[..., Any]:
+    """`liftax.remat` over a function of a scope.
+
+    Args:
+      fn: called as ``fn(scope, *args, **kwargs)``; ``static_argnums`` counts
+        ``args``.
+
+    The other arguments are those of `liftax.remat`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from liftax.core import apply, lift
+      >>> def layer(scope, x):
+      ...     return jnp.sin(x * scope.param('w', lambda key: 1.0))
+      >>> run = apply(lift.remat(layer))
+      >>> float(jax.grad(lambda v: run(v, 0.0))({'params': {'w': 2.0}})['params']['w'])
+      0.0
+    """
+    roles = through_roles("remat", variables, rngs)
+    checkpoint = jax.checkpoint(
+        _call_pure,
+        policy=policy,
+        prevent_cse=prevent_cse,
+        static_argnums=(0,),
+        **({"concrete": True} if concrete else {}),
+    )
+
+    def rematted(scope: Any, *args: Any, **kwargs: Any) -> Any:
+        opening = Opening(roles, scope, fn)
+        static = Static(opening.place, args, kwargs, static_argnums, static_argnames)
+        run = pure(opening, fn)
+        if any(top._root.on_birth is not None for top in opening.tops):
+            # A loop outside wants to see the variables that the body makes, not a
+            # sealed program; nothing is differentiated while it does.
+            y, written = run(opening.values(THROUGH), opening.keys(False), args, kwargs)
+        else:
+            body = _Body(run, static)
+            y, written = checkpoint(
+                body, opening.values(THROUGH), opening.keys(False), static.dynamic
+            )
+            y = body.outputs(y)
+        opening.write_back(written)
+        return y
+
+    return rematted
+
+
+class _Body:
+    """A pure body with its static arguments, and what Python remembers of its result."""
+
+    def __init__(self, run: Callable[..., Any], static: Static):
+        self.run = run
+        self.static = static
+        self.leaves: list[Any] = []
+        self.treedef: Any = None
+        self.traced: list[int] = []
+
+    def __call__(self, variables: Any, keys: Any, dynamic: list[Any]) -> Any:
+        args, kwargs = self.static.fill(dynamic)
+        y, written = self.run(variables, keys, args, kwargs)
+        self.leaves, self.treedef = jax.tree.flatten(y)
+        self.traced = [i for i, leaf in enumerate(self.leaves) if is_traceable(leaf)]
+        return [self.leaves[i] for i in self.traced], written
+
+    def outputs(self, traced: list[Any]) -> Any:
+        """Puts the outputs together: those of the program and those of Python."""
+        leaves = list(self.leaves)
+        for i, value in zip(self.traced, traced, strict=True):
+            leaves[i] = value
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+def _call_pure(body: _Body, variables: Any, keys: Any, dynamic: list[Any]) -> Any:
+    return body(variables, keys, dynamic)
+
+
+def is_traceable(leaf: Any) -> bool:
+    """Tells whether JAX can trace a value: an array or a number."""
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))
+
+
+class Static:
+    """The arguments of a staged call, static ones set apart.
+
+    What is neither an array nor a number is static by itself.
+
+    Args:
+      place: where the lift stands.
+      args, kwargs: of the call.
+      argnums: positions of static arguments, negative ones from the end.
+      argnames: names of static keyword arguments.
+
+    Raises:
+      StaticArgumentError: a position is out of range.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        argnums: int | Iterable[int],
+        argnames: str | Iterable[str],
+    ):
+        numbers = [argnums] if isinstance(argnums, int) else list(argnums)
+        names = {argnames} if isinstance(argnames, str) else set(argnames)
+        for number in numbers:
+            if not -len(args) <= number < len(args):
+                raise StaticArgumentError(
+                    f"{place}: static_argnums has {number}, the call has {len(args)} positional "
+                    f"arguments besides the module; expected {-len(args)} to {len(args) - 1} "
+                    f"(the module itself is not counted), or static_argnames for keywords"
+                )
+        fixed = {number % len(args) for number in numbers}
+        marked = (
+            [_Fixed(a) if i in fixed else a for i, a in enumerate(args)],
+            {k: _Fixed(v) if k in names else v for k, v in kwargs.items()},
+        )
+        self.leaves, self.treedef = jax.tree.flatten(marked)
+        self.where = [i for i, leaf in enumerate(self.leaves) if is_traceable(leaf)]
+        self.dynamic = [self.leaves[i] for i in self.where]
+
+    def fill(self, dynamic: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns the arguments with other values for the dynamic ones."""
+        leaves = list(self.leaves)
+        for i, value in zip(self.where, dynamic, strict=True):
+            leaves[i] = value
+        args, kwargs = jax.tree.unflatten(self.treedef, leaves)
+        args = tuple(a.value if isinstance(a, _Fixed) else a for a in args)
+        return args, {k: v.value if isinstance(v, _Fixed) else v for k, v in kwargs.items()}
+
+    def key(self) -> Any:
+        """Returns what makes one set of static arguments equal to another."""
+        fixed = [
+            None
+            if i in set(self.where)
+            else typed(leaf.value if isinstance(leaf, _Fixed) else leaf)
+            for i, leaf in enumerate(self.leaves)
+        ]
+        return tuple(fixed), self.treedef
+
+
+class _Fixed:
+    """A leaf that is not traced."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+class _Call:
+    """One call of a jitted lift: a key for the cache, and the body for a miss."""
+
+    def __init__(self, key: Any, body: _Body, opening: Opening):
+        self.key = key
+        self.body: _Body | None = body
+        self.opening: Opening | None = opening
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Call) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@jax.tree_util.register_static
+class _Effects:
+    """What Python remembers of a body: data that leaves a program with its results.
+
+    Attributes:
+      outputs: the leaves that are not traced, their places, and the structure.
+      counters: relative path -> stream -> how many keys were drawn.
+      side: what the modules remember, e.g. how many submodules they named.
+    """
+
+    def __init__(self, outputs: Any, counters: Any, side: Any):
+        self.outputs = outputs
+        self.counters = counters
+        self.side = side
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class Jit:
+    """`jit` over functions of scopes, with one cache for all functions of one key.
+
+    Args are those of `jit`.
+    """
+
+    def __init__(
+        self,
+        variables: Filter,
+        rngs: Filter,
+        static_argnums: int | Iterable[int],
+        static_argnames: str | Iterable[str],
+        donate_argnums: int | Iterable[int],
+        options: Mapping[str, Any],
+    ):
+        self.roles = through_roles("jit", variables, rngs)
+        self.static_argnums = static_argnums
+        self.static_argnames = static_argnames
+        self.donate = {donate_argnums} if isinstance(donate_argnums, int) else set(donate_argnums)
+        self.options = dict(options)
+        self.jitted = self._jitted()
+
+    def _jitted(self) -> Any:
+        donate = (4,) if self.donate else ()
+
+        # A function of its own: jax keeps one cache for each function, and drops it
+        # with the function.
+        def run(call: Any, variables: Any, keys: Any, kept: Any, donated: Any) -> Any:
+            return _staged_call(call, variables, keys, kept, donated)
+
+        return jax.jit(run, static_argnums=(0,), donate_argnums=donate, **self.options)
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        def jitted(scope: Any, *args: Any, **kwargs: Any) -> Any:
+            opening = Opening(self.roles, scope, fn)
+            static = Static(opening.place, args, kwargs, self.static_argnums, self.static_argnames)
+            keys = opening.folded_keys()
+            body = _Body(pure(opening, fn, folded=True), static)
+            if any(top._root.on_birth is not None for top in opening.tops):
+                y, written = body.run(opening.values(THROUGH), keys, args, kwargs)
+                opening.write_back(written)
+                return y
+            identity = getattr(fn, "identity", None)
+            key = (
+                identity() if identity is not None else fn,
+                opening.fingerprint(),
+                static.key(),
+            )
+            # Draws that an outer loop still has to settle must not be found again by
+            # another call, and a listener must hear every call.
+            shared = all(t._root.log is None and t._root.rec is None for t in opening.tops)
+            run = self.jitted if shared else self._jitted()
+            donated = self._donated(args, static)
+            kept = [None if i in donated else x for i, x in enumerate(static.dynamic)]
+            given = {i: static.dynamic[i] for i in donated}
+            call = _Call(key, body, opening)
+            values = opening.values(THROUGH)
+            out, written, effects = run(call, values, keys, kept, given)
+            leaves, traced, treedef = effects.outputs
+            leaves = list(leaves)
+            for i, value in zip(traced, out, strict=True):
+                leaves[i] = value
+            opening.set_counters(effects.counters)
+            restore = getattr(fn, "restore", None)
+            if restore is not None:
+                restore(effects.side)
+            opening.write_back(written)
+            return jax.tree.unflatten(treedef, leaves)
+
+        return jitted
+
+    def _donated(self, args: tuple[Any, ...], static: Static) -> set[int]:
+        """Returns which dynamic leaves belong to donated arguments."""
+        if not self.donate:
+            return set()
+        wanted = {number % len(args) for number in self.donate if args}
+        found, n = set(), 0
+        for i, arg in enumerate(args):
+            for leaf in jax.tree.leaves(arg):
+                if is_traceable(leaf):
+                    if i in wanted and n < len(static.dynamic):
+                        found.add(n)
+                    n += 1
+        return found
+
+
+def _staged_call(call: _Call, variables: Any, keys: Any, kept: Any, donated: Any) -> Any:
+    body, opening = call.body, call.opening
+    # The cache keeps the call; it must not keep the model's scopes with it.
+    call.body = call.opening = None
+    assert body is not None and opening is not None
+    dynamic = [donated.get(i, x) for i, x in enumerate(kept)]
+    out, written = body(variables, keys, dynamic)
+    outside = [None if i in body.traced else leaf for i, leaf in enumerate(body.leaves)]
+    outputs = (tuple(outside), tuple(body.traced), body.treedef)
+    side = getattr(opening.target, "side", None)
+    effects = _Effects(outputs, opening.counted(), side() if side is not None else None)
+    return out, written, effects
+
+
+def jit(
+    fn: Callable[..., Any],
+    variables: Filter = True,
+    rngs: Filter = True,
+    static_argnums: int | Iterable[int] = (),
+    static_argnames: str | Iterable[str] = (),
+    donate_argnums: int | Iterable[int] = (),
+    device: Any = None,
+    backend: str | None = None,
+    inline: bool = False,
+) -> Callable[..., Any]:
+    """`liftax.jit` over a function of a scope.
+
+    Args:
+      fn: called as ``fn(scope, *args, **kwargs)``; the argument numbers count
+        ``args``.
+
+    The other arguments are those of `liftax.jit`.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> traces = []
+      >>> def double(scope, x):
+      ...     traces.append(x)
+      ...     return x * 2
+      >>> run = apply(lift.jit(double))
+      >>> float(run({}, 3.0)), float(run({}, 4.0)), len(traces)
+      (6.0, 8.0, 1)
+    """
+    options = jit_options(device, backend, inline)
+    return Jit(variables, rngs, static_argnums, static_argnames, donate_argnums, options)(fn)
+
+
+def jit_options(device: Any, backend: str | None, inline: bool) -> dict[str, Any]:
+    """Returns those options of `jax.jit` that differ from its defaults."""
+    options = {"device": device, "backend": backend, "inline": inline or None}
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,231 @@
+"""Calls of a module's methods: everything that happens around the user's code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+
+from ..errors import CallCompactUnboundModuleError, IncorrectPostInitOverrideError
+from .state import InterceptorContext, local
+
+if TYPE_CHECKING:
+    from .module import Module
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compact(fn: F) -> F:
+    """Lets a method declare submodules and variables where it uses them.
+
+    Submodules made in the method without a ``name`` are numbered by class, in the
+    order in which they are made: ``Dense_0``, ``Dense_1``.
+
+    Args:
+      fn: a method of a module.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> class Block(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return nn.Dense(2)(nn.relu(nn.Dense(8)(x)))
+      >>> variables = Block().init(jax.random.key(0), jax.numpy.ones(3))
+      >>> sorted(variables['params'])
+      ['Dense_0', 'Dense_1']
+    """
+    fn.compact = True  # type: ignore[attr-defined]
+    return fn
+
+
+def nowrap(fn: F) -> F:
+    """Leaves a method alone: no setup before it, no interception, no capture.
+
+    For methods that don't use variables or submodules, such as ones that make a
+    carry, and for ones that stand for another module's.
+
+    Args:
+      fn: a method of a module.
+
+    Example:
+      >>> import liftax as nn
+      >>> class Cell(nn.Module):
+      ...     features: int
+      ...     @nn.nowrap
+      ...     def zeros(self):
+      ...         return [0.0] * self.features
+      >>> Cell(2).zeros()
+      [0.0, 0.0]
+    """
+    fn.nowrap = True  # type: ignore[attr-defined]
+    return fn
+
+
+def compact_name_scope(fn: F) -> F:
+    """Puts what a method declares under the method's own name.
+
+    Like `compact`, but the submodules and variables of the method live one level
+    deeper, and their automatic names start over there. A module may have any
+    number of such methods.
+
+    Args:
+      fn: a method of a module.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> class Two(nn.Module):
+      ...     @nn.compact_name_scope
+      ...     def up(self, x):
+      ...         return nn.Dense(8)(x)
+      ...     @nn.compact_name_scope
+      ...     def down(self, x):
+      ...         return nn.Dense(2)(x)
+      ...     def __call__(self, x):
+      ...         return self.down(self.up(x))
+      >>> variables = Two().init(jax.random.key(0), jax.numpy.ones(3))
+      >>> {name: sorted(sub) for name, sub in variables['params'].items()}
+      {'up': ['Dense_0'], 'down': ['Dense_0']}
+    """
+
+    @functools.wraps(fn)
+    def scoped(self: Module, *args: Any, **kwargs: Any) -> Any:
+        state, outer = self._state, self.scope
+        cursors, state.cursors = state.cursors, {}
+        assert outer is not None  # a compact method is called on bound modules only
+        object.__setattr__(self, "scope", outer.push(fn.__name__, reuse=True))
+        try:
+            return fn(self, *args, **kwargs)
+        finally:
+            object.__setattr__(self, "scope", outer)
+            state.cursors = cursors
+
+    scoped.compact = True  # type: ignore[attr-defined]
+    return scoped  # type: ignore[return-value]
+
+
+def wrap_methods(cls: type, fields: set[str]) -> None:
+    """Wraps the methods that a class defines, each once."""
+    for name, method in list(cls.__dict__.items()):
+        if (
+            isinstance(method, FunctionType)
+            and name not in fields
+            and (not name.startswith("__") or name == "__call__" or hasattr(method, "compact"))
+            and name != "setup"
+            and not getattr(method, "nowrap", False)
+            and not getattr(method, "wrapped_method", False)
+        ):
+            setattr(cls, name, wrapped(method))
+
+
+def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the method with everything that happens around its calls."""
+    if getattr(method, "wrapped_method", False):
+        return method
+
+    is_compact = getattr(method, "compact", False)
+    name = getattr(method, "__name__", "unnamed_function")
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not hasattr(type(self), "_liftax_module"):
+            return method(self, *args, **kwargs)
+        return call_method(method, name, is_compact, self, args, kwargs)
+
+    call.wrapped_method = True  # type: ignore[attr-defined]
+    return call
+
+
+def call_method(
+    method: Callable[..., Any],
+    name: str,
+    is_compact: bool,
+    module: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a method on a module.
+
+    Raises:
+      CallCompactUnboundModuleError: a compact method of an unbound module.
+      IncorrectPostInitOverrideError: the module's own ``__post_init__`` did not run.
+    """
+    try:
+        state = module.__dict__["_state"]
+    except KeyError:
+        raise IncorrectPostInitOverrideError(
+            f"{type(module).__name__} overrides __post_init__ without calling "
+            f"super().__post_init__(); add that call as its last line"
+        ) from None
+    scope = module.scope
+    if scope is None:
+        if is_compact:
+            raise CallCompactUnboundModuleError(
+                f"{type(module).__name__}: the compact method {name!r} was called on an unbound "
+                f"module; use module.init(key, ...) and module.apply(variables, ...)"
+            )
+    elif state.setup == 0:
+        module._try_setup()
+    stack = local.stack
+    stack.append(module)
+    outermost = is_compact and not state.in_compact
+    if is_compact:
+        state.in_compact = True
+    try:
+        if scope is None or not (local.named_call or local.interceptors):
+            y = method(module, *args, **kwargs)
+        else:
+            y = _observed(method, name, module, args, kwargs)
+        if scope is not None:
+            capture = scope._root.flags.get("capture_intermediates")
+            if capture is not None and capture(module, name):
+                module.sow("intermediates", name, y)
+        return y
+    finally:
+        stack.pop()
+        if outermost:
+            state.in_compact = False
+            state.cursors = {}
+            scope.reservations = {}
+
+
+def _observed(
+    method: Callable[..., Any],
+    name: str,
+    module: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a method by way of the interceptors and under a name for profiles."""
+    if not local.interceptors:
+        with jax.named_scope(_profile_name(module, name)):
+            return method(module, *args, **kwargs)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not local.named_call:
+            return method(module, *args, **kwargs)
+        with jax.named_scope(_profile_name(module, name)):
+            return method(module, *args, **kwargs)
+
+    context = InterceptorContext(module, name, functools.partial(method, module))
+    for interceptor in local.interceptors:
+        run = functools.partial(_intercepted, interceptor, run, context)
+    return run(*args, **kwargs)
+
+
+def _intercepted(
+    interceptor: Callable[..., Any],
+    inner: Callable[..., Any],
+    context: InterceptorContext,
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    return interceptor(inner, args, kwargs, context)
+
+
+def _profile_name(module: Any, name: str) -> str:
+    own = module.name or type(module).__name__
+    return own if name == "__call__" else f"{own}.{name}"

@@ -1,0 +1,196 @@
+"""Modules and their arguments as scopes, and as modules again inside a lift.
+
+One traversal finds every module that a call can reach: the modules themselves,
+those in the arguments, and those that they hold in fields. What comes back is a
+list of scopes, for the core, and a function that rebuilds the same modules on
+other scopes. A module that is met twice is rebuilt once, so ties stay ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from ..core.keys import typed
+from ..core.scope import Scope, Variable
+from .fields import is_atom, parts, replaced
+from .naming import is_module
+
+
+def _is_bound(value: Any) -> bool:
+    """Tells whether a value has a scope that a lift must know of."""
+    return (is_module(value) and value.scope is not None) or isinstance(value, Variable)
+
+
+class Detached:
+    """Modules, and values with modules in them, taken off their scopes.
+
+    Args:
+      values: modules, or pytrees that may hold modules and Variables.
+      cls: the class to rebuild the first value as, where it is not its own.
+
+    Attributes:
+      scopes: the scopes of the modules found, in order.
+    """
+
+    def __init__(self, values: Sequence[Any], cls: type | None = None):
+        self.values = values
+        self.cls = cls
+        self.scopes: list[Scope] = []
+        self.modules: list[Any] = []
+        self._seen: dict[int, Any] = {}
+        for value in values:
+            self._visit(value)
+
+    def _visit(self, value: Any) -> None:
+        if is_atom(value) or isinstance(value, jax.Array):
+            return
+        for _, found in parts(value, _is_bound):
+            if id(found) in self._seen:
+                continue
+            self._seen[id(found)] = found
+            self.modules.append(found)
+            self.scopes.append(found.scope)
+            if is_module(found):
+                self._visit_fields(found)
+
+    def _visit_fields(self, module: Any) -> None:
+        """Visits the modules that a module holds but does not own."""
+        for name in module._field_names:
+            value = module.__dict__.get(name)
+            if is_atom(value):
+                continue
+            for _, found in parts(value, is_module):
+                if found.parent is module:
+                    self._visit_fields(found)
+                else:
+                    self._visit(found)
+
+    def rebuild(self, scopes: Sequence[Scope]) -> list[Any]:
+        """Returns the values with their modules rebuilt on other scopes."""
+        at = {id(m): s for m, s in zip(self.modules, scopes, strict=True)}
+        built: dict[int, Any] = {}
+
+        def new(old: Any) -> Any:
+            if id(old) in built:
+                return built[id(old)]
+            if isinstance(old, Variable):
+                made: Any = Variable(at[id(old)], old.collection, old.name, old.unbox)
+            else:
+                scope = at.get(id(old))
+                changes = {}
+                for name in old._field_names:
+                    value = old.__dict__.get(name)
+                    if not is_atom(value):
+                        part = replaced(value, is_module, new)
+                        if part is not value:
+                            changes[name] = part
+                if scope is None:
+                    # Owned by a module that is rebuilt: it is named again by attachment.
+                    made = old.clone(name=None, **changes) if old.scope is not None else old
+                else:
+                    made = self._bound(old, scope, changes)
+            built[id(old)] = made
+            return made
+
+        return [replaced(value, _known(at), new) for value in self.values]
+
+    def _bound(self, old: Any, scope: Scope, changes: dict[str, Any]) -> Any:
+        first = self.cls is not None and old is self.values[0]
+        if first:
+            assert self.cls is not None
+            attrs = {n: old.__dict__[n] for n in self.cls._clone_names}  # type: ignore[attr-defined]
+            made = self.cls(**{**attrs, **changes, "parent": scope})
+        else:
+            made = old.clone(parent=scope, **changes)
+        old._state.hand_to(made._state)
+        return made
+
+    def take_back(self, rebuilt: Sequence[Any]) -> None:
+        """Lets the modules go on naming where their clones left off."""
+        for old, made in zip(self.values, rebuilt, strict=True):
+            if is_module(old) and old.scope is not None:
+                old._state.take_from(made._state)
+
+    def fingerprint(self) -> Any:
+        """Returns a key: equal for values that are rebuilt alike, whatever their names."""
+        order = {id(m): i for i, m in enumerate(self.modules)}
+        return tuple(_fingerprint(value, order) for value in self.values)
+
+    def memory(self) -> Any:
+        """Returns what the modules remember that a lift must hand on."""
+        return tuple(
+            tuple(value._state.cursors.items()) if is_module(value) else () for value in self.values
+        )
+
+    def remember(self, memory: Any) -> None:
+        """Lets the modules remember what `memory` returned."""
+        for value, cursors in zip(self.values, memory, strict=True):
+            if is_module(value):
+                value._state.cursors = dict(cursors)
+
+
+def _fingerprint(value: Any, order: dict[int, int]) -> Any:
+    if is_module(value):
+        state = value._state
+        fields = tuple(_fingerprint(value.__dict__.get(name), order) for name in value._field_names)
+        place = order.get(id(value))
+        remembered = (state.in_compact, tuple(state.cursors.items()))
+        return type(value), place, fields, remembered
+    if isinstance(value, Variable):
+        return Variable, order.get(id(value)), value.collection, value.name, value.unbox
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(_fingerprint(v, order) for v in value)
+    if isinstance(value, dict):
+        return dict, frozenset((k, _fingerprint(v, order)) for k, v in value.items())
+    return typed(value)
+
+
+def _known(at: dict[int, Scope]) -> Callable[[Any], bool]:
+    return lambda value: id(value) in at
+
+
+def without_modules(args: Any) -> tuple[Any, Callable[[Any, Sequence[Any]], Any], list[Any]]:
+    """Takes the bound modules and Variables out of arguments.
+
+    Returns:
+      the arguments with None in their places, a function that puts rebuilt ones
+      back, and the ones taken out, in order.
+    """
+    taken: list[Any] = []
+
+    def take(value: Any) -> Any:
+        taken.append(value)
+        return _Hole(len(taken) - 1)
+
+    holed = replaced(args, _is_bound, take)
+    if not taken:
+        return args, lambda values, rebuilt: values, taken
+    emptied = replaced(holed, _is_hole, lambda hole: None)
+    # None is an empty pytree, so it goes through any transformation unseen; the
+    # places are found again by walking both trees side by side.
+    return emptied, lambda values, rebuilt: _filled(holed, values, rebuilt), taken
+
+
+class _Hole:
+    """Where a module was."""
+
+    def __init__(self, index: int):
+        self.index = index
+
+
+def _is_hole(value: Any) -> bool:
+    return isinstance(value, _Hole)
+
+
+def _filled(holed: Any, values: Any, rebuilt: Sequence[Any]) -> Any:
+    if isinstance(holed, _Hole):
+        return rebuilt[holed.index]
+    if isinstance(holed, dict):
+        return {k: _filled(v, values[k], rebuilt) for k, v in holed.items()}
+    if isinstance(holed, (list, tuple)):
+        found = [_filled(h, v, rebuilt) for h, v in zip(holed, values, strict=True)]
+        return type(holed)(*found) if hasattr(holed, "_fields") else type(holed)(found)
+    return values

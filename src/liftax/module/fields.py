@@ -1,0 +1,150 @@
+"""Module classes as dataclasses: fields, frozen containers, hashing, display."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ..errors import ReservedModuleAttributeError
+
+UNSET = object()
+"""The default of ``parent``: the module whose method runs when the new one is made."""
+
+_ATOMS = (str, int, float, bool, type(None), type, type(inspect.isfunction))
+RESERVED = ("parent", "name")
+
+
+def declare(cls: type, kw_only: bool) -> None:
+    """Makes a dataclass of a module class, with ``parent`` and ``name`` as keywords.
+
+    Raises:
+      ReservedModuleAttributeError: the class declares one of the two itself.
+    """
+    annotations = inspect.get_annotations(cls)
+    clash = [name for name in RESERVED if name in annotations]
+    if clash:
+        raise ReservedModuleAttributeError(
+            f"{cls.__name__}: the fields {RESERVED} are reserved, found {clash}; rename the field"
+        )
+    cls.__annotations__ = {**annotations, "parent": Any, "name": "str | None"}
+    cls.parent = dataclasses.field(  # type: ignore[attr-defined]
+        default=UNSET, repr=False, compare=False, kw_only=True
+    )
+    cls.name = dataclasses.field(default=None, kw_only=True)  # type: ignore[attr-defined]
+    own_hash = cls.__dict__.get("__hash__")
+    own_eq = "__eq__" in cls.__dict__
+    dataclasses.dataclass(cls, kw_only=kw_only, repr=False)  # type: ignore[call-overload]
+    if own_hash is not None:
+        cls.__hash__ = own_hash  # type: ignore[method-assign]
+    elif not own_eq:
+        cls.__hash__ = _hash  # type: ignore[method-assign, assignment]
+    names = [f.name for f in dataclasses.fields(cls) if f.name not in RESERVED]
+    cls._field_names = tuple(names)  # type: ignore[attr-defined]
+    cls._clone_names = tuple(  # type: ignore[attr-defined]
+        f.name for f in dataclasses.fields(cls) if f.init and f.name != "parent"
+    )
+
+
+def _hash(self: Any) -> int:
+    values = [getattr(self, name) for name in (*self._field_names, "name")]
+    return hash((type(self), *map(_hashable, values)))
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return frozenset((k, _hashable(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_hashable, value))
+    return value
+
+
+def freeze(value: Any) -> Any:
+    """Returns the value with tuples for lists and fresh dicts for mappings."""
+    if isinstance(value, list) or type(value) is tuple:
+        return tuple(map(freeze, value))
+    if type(value) is dict:
+        return {k: freeze(v) for k, v in value.items()}
+    return value
+
+
+def is_atom(value: Any) -> bool:
+    """Tells quickly that a value is neither a container nor a module."""
+    return isinstance(value, _ATOMS)
+
+
+def parts(value: Any, is_leaf: Callable[[Any], bool], suffix: str = "") -> Iterator[Any]:
+    """Yields ``(suffix, leaf)`` for the leaves that ``is_leaf`` has, in containers.
+
+    The suffix spells out the place: ``_0`` in a list, ``_key`` in a mapping.
+    """
+    if is_leaf(value):
+        yield suffix, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from parts(part, is_leaf, f"{suffix}_{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, part in enumerate(value):
+            yield from parts(part, is_leaf, f"{suffix}_{i}")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from parts(getattr(value, field.name, None), is_leaf, f"{suffix}_{field.name}")
+
+
+def replaced(value: Any, is_leaf: Callable[[Any], bool], new: Callable[[Any], Any]) -> Any:
+    """Returns the value with ``new(leaf)`` for the leaves that ``is_leaf`` has.
+
+    A container in which nothing changes is returned as it is.
+    """
+    if is_leaf(value):
+        return new(value)
+    if isinstance(value, Mapping):
+        items = {k: replaced(v, is_leaf, new) for k, v in value.items()}
+        if all(items[k] is v for k, v in value.items()):
+            return value
+        return items if type(value) is dict else type(value)(items)  # type: ignore[call-arg]
+    if isinstance(value, (list, tuple)):
+        found = [replaced(v, is_leaf, new) for v in value]
+        if all(a is b for a, b in zip(found, value, strict=True)):
+            return value
+        if hasattr(value, "_fields"):
+            return type(value)(*found)
+        return type(value)(found)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {}
+        for field in dataclasses.fields(value):
+            if field.init and hasattr(value, field.name):
+                old = getattr(value, field.name)
+                part = replaced(old, is_leaf, new)
+                if part is not old:
+                    changes[field.name] = part
+        return dataclasses.replace(value, **changes) if changes else value
+    return value
+
+
+def show(module: Any, indent: int = 4) -> str:
+    """Shows a module: its class, its fields, and the submodules it has so far."""
+    pad = " " * indent
+    lines = []
+    fields = [f.name for f in dataclasses.fields(module) if f.repr and f.name not in RESERVED]
+    if fields:
+        lines.append("# attributes")
+        for name in fields:
+            value = getattr(module, name, None)
+            text = getattr(value, "__name__", None) if callable(value) else None
+            lines.append(f"{name} = {text or _text(value)}")
+    children = {name: child for name, child in module._state.children.items() if child is not None}
+    if children:
+        lines.append("# children")
+        lines += [f"{name} = {_text(child)}" for name, child in children.items()]
+    if not lines:
+        return f"{type(module).__name__}()"
+    body = "\n".join(lines).replace("\n", "\n" + pad)
+    return f"{type(module).__name__}(\n{pad}{body}\n)"
+
+
+def _text(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    return repr(value)

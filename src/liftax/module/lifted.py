@@ -1,0 +1,236 @@
+"""The lifts over module classes and functions of modules.
+
+Lifting a class is lifting its methods; a function of modules is one method. The
+module and its arguments are detached (see detach.py), the core lift runs over
+their scopes, and the modules are rebuilt on the scopes inside.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ..core.scope import Variable
+from ..errors import LiftMethodError, TransformedMethodReturnValueError, TransformTargetError
+from .calls import wrapped
+from .detach import Detached, without_modules
+from .naming import is_module
+
+Target = TypeVar("Target", bound=Callable[..., Any])
+CoreLift = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Maps a function of scopes, ``(scopes, *args, **kwargs)``, to its lifted twin."""
+
+
+def lift_target(
+    name: str,
+    target: Any,
+    core_lift: CoreLift,
+    methods: Any = None,
+    per_method: Callable[[Mapping[str, Any]], CoreLift] | None = None,
+) -> Any:
+    """Lifts a module class or a function of modules.
+
+    Args:
+      name: the lift's name, as it prefixes the class's: ``Scan``, ``Vmap``.
+      target: the class or function.
+      core_lift: the lift over functions of scopes.
+      methods: for a class: the names of the methods to lift (``__call__``), or a
+        mapping of name to the lift's arguments for that method.
+      per_method: makes the core lift from such arguments.
+
+    Raises:
+      TransformTargetError: the target is neither.
+      LiftMethodError: the class has no such method.
+    """
+    if isinstance(target, type) and hasattr(target, "_liftax_module"):
+        lifts: dict[str, CoreLift] = {}
+        if isinstance(methods, Mapping):
+            if per_method is None:
+                raise TransformTargetError(
+                    f"{name.lower()}: methods expected a list of names; this lift takes no "
+                    f"arguments per method"
+                )
+            lifts = {method: per_method(arguments) for method, arguments in methods.items()}
+        else:
+            names = ["__call__"] if methods is None else methods
+            names = [names] if isinstance(names, str) else names
+            lifts = dict.fromkeys(names, core_lift)
+        return _lift_class(name, target, lifts)
+    if is_module(target) or not callable(target):
+        raise TransformTargetError(
+            f"{name.lower()}: expected a module class or a function whose first argument is a "
+            f"module; found "
+            + (
+                f"an instance of {type(target).__name__}. Lift the class and then make the "
+                f"instance: nn.{name.lower()}({type(target).__name__}, ...)(...)"
+                if is_module(target)
+                else type(target).__name__
+            )
+        )
+    if methods is not None:
+        raise TransformTargetError(
+            f"{name.lower()}: methods= goes with a module class; the target is a function"
+        )
+    return lift_function(target, core_lift)
+
+
+def _lift_class(name: str, target: type, lifts: Mapping[str, CoreLift]) -> type:
+    members: dict[str, Any] = {"__doc__": target.__doc__, "__module__": target.__module__}
+    for method, core_lift in lifts.items():
+        fn = getattr(target, method, None)
+        if fn is None:
+            near = [n for n, _ in inspect.getmembers(target, inspect.isfunction)]
+            raise LiftMethodError(
+                f"{name.lower()}: methods names {method!r}, which {target.__name__} does not "
+                f"have; its methods are "
+                + ", ".join(sorted(n for n in near if not n.startswith("_") or n == "__call__"))
+            )
+        members[method] = _lift_method(fn, core_lift, target)
+    cls = type(name.capitalize() + target.__name__, (target,), members)
+    return cls
+
+
+def _lift_method(fn: Callable[..., Any], core_lift: CoreLift, cls: type) -> Callable[..., Any]:
+    """Returns the lifted method; inside, the module is an instance of ``cls``."""
+    method = wrapped(fn)
+
+    @functools.wraps(fn)
+    def lifted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _run(method, core_lift, self, args, kwargs, cls, cls)
+
+    lifted.nowrap = True  # type: ignore[attr-defined]
+    return lifted
+
+
+def lift_function(fn: Callable[..., Any], core_lift: CoreLift) -> Callable[..., Any]:
+    """Lifts a function whose first argument is a module (or a container of them)."""
+    method = wrapped(fn)
+
+    @functools.wraps(fn)
+    def lifted(module: Any, *args: Any, **kwargs: Any) -> Any:
+        return _run(method, core_lift, module, args, kwargs, None, fn)
+
+    lifted.nowrap = True  # type: ignore[attr-defined]
+    return lifted
+
+
+def _run(
+    method: Callable[..., Any],
+    core_lift: CoreLift,
+    module: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    cls: type | None,
+    target: Any,
+) -> Any:
+    """Runs a lifted method or function."""
+    if is_module(module) and module.scope is None:
+        # Only to raise the error of an unbound call.
+        return method(module, *args, **kwargs)
+    plain, fill, taken = without_modules((args, kwargs))
+    detached = Detached([module, *taken], cls)
+    _check_bound(detached, target, module)
+    body = Body(method, target, detached, fill)
+    args, kwargs = plain
+    return core_lift(body)(detached.scopes, *args, **kwargs)
+
+
+def call_functions(
+    functions: Sequence[Callable[..., Any]], module: Any, args: tuple[Any, ...]
+) -> tuple[list[Body], list[Any], tuple[Any, ...]]:
+    """Detaches a module for a lift that calls functions of it at once.
+
+    Returns:
+      the functions as bodies over scopes, the scopes, and the arguments without
+      the modules among them.
+    """
+    plain, fill, taken = without_modules((args, {}))
+    detached = Detached([module, *taken])
+    _check_bound(detached, functions[0], module)
+    bodies = [Body(wrapped(fn), fn, detached, fill) for fn in functions]
+    return bodies, detached.scopes, plain[0]
+
+
+def _check_bound(detached: Detached, target: Any, module: Any) -> None:
+    if not detached.scopes:
+        raise TransformTargetError(
+            f"{getattr(target, '__name__', target)}: the first argument of a lifted function "
+            f"must be a bound module; found {type(module).__name__}"
+        )
+
+
+class Body:
+    """A method as a function of scopes.
+
+    Args:
+      method: called with the rebuilt module.
+      target: what the user lifted, for messages and the layout.
+      detached: the module and those in the arguments.
+      fill: puts the rebuilt modules back into the arguments.
+    """
+
+    def __init__(
+        self,
+        method: Callable[..., Any],
+        target: Any,
+        detached: Detached,
+        fill: Callable[..., Any],
+    ):
+        self.method = method
+        self.detached = detached
+        self.fill = fill
+        self.__name__ = getattr(target, "__name__", type(target).__name__)
+        self.func = target
+        self._side: Any = None
+
+    def __call__(self, scopes: Any, *args: Any, **kwargs: Any) -> Any:
+        rebuilt = self.detached.rebuild(scopes)
+        args, kwargs = self.fill((args, kwargs), rebuilt[1:])
+        y = self.method(rebuilt[0], *args, **kwargs)
+        self.detached.take_back(rebuilt)
+        _check_return(y, self.func)
+        return y
+
+    def identity(self) -> Any:
+        """Returns a key: equal for bodies that make one program of equal inputs."""
+        return self.func, self.detached.cls, self.detached.fingerprint()
+
+    def side(self) -> Any:
+        """Returns what the modules remember after the body."""
+        return self.detached.memory()
+
+    def restore(self, side: Any) -> None:
+        """Lets the modules remember what `side` returned."""
+        self.detached.remember(side)
+
+
+def _check_return(y: Any, target: Any) -> None:
+    found = y if is_module(y) or isinstance(y, Variable) else None
+    if isinstance(y, (tuple, list)):
+        found = next((v for v in y if is_module(v) or isinstance(v, Variable)), found)
+    if found is not None:
+        raise TransformedMethodReturnValueError(
+            f"{getattr(target, '__name__', target)}: a lifted method returned a "
+            f"{type(found).__name__}, which cannot leave the lift; return arrays, or a "
+            f"variable's value"
+        )
+
+
+def with_arguments(
+    core: Callable[..., Any], arguments: Mapping[str, Any], methods: Any
+) -> tuple[CoreLift, Any, Callable[[Mapping[str, Any]], CoreLift]]:
+    """Fixes a core lift's arguments, for all methods and for each."""
+
+    def with_changes(changes: Mapping[str, Any]) -> CoreLift:
+        unknown = [name for name in changes if name not in arguments]
+        if unknown:
+            raise TypeError(
+                f"{core.__name__}: methods has the unknown argument {unknown[0]!r}; "
+                f"known are {', '.join(arguments)}"
+            )
+        chosen = {**arguments, **changes}
+        return lambda fn: core(fn, **chosen)
+
+    return with_changes({}), methods, with_changes

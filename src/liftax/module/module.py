@@ -1,0 +1,806 @@
+"""Module: a layer as a dataclass with variables."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from ..core import run
+from ..core.filters import DenyList, Filter
+from ..core.scope import Scope, Variable
+from ..errors import (
+    ApplyModuleInvalidMethodError,
+    CallSetupUnboundModuleError,
+    CallUnbindOnUnboundModuleError,
+    DescriptorAttributeError,
+    InvalidInstanceModuleError,
+    LiftaxError,
+    NameInUseError,
+    SetAttributeFrozenModuleError,
+    SetAttributeInModuleSetupError,
+)
+from . import fields
+from .calls import wrap_methods
+from .naming import is_module, place, register
+from .state import DONE, NEW, RUNNING, State, local
+
+M = TypeVar("M", bound="Module")
+T = TypeVar("T")
+
+INIT_COLLECTIONS = DenyList("intermediates")
+
+
+@typing.dataclass_transform(field_specifiers=(dataclasses.field,))
+class Module:
+    """The base class of layers and models.
+
+    A subclass declares its settings as dataclass fields and its computation as
+    methods. Submodules and variables are declared in ``setup``, or in a method
+    marked with ``compact``. A module holds no arrays: ``init`` makes its
+    variables, a dict of collections, and ``apply`` computes with them.
+
+    Attributes:
+      parent: the module or scope that it belongs to; found by itself.
+      name: its name in the parent; found by itself where None.
+      scope: its view of the variables, None while it is unbound.
+
+    Example:
+      >>> import liftax as nn
+      >>> class Scale(nn.Module):
+      ...     start: float = 1.0
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return x * self.param('scale', nn.initializers.constant(self.start), (1,))
+      >>> variables = Scale(3.0).init(jax.random.key(0), jnp.ones(2))
+      >>> Scale(3.0).apply(variables, jnp.ones(2)).tolist()
+      [3.0, 3.0]
+    """
+
+    _liftax_module: ClassVar[bool] = True
+    _field_names: ClassVar[tuple[str, ...]] = ()
+    _clone_names: ClassVar[tuple[str, ...]] = ()
+    scope: ClassVar[Scope | None] = None
+
+    if typing.TYPE_CHECKING:
+        parent: Any = dataclasses.field(default=None, kw_only=True, repr=False)
+        name: str | None = dataclasses.field(default=None, kw_only=True)
+        _state: State = dataclasses.field(init=False, repr=False)
+
+    def __init_subclass__(cls, kw_only: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        fields.declare(cls, kw_only)
+        wrap_methods(cls, {f.name for f in dataclasses.fields(cls)})
+
+    # --- making and binding -----------------------------------------------------
+
+    def __post_init__(self) -> None:
+        own = self.__dict__
+        own["_state"] = State()
+        if own["parent"] is fields.UNSET:
+            own["parent"] = local.stack[-1]
+        if own["parent"] is not None:
+            place(self)
+            if self.scope is not None:
+                self._adopt_fields()
+
+    def _adopt_fields(self) -> None:
+        """Takes the modules in the fields as submodules, once this module is bound."""
+        own = self.__dict__
+        for name in self._field_names:
+            value = own.get(name)
+            if not fields.is_atom(value):
+                kept = register(self, name, value)
+                if kept is not value:
+                    own[name] = kept
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        state = self.__dict__.get("_state")
+        if state is not None and not name.startswith("__"):
+            if state.in_setup:
+                if name in type(self).__dataclass_fields__:  # type: ignore[attr-defined]
+                    raise SetAttributeInModuleSetupError(
+                        f"{self._where()}: setup assigns the field {name!r}; fields are set when "
+                        f"the module is made, give the attribute another name"
+                    )
+                value = register(self, name, value)
+            elif self.scope is not None:
+                raise SetAttributeFrozenModuleError(
+                    f"{self._where()}: attribute {name!r} was assigned outside setup. Modules "
+                    f"are frozen: return the value, or keep it with self.variable('cache', "
+                    f"{name!r}, ...) or self.sow"
+                )
+        if not fields.is_atom(value):
+            value = fields.freeze(value)
+        object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        # Called only for what is not there: perhaps setup has still to make it.
+        own = self.__dict__
+        state = own.get("_state")
+        if state is not None and not name.startswith("__"):
+            if state.setup == NEW and self.scope is not None:
+                self._try_setup()
+                if name in own:
+                    return own[name]
+            if isinstance(inspect.getattr_static(type(self), name, None), property):
+                raise DescriptorAttributeError(
+                    f"{self._where()}: the property {name!r} reads an attribute that does not exist"
+                )
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}. What setup defines is "
+            f"there only inside init and apply, or on a bound module."
+        )
+
+    def __dir__(self) -> list[str]:
+        if self.__dict__.get("_state") is not None:
+            self._try_setup()
+        return sorted({*super().__dir__(), *self.__dict__})
+
+    def __repr__(self) -> str:
+        return fields.show(self)
+
+    def setup(self) -> None:
+        """Declares submodules and variables as attributes; override it.
+
+        It runs once, before the first method of a bound module.
+
+        Example:
+          >>> import liftax as nn
+          >>> class Mlp(nn.Module):
+          ...     def setup(self):
+          ...         self.layers = [nn.Dense(4), nn.Dense(2)]
+          ...     def __call__(self, x):
+          ...         for layer in self.layers:
+          ...             x = layer(x)
+          ...         return x
+          >>> sorted(Mlp().init(jax.random.key(0), jnp.ones(3))['params'])
+          ['layers_0', 'layers_1']
+        """
+
+    def _try_setup(self) -> None:
+        state = self._state
+        if state.setup != NEW or self.scope is None:
+            return
+        if type(self).setup is Module.setup:
+            state.setup = DONE
+            return
+        state.setup, state.in_setup = RUNNING, True
+        local.stack.append(self)
+        try:
+            self.setup()
+        except BaseException:
+            state.setup = NEW
+            raise
+        finally:
+            local.stack.pop()
+            state.in_setup = False
+        state.setup = DONE
+
+    def clone(
+        self: M,
+        *,
+        parent: Any = None,
+        _deep_clone: bool | dict[int, Any] = False,
+        _reset_names: bool = False,
+        **updates: Any,
+    ) -> M:
+        """Returns a copy of the module with other fields.
+
+        Args:
+          parent: the copy's parent; None leaves it unbound.
+          **updates: fields to change.
+
+        Example:
+          >>> import liftax as nn
+          >>> nn.Dense(3).clone(features=5).features
+          5
+        """
+        own = self.__dict__
+        attrs = {name: own[name] for name in self._clone_names}
+        attrs.update(updates, parent=parent)
+        if _deep_clone is not False:
+            memo = _deep_clone if isinstance(_deep_clone, dict) else {}
+
+            def copy(module: Any) -> Any:
+                if id(module) not in memo:
+                    name = {"name": None} if _reset_names else {}
+                    cloned = module.clone(_deep_clone=memo, _reset_names=_reset_names, **name)
+                    memo[id(module)] = (module, cloned)
+                return memo[id(module)][1]
+
+            for name, value in attrs.items():
+                if name != "parent" and not fields.is_atom(value):
+                    attrs[name] = fields.replaced(value, is_module, copy)
+        return type(self)(**attrs)
+
+    def copy(self: M, *, parent: Any = fields.UNSET, name: str | None = None, **updates: Any) -> M:
+        """Like `clone`, for use as a submodule of the module that runs now.
+
+        Example:
+          >>> import liftax as nn
+          >>> nn.Dense(3).copy(use_bias=False).use_bias
+          False
+        """
+        return self.clone(parent=parent, name=name, _deep_clone=True, _reset_names=False, **updates)
+
+    def bind(
+        self: M,
+        variables: Mapping[str, Any],
+        *args: Any,
+        rngs: Any = None,
+        mutable: Filter = False,
+    ) -> M:
+        """Returns the module bound to variables, for interactive use.
+
+        Args:
+          variables: collection -> nested mapping.
+          rngs: stream -> key.
+          mutable: which collections may be written.
+
+        Example:
+          >>> import liftax as nn
+          >>> dense = nn.Dense(2)
+          >>> bound = dense.bind(dense.init(jax.random.key(0), jnp.ones(3)))
+          >>> bound(jnp.ones(3)).shape
+          (2,)
+        """
+        if args:
+            raise TypeError(f"bind takes the variables alone, found {len(args)} arguments more")
+        return self.clone(parent=run.bind(variables, rngs, mutable), _deep_clone=True)
+
+    def unbind(self: M) -> tuple[M, dict[str, Any]]:
+        """Returns an unbound copy of the module and its variables.
+
+        Raises:
+          CallUnbindOnUnboundModuleError: the module is not bound.
+
+        Example:
+          >>> import liftax as nn
+          >>> model = nn.Sequential([nn.Dense(4), nn.Dense(2)])
+          >>> bound = model.bind(model.init(jax.random.key(0), jnp.ones(3)))
+          >>> last, variables = bound.layers[1].unbind()
+          >>> last.apply(variables, jnp.ones(4)).shape
+          (2,)
+        """
+        if self.scope is None:
+            raise CallUnbindOnUnboundModuleError(
+                f"{type(self).__name__}: unbind was called on a module that is not bound; call "
+                f"it on what bind returned"
+            )
+        variables = self.variables
+        return self.clone(name=None, _deep_clone=True, _reset_names=True), variables
+
+    # --- variables ----------------------------------------------------------------
+
+    def _where(self) -> str:
+        scope = self.scope
+        if scope is None:
+            return f"module {type(self).__name__} (unbound)"
+        return f"{scope._where()} ({type(self).__name__})"
+
+    def _bound(self, use: str) -> Scope:
+        if self.scope is None:
+            raise UnboundModuleError(
+                f"{type(self).__name__}: {use} needs a bound module; use it inside init or "
+                f"apply, or on what bind returned"
+            )
+        return self.scope
+
+    def _declaring(self, what: str, name: str, col: str) -> Scope:
+        scope = self._bound(what)
+        state = self._state
+        if not (state.in_compact or state.in_setup):
+            raise UndeclaredError(
+                f"{self._where()}: {what} {name!r} was declared outside setup and outside a "
+                f"compact method; move it to setup, or decorate the method with @nn.compact"
+            )
+        if scope.name_reserved(name, col):
+            raise NameInUseError(
+                f"{self._where()}: the name {name!r} is in use and cannot also be {what} {name!r}"
+            )
+        return scope
+
+    def param(
+        self,
+        name: str,
+        init_fn: Callable[..., Any],
+        *init_args: Any,
+        unbox: bool = True,
+        **init_kwargs: Any,
+    ) -> Any:
+        """Declares a parameter and returns its value; see ``Scope.param``.
+
+        Args:
+          name: the parameter's name in this module.
+          init_fn: called as ``init_fn(key, *init_args, **init_kwargs)`` where the
+            parameter is missing and may be made.
+          unbox: False returns the metadata box around the value.
+
+        Raises:
+          ScopeParamNotFoundError, ScopeParamShapeError, NameInUseError.
+
+        Example:
+          >>> import liftax as nn
+          >>> class Bias(nn.Module):
+          ...     @nn.compact
+          ...     def __call__(self, x):
+          ...         return x + self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+          >>> Bias().init(jax.random.key(0), jnp.ones((2, 3)))['params']['bias'].shape
+          (3,)
+        """
+        scope = self._declaring("parameter", name, "params")
+        value = scope.param(name, init_fn, *init_args, unbox=unbox, **init_kwargs)
+        self._state.children[name] = None
+        return value
+
+    def variable(
+        self,
+        col: str,
+        name: str,
+        init_fn: Callable[..., Any] | None = None,
+        *init_args: Any,
+        unbox: bool = True,
+        **init_kwargs: Any,
+    ) -> Variable:
+        """Declares a variable in a collection; see ``Scope.variable``.
+
+        Args:
+          col: the collection.
+          name: the variable's name in this module.
+          init_fn: called as ``init_fn(*init_args, **init_kwargs)`` where the
+            variable is missing and may be made.
+          unbox: False keeps the metadata box around ``value``.
+
+        Example:
+          >>> import liftax as nn
+          >>> class Count(nn.Module):
+          ...     @nn.compact
+          ...     def __call__(self):
+          ...         calls = self.variable('state', 'calls', lambda: 0)
+          ...         calls.value += 1
+          >>> Count().apply({'state': {'calls': 4}}, mutable='state')[1]
+          {'state': {'calls': 5}}
+        """
+        scope = self._declaring("variable", name, col)
+        made = scope.variable(col, name, init_fn, *init_args, unbox=unbox, **init_kwargs)
+        self._state.children[name] = None
+        return made
+
+    def has_variable(self, col: str, name: str) -> bool:
+        """Tells whether the module has the variable."""
+        return self._bound("has_variable").has_variable(col, name)
+
+    def get_variable(self, col: str, name: str, default: Any = None) -> Any:
+        """Returns a variable's value, boxed if it is, or ``default`` if it is missing."""
+        return self._bound("get_variable").get_variable(col, name, default)
+
+    def put_variable(self, col: str, name: str, value: Any) -> None:
+        """Writes a variable of a mutable collection, making it if it is missing."""
+        self._bound("put_variable").put_variable(col, name, value)
+
+    def is_mutable_collection(self, col: str) -> bool:
+        """Tells whether the collection may be written in this call."""
+        return self._bound("is_mutable_collection").is_mutable_collection(col)
+
+    def has_rng(self, name: str) -> bool:
+        """Tells whether a key was handed in for the stream."""
+        return self._bound("has_rng").has_rng(name)
+
+    def make_rng(self, name: str = "params") -> jax.Array:
+        """Draws the next key of a stream; see ``Scope.make_rng``.
+
+        Args:
+          name: the stream; one that was not handed in falls back on ``params``.
+
+        Raises:
+          InvalidRngError: there is no key for it.
+
+        Example:
+          >>> import liftax as nn
+          >>> class Noise(nn.Module):
+          ...     def __call__(self, x):
+          ...         return x + jax.random.normal(self.make_rng('noise'), x.shape)
+          >>> Noise().apply({}, jnp.ones(3), rngs={'noise': jax.random.key(0)}).shape
+          (3,)
+        """
+        return self._bound("make_rng").make_rng(name)
+
+    def is_initializing(self) -> bool:
+        """Tells whether this call makes variables: ``init``, not ``apply``."""
+        return self._bound("is_initializing").get_flag("initializing", False)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The module's variables, collection -> nested dict."""
+        return self._bound("variables").variables()
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The names from the root module down to this one."""
+        return self._bound("path").path
+
+    def sow(
+        self,
+        col: str,
+        name: str,
+        value: Any,
+        reduce_fn: Callable[[Any, Any], Any] = lambda xs, x: (*xs, x),
+        init_fn: Callable[[], Any] = tuple,
+    ) -> bool:
+        """Stores a value in a collection, if the caller asked for that collection.
+
+        Args:
+          col: the collection.
+          name: where; values sown under one name are gathered.
+          value: the value.
+          reduce_fn: ``(gathered, value) -> gathered``; appends to a tuple.
+          init_fn: makes the first ``gathered``.
+
+        Returns:
+          whether the collection is mutable, so the value was stored.
+
+        Raises:
+          UnnamedCollectionError: a lift in force would lose the value.
+
+        Example:
+          >>> import liftax as nn
+          >>> class Probe(nn.Module):
+          ...     def __call__(self, x):
+          ...         self.sow('intermediates', 'x', x)
+          ...         return x
+          >>> Probe().apply({}, 3.0, mutable='intermediates')
+          (3.0, {'intermediates': {'x': (3.0,)}})
+        """
+        scope = self._bound("sow")
+        if not scope.is_mutable_collection(col):
+            scope.check_named(col)
+            return False
+        if scope.has_variable(col, name):
+            gathered = scope.get_variable(col, name)
+        else:
+            scope.reserve(name, col)
+            self._state.children[name] = None
+            gathered = init_fn()
+        scope.put_variable(col, name, reduce_fn(gathered, value))
+        return True
+
+    def perturb(self, name: str, value: T, collection: str = "perturbations") -> T:
+        """Adds a zero variable to a value, so that its gradient can be taken.
+
+        Args:
+          name: the perturbation's name.
+          value: an array, or a pytree of arrays.
+          collection: where the zeros live; without it in ``apply`` the value is
+            returned as it is.
+
+        Example:
+          >>> import liftax as nn
+          >>> class Square(nn.Module):
+          ...     def __call__(self, x):
+          ...         return self.perturb('h', x) ** 2
+          >>> variables = Square().init(jax.random.key(0), 3.0)
+          >>> def loss(perturbations):
+          ...     return Square().apply({'perturbations': perturbations}, 3.0)
+          >>> float(jax.grad(loss)(variables['perturbations'])['h'])
+          6.0
+        """
+        scope = self._bound("perturb")
+        if not scope.has_variable(collection, name):
+            if not scope.is_mutable_collection(collection):
+                scope.check_named(collection)
+                return value
+            scope.reserve(name, collection)
+            self._state.children[name] = None
+            scope.put_variable(collection, name, jax.tree.map(jnp.zeros_like, value))
+        return jax.tree.map(jnp.add, value, scope.get_variable(collection, name))
+
+    # --- running ------------------------------------------------------------------
+
+    def apply(
+        self,
+        variables: Mapping[str, Any],
+        *args: Any,
+        rngs: Any = None,
+        method: Callable[..., Any] | str | None = None,
+        mutable: Filter = False,
+        capture_intermediates: bool | Callable[[Module, str], bool] = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Calls a method of the module with variables.
+
+        Args:
+          variables: collection -> nested mapping.
+          *args: the method's arguments.
+          rngs: stream -> key, or one key for ``params``.
+          method: the method, its name, or a function of the module; ``__call__``
+            where None.
+          mutable: the collections that may be written.
+          capture_intermediates: True, or a function of (module, method name),
+            stores what methods return in the collection ``intermediates``.
+
+        Returns:
+          what the method returns; with ``mutable`` (or captures) a pair of that
+          and the mutable collections afterwards.
+
+        Example:
+          >>> import liftax as nn
+          >>> variables = nn.Dense(2).init(jax.random.key(0), jnp.ones(3))
+          >>> nn.Dense(2).apply(variables, jnp.ones((4, 3))).shape
+          (4, 2)
+        """
+        fn = self._function(method)
+        return apply(fn, self, mutable, capture_intermediates)(
+            variables, *args, rngs=rngs, **kwargs
+        )
+
+    def init_with_output(
+        self,
+        rngs: Any,
+        *args: Any,
+        method: Callable[..., Any] | str | None = None,
+        mutable: Filter = INIT_COLLECTIONS,
+        capture_intermediates: bool | Callable[[Module, str], bool] = False,
+        **kwargs: Any,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Makes the module's variables; returns what the method returns and them.
+
+        Args are those of `init`. The whole method is computed.
+
+        Example:
+          >>> import liftax as nn
+          >>> y, variables = nn.Dense(2).init_with_output(jax.random.key(0), jnp.ones(3))
+          >>> y.shape
+          (2,)
+        """
+        fn = self._function(method)
+        return init_with_output(fn, self, mutable, capture_intermediates)(rngs, *args, **kwargs)
+
+    def init(
+        self,
+        rngs: Any,
+        *args: Any,
+        method: Callable[..., Any] | str | None = None,
+        mutable: Filter = INIT_COLLECTIONS,
+        capture_intermediates: bool | Callable[[Module, str], bool] = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Makes the module's variables.
+
+        Only what makes variables is computed: the method is traced once, and
+        the rest of it, such as products with the inputs, is left out. A method
+        that looks at values while it runs is run as it is.
+
+        Args:
+          rngs: a key for the stream ``params``, or stream -> key.
+          *args: the method's arguments.
+          method: as in `apply`.
+          mutable: the collections that may be made; all but ``intermediates``.
+          capture_intermediates: as in `apply`.
+
+        Returns:
+          collection -> nested dict of variables.
+
+        Example:
+          >>> import liftax as nn
+          >>> variables = nn.Dense(2).init(jax.random.key(0), jnp.ones(3))
+          >>> jax.tree.map(jnp.shape, variables)
+          {'params': {'bias': (2,), 'kernel': (3, 2)}}
+        """
+        fn = self._function(method)
+        return init(fn, self, mutable, capture_intermediates)(rngs, *args, **kwargs)
+
+    def lazy_init(
+        self,
+        rngs: Any,
+        *args: Any,
+        method: Callable[..., Any] | None = None,
+        mutable: Filter = INIT_COLLECTIONS,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Makes the module's variables from the shapes of the inputs.
+
+        Args:
+          rngs: as in `init`.
+          *args: arrays, or ``jax.ShapeDtypeStruct`` in their place.
+
+        Raises:
+          LazyInitError: an initial value depends on an input's values.
+
+        Example:
+          >>> import liftax as nn
+          >>> x = jax.ShapeDtypeStruct((8, 3), jnp.float32)
+          >>> nn.Dense(2).lazy_init(jax.random.key(0), x)['params']['kernel'].shape
+          (3, 2)
+        """
+        fn = self._function(method)
+        return init(fn, self, mutable)(rngs, *args, **kwargs)
+
+    def _function(self, method: Any) -> Callable[..., Any]:
+        """Returns ``method=`` as a function of a module."""
+        if not is_module(self):
+            raise _not_an_instance()
+        if method is None:
+            return type(self).__call__  # type: ignore[attr-defined, no-any-return, operator]
+        if isinstance(method, str):
+            if not hasattr(type(self), method):
+                getattr(self, method)  # a function in a field, or the error that says it
+            method = inspect.getattr_static(type(self), method, None) or getattr(self, method)
+            if isinstance(method, (staticmethod, classmethod)):
+                method = method.__get__(self, type(self))
+        bound_to = getattr(method, "__self__", None)
+        if is_module(bound_to):
+            method = method.__func__
+        if not callable(method):
+            raise ApplyModuleInvalidMethodError(
+                f"{type(self).__name__}: method= expected a method, its name or a function of "
+                f"the module; found {type(method).__name__}"
+            )
+        return method
+
+    def tabulate(
+        self,
+        rngs: Any,
+        *args: Any,
+        depth: int | None = None,
+        show_repeated: bool = False,
+        mutable: Filter = INIT_COLLECTIONS,
+        console_kwargs: Mapping[str, Any] | None = None,
+        table_kwargs: Mapping[str, Any] = {},
+        column_kwargs: Mapping[str, Any] = {},
+        compute_flops: bool = False,
+        compute_vjp_flops: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        """Returns a table of the module and its submodules; see `liftax.tabulate`."""
+        from .summary import tabulate
+
+        table = tabulate(
+            self,
+            rngs,
+            depth=depth,
+            show_repeated=show_repeated,
+            mutable=mutable,
+            console_kwargs=console_kwargs,
+            table_kwargs=table_kwargs,
+            column_kwargs=column_kwargs,
+            compute_flops=compute_flops,
+            compute_vjp_flops=compute_vjp_flops,
+        )
+        return table(*args, **kwargs)
+
+    def module_paths(
+        self,
+        rngs: Any,
+        *args: Any,
+        show_repeated: bool = False,
+        mutable: Filter = INIT_COLLECTIONS,
+        **kwargs: Any,
+    ) -> dict[str, Module]:
+        """Returns path -> module for the modules that ``init`` calls, unbound."""
+        from .summary import module_paths
+
+        paths = module_paths(self, rngs, show_repeated=show_repeated, mutable=mutable)
+        return paths(*args, **kwargs)
+
+
+class UnboundModuleError(LiftaxError, ValueError):
+    """Variables or keys of a module were asked for that is not bound."""
+
+
+class UndeclaredError(LiftaxError, ValueError):
+    """A variable was declared outside ``setup`` and outside a compact method."""
+
+
+fields.declare(Module, False)
+
+
+def _not_an_instance() -> InvalidInstanceModuleError:
+    return InvalidInstanceModuleError(
+        "init, apply and bind are called on an instance of a module: Model(...).init(...), "
+        "not Model.init(...)"
+    )
+
+
+def _flags(capture: bool | Callable[[Module, str], bool]) -> dict[str, Any]:
+    if capture is False:
+        return {}
+    return {"capture_intermediates": _calls if capture is True else capture}
+
+
+def _calls(module: Module, method: str) -> bool:
+    return method == "__call__"
+
+
+def apply(
+    fn: Callable[..., Any],
+    module: Module,
+    mutable: Filter = False,
+    capture_intermediates: bool | Callable[[Module, str], bool] = False,
+) -> Callable[..., Any]:
+    """Returns ``run(variables, *args, rngs=None, **kwargs)`` for a function of a module.
+
+    Args:
+      fn: called as ``fn(bound_module, *args, **kwargs)``.
+      module: an unbound module.
+      mutable: the collections that may be written.
+      capture_intermediates: as in ``Module.apply``.
+
+    Example:
+      >>> import liftax as nn
+      >>> dense = nn.Dense(2)
+      >>> variables = dense.init(jax.random.key(0), jnp.ones(3))
+      >>> twice = nn.apply(lambda m, x: m(x) * 2, dense)
+      >>> twice(variables, jnp.ones(3)).shape
+      (2,)
+    """
+    if capture_intermediates is not False:
+        from ..core.filters import union
+
+        mutable = union(mutable, "intermediates")
+
+    def body(scope: Scope, *args: Any, **kwargs: Any) -> Any:
+        return fn(module.clone(parent=scope, _deep_clone=True), *args, **kwargs)
+
+    return run.apply(body, mutable, _flags(capture_intermediates))
+
+
+def init_with_output(
+    fn: Callable[..., Any],
+    module: Module,
+    mutable: Filter = INIT_COLLECTIONS,
+    capture_intermediates: bool | Callable[[Module, str], bool] = False,
+) -> Callable[..., Any]:
+    """Returns ``run(rngs, *args, **kwargs) -> (y, variables)`` for a function of a module.
+
+    Args are those of `liftax.apply`.
+
+    Example:
+      >>> import liftax as nn
+      >>> run = nn.init_with_output(lambda m, x: m(x), nn.Dense(2))
+      >>> y, variables = run(jax.random.key(0), jnp.ones(3))
+      >>> y.shape
+      (2,)
+    """
+    if capture_intermediates is not False:
+        from ..core.filters import union
+
+        mutable = union(mutable, "intermediates")
+
+    def body(scope: Scope, *args: Any, **kwargs: Any) -> Any:
+        return fn(module.clone(parent=scope, _deep_clone=True), *args, **kwargs)
+
+    return run.init(body, mutable, _flags(capture_intermediates))
+
+
+def init(
+    fn: Callable[..., Any],
+    module: Module,
+    mutable: Filter = INIT_COLLECTIONS,
+    capture_intermediates: bool | Callable[[Module, str], bool] = False,
+) -> Callable[..., Any]:
+    """Returns ``run(rngs, *args, **kwargs) -> variables`` for a function of a module.
+
+    Args are those of `liftax.apply`.
+
+    Example:
+      >>> import liftax as nn
+      >>> make = nn.init(lambda m, x: m(x), nn.Dense(2))
+      >>> sorted(make(jax.random.key(0), jnp.ones(3))['params'])
+      ['bias', 'kernel']
+    """
+    return run.staged(init_with_output(fn, module, mutable, capture_intermediates))
+
+
+def setup_guard(module: Module) -> None:
+    """Raises CallSetupUnboundModuleError where ``setup`` is called by hand too early."""
+    if module.scope is None:
+        raise CallSetupUnboundModuleError(
+            f"{type(module).__name__}: setup was called on an unbound module; it runs by itself "
+            f"inside init and apply"
+        )

@@ -1,0 +1,114 @@
+"""Names and places: how a module finds its parent, its name and its scope."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..core.scope import Scope
+from ..errors import AssignSubModuleError, NameInUseError
+from .fields import freeze, is_atom, parts, replaced
+
+if TYPE_CHECKING:
+    from .module import Module
+
+
+def is_module(value: Any) -> bool:
+    """Tells whether a value is a module instance."""
+    return hasattr(type(value), "_liftax_module")
+
+
+def place(module: Module) -> None:
+    """Finds the name and the scope of a module whose ``parent`` is known.
+
+    Raises:
+      AssignSubModuleError: the parent is neither in ``setup`` nor in a compact
+        method.
+      NameInUseError: the parent has something else of that name.
+    """
+    parent = module.parent
+    if is_module(parent):
+        state = parent._state
+        if module.name is None:
+            if state.in_setup:
+                return  # named when it is assigned to an attribute
+            if not state.in_compact:
+                raise AssignSubModuleError(
+                    f"{_whose(parent)}: submodule {type(module).__name__} was made outside "
+                    f"setup and outside a compact method; define it in setup, or decorate the "
+                    f"method with @nn.compact"
+                )
+            prefix = type(module).__name__
+            number = state.cursors.get(prefix, 0)
+            state.cursors[prefix] = number + 1
+            _set(module, "name", f"{prefix}_{number}")
+        settle(module)
+    elif isinstance(parent, Scope):
+        _set(module, "scope", parent)
+
+
+def settle(module: Module) -> None:
+    """Takes the name in the parent and, where the parent has one, the scope."""
+    parent, name = module.parent, module.name
+    scope = parent.scope
+    if scope is not None:
+        within = parent._state.name_scope if hasattr(parent._state, "name_scope") else None
+        scope = within or scope
+        if scope.name_reserved(name):
+            raise NameInUseError(
+                f"{_whose(parent)}: the name {name!r} is in use and cannot also be submodule "
+                f"{type(module).__name__}; pass another name="
+            )
+        _set(module, "scope", scope.push(name))
+    parent._state.children[name] = module
+
+
+def register(owner: Module, name: str, value: Any) -> Any:
+    """Takes the modules in ``value``, assigned to attribute ``name``, as submodules.
+
+    A module without a name becomes a submodule of ``owner``, named by the
+    attribute and its place in containers. One made outside any model is cloned
+    first; the same module met twice gives the same clone, so it stays shared.
+
+    Returns:
+      the value as it must be stored.
+    """
+    if is_atom(value):
+        return value
+    value = freeze(value)
+    if not any(True for _ in parts(value, is_module)):
+        return value
+    adopted: list[Module] = []
+    found: dict[int, Module] = {}
+    root = owner.scope._root if owner.scope is not None else None
+    for suffix, module in parts(value, is_module):
+        if id(module) in found:
+            continue
+        mine = module
+        if module.parent is None:
+            known = root.adopted.get(id(module)) if root is not None else None
+            if known is None:
+                mine = module.clone(name=None)
+                if root is not None:
+                    root.adopted[id(module)] = (module, mine)
+            else:
+                mine = known[1]
+        found[id(module)] = mine
+        if mine.name is None:
+            _set(mine, "parent", owner)
+            _set(mine, "name", f"{name}{suffix}")
+            adopted.append(mine)
+    stored = replaced(value, is_module, lambda m: found[id(m)])
+    for module in adopted:
+        settle(module)
+        module._adopt_fields()
+    return stored
+
+
+def _set(module: Any, name: str, value: Any) -> None:
+    object.__setattr__(module, name, value)
+
+
+def _whose(module: Module) -> str:
+    scope = module.scope
+    path = "/" + "/".join(scope.path) if scope is not None else "(unbound)"
+    return f"module {path} ({type(module).__name__})"

@@ -1,0 +1,146 @@
+"""What modules remember while they run, and where: per instance and per thread."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from .module import Module
+
+NEW, RUNNING, DONE = range(3)
+
+
+class State:
+    """What one module instance remembers besides its fields.
+
+    Attributes:
+      setup: NEW, RUNNING or DONE.
+      in_compact: whether a compact method of it runs now.
+      in_setup: whether its ``setup`` runs now.
+      cursors: class name -> how many submodules were named after it so far.
+      children: the submodules and variables by name, for display.
+      initialised: whether ``__post_init__`` of Module ran.
+    """
+
+    __slots__ = ("children", "cursors", "in_compact", "in_setup", "initialised", "setup")
+
+    def __init__(self) -> None:
+        self.setup = NEW
+        self.in_compact = False
+        self.in_setup = False
+        self.cursors: dict[str, int] = {}
+        self.children: dict[str, Any] = {}
+        self.initialised = False
+
+    def reset(self) -> None:
+        """Ends a compact method or ``setup``: automatic names start over."""
+        self.in_compact = False
+        self.in_setup = False
+        self.cursors = {}
+
+    def hand_to(self, other: State) -> None:
+        """Lets the clone inside a lift go on where this module is."""
+        other.in_compact = self.in_compact
+        other.cursors = dict(self.cursors)
+
+    def take_from(self, other: State) -> None:
+        """Goes on where the clone inside a lift left off."""
+        self.cursors = other.cursors
+
+
+class InterceptorContext(NamedTuple):
+    """What an interceptor is told.
+
+    Attributes:
+      module: the module whose method is called.
+      method_name: the method's name.
+      orig_method: the method, bound to the module.
+    """
+
+    module: Module
+    method_name: str
+    orig_method: Callable[..., Any]
+
+
+class _Local(threading.local):
+    """What each thread remembers."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = [None]  # the modules whose methods run now
+        self.interceptors: list[Callable[..., Any]] = []
+        self.named_call = True
+
+
+local = _Local()
+
+
+@contextlib.contextmanager
+def intercept_methods(interceptor: Callable[..., Any]) -> Iterator[None]:
+    """Calls ``interceptor`` in place of every method of every module, in a ``with`` block.
+
+    Args:
+      interceptor: called as ``interceptor(next_fun, args, kwargs, context)``; it
+        may call ``next_fun(*args, **kwargs)`` for the method itself, or for the
+        interceptor that was set before it. ``context`` is an InterceptorContext.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> names = []
+      >>> def note(next_fun, args, kwargs, context):
+      ...     names.append(f'{type(context.module).__name__}.{context.method_name}')
+      ...     return next_fun(*args, **kwargs)
+      >>> with nn.intercept_methods(note):
+      ...     _ = nn.Dense(2).init_with_output(jax.random.key(0), jax.numpy.ones(3))
+      >>> names
+      ['Dense.__call__']
+    """
+    local.interceptors.append(interceptor)
+    try:
+        yield
+    finally:
+        local.interceptors.remove(interceptor)
+
+
+@contextlib.contextmanager
+def override_named_call(enable: bool = True) -> Iterator[None]:
+    """Switches the names that modules give to profiles on or off in a ``with`` block.
+
+    Args:
+      enable: whether a call of a module's method is named.
+
+    Example:
+      >>> with override_named_call(False):
+      ...     local.named_call
+      False
+    """
+    before, local.named_call = local.named_call, enable
+    try:
+        yield
+    finally:
+        local.named_call = before
+
+
+def enable_named_call() -> None:
+    """Names every call of a module's method in profiles (the default), in this thread.
+
+    Example:
+      >>> enable_named_call()
+      >>> local.named_call
+      True
+    """
+    local.named_call = True
+
+
+def disable_named_call() -> None:
+    """Names no call of a module's method in profiles, in this thread.
+
+    Example:
+      >>> disable_named_call()
+      >>> local.named_call
+      False
+      >>> enable_named_call()
+    """
+    local.named_call = False
