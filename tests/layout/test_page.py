@@ -2,10 +2,14 @@
 
 import re
 
+import jax
 import pytest
+
+import liftax as nn
 
 from . import samples
 from .browser import CHROMIUM, ask
+from .models import models
 
 pytestmark = [
     pytest.mark.browser,
@@ -64,16 +68,25 @@ NAMES = ["empty", "plain", "decoder", "large", "alike", "deep"]
 
 
 @pytest.fixture(scope="module")
-def pages():
-    return {name: getattr(samples, name)().to_html() for name in NAMES}
+def layouts():
+    """Those made by hand, and those of ten models, the largest with 2,000 variables."""
+    key = jax.random.key(0)
+    made = {f"sample {name}": getattr(samples, name)() for name in NAMES}
+    real = {name: nn.layout(model, key, *args) for name, (model, *args) in models().items()}
+    assert len(real) == 10 and max(map(len, real.values())) == 2000
+    return {**made, **real}
+
+
+@pytest.fixture(scope="module")
+def pages(layouts):
+    return {name: layout.to_html() for name, layout in layouts.items()}
 
 
 @pytest.mark.parametrize("width", [1280, 360])
-def test_comes_up_without_errors(pages, width):
+def test_comes_up_without_errors(layouts, pages, width):
     seen, console = ask(list(pages.values()), LOOK, width=width, dark=width == 360)
     assert console == []
-    for name, page in zip(NAMES, seen, strict=True):
-        layout = getattr(samples, name)()
+    for (name, layout), page in zip(layouts.items(), seen, strict=True):
         assert page["title"] == f"{layout.module} · layout"
         assert page["rows"] == len(layout)
         assert page["boxes"] == len(layout.lifts)
@@ -84,7 +97,7 @@ def test_comes_up_without_errors(pages, width):
 
 
 def test_keyboard_filter_and_hover(pages):
-    (said,), console = ask([pages["decoder"]], DO)
+    (said,), console = ask([pages["sample decoder"]], DO)
     assert console == []
     assert said["tabbable"] == 1
     assert said["first"] == "params/embed/embedding"
@@ -113,7 +126,9 @@ def test_page_needs_nothing_from_outside(pages):
 
 def test_written_whole_or_not_at_all(tmp_path, pages):
     file = tmp_path / "page.html"
-    assert samples.plain().to_html(file) == file.read_text(encoding="utf-8") == pages["plain"]
+    assert (
+        samples.plain().to_html(file) == file.read_text(encoding="utf-8") == pages["sample plain"]
+    )
     with pytest.raises(FileNotFoundError):
         samples.plain().to_html(tmp_path / "nowhere" / "page.html")
     assert [f.name for f in tmp_path.iterdir()] == ["page.html"]

@@ -37,14 +37,18 @@ class Fold:
 def fold(variables: Sequence[VariableLayout], enough: int = 3) -> list[Fold]:
     """Groups of alike variables, in order of first appearance; fewer than `enough` stay apart."""
     groups: dict[tuple[object, ...], list[VariableLayout]] = {}
-    for v in variables:
-        key = (v.collection, _NUMBER.sub("#", v.name), v.shape, v.dtype, v.axes, v.along)
+    keys = [
+        (v.collection, _NUMBER.sub("#", v.name), v.shape, v.dtype, v.axes, v.along)
+        for v in variables
+    ]
+    for key, v in zip(keys, variables, strict=True):
         groups.setdefault(key, []).append(v)
     folds: list[Fold] = []
-    for group in groups.values():
+    for key, v in zip(keys, variables, strict=True):
+        group = groups[key]
         if len(group) < enough:
-            folds.extend(Fold(v.name, (v,)) for v in group)
-        else:
+            folds.append(Fold(v.name, (v,)))
+        elif v is group[0]:
             folds.append(Fold(common_name([v.name for v in group]), tuple(group)))
     return folds
 
