@@ -70,6 +70,11 @@ STACK = {
 }
 
 
+def shapes_of(model: Any) -> Any:
+    """What `init_and_apply` returns, in shapes: the names are what is tested here."""
+    return jax.eval_shape(lambda: init_and_apply(model))
+
+
 def init_and_apply(model: Any) -> Any:
     variables = model.init(KEY, X)
     out, updates = model.apply(variables, X, mutable=["state"])
@@ -80,7 +85,7 @@ def init_and_apply(model: Any) -> Any:
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("lift", STACK)
 def test_a_lift_names_its_axis(lift: str, axis: int, wrapper: str) -> None:
-    found = both(lambda lib: init_and_apply(STACK[lift](lib, dense(lib, wrapper), axis, LAYERS)()))
+    found = both(lambda lib: shapes_of(STACK[lift](lib, dense(lib, wrapper), axis, LAYERS)()))
     box = found["variables"]["params"]["kernel"]
     assert box.names[axis] == "layers"
     assert box.value.shape[axis] == 3
@@ -95,7 +100,7 @@ def test_nested_lifts_name_their_axes(outer: str, inner: str) -> None:
         body = STACK[inner](lib, dense(lib), 1, LAYERS)
         if inner == "vmap" and outer == "scan":
             pytest.skip("the carry would grow")
-        return init_and_apply(STACK[outer](lib, body, 0, HEADS)())
+        return shapes_of(STACK[outer](lib, body, 0, HEADS)())
 
     box = both(run)["variables"]["params"]["kernel"]
     assert box.names == ("heads", "embed", "layers", "mlp")
@@ -105,10 +110,20 @@ def test_other_lifts_leave_the_names_alone() -> None:
     def run(lib: Library) -> Any:
         nn = lib.nn
         lifted = [nn.remat(dense(lib)), nn.jit(dense(lib)), nn.checkpoint(nn.jit(dense(lib)))]
-        return [init_and_apply(lift()) for lift in lifted]
+        return [shapes_of(lift()) for lift in lifted]
 
     for result in both(run):
         assert result["variables"]["params"]["kernel"].names == ("embed", "mlp")
+
+
+def test_a_name_alone() -> None:
+    def run(lib: Library) -> Any:
+        # Outside there is a name more than the array has axes, as for an axis added by hand.
+        layer = dense(lib, state=False)
+        named = lib.nn.add_metadata_axis(layer, variable_axes={"params": 0}, metadata_params=LAYERS)
+        return shapes_of(named())
+
+    assert both(run)["variables"]["params"]["kernel"].names == ("layers", "embed", "mlp")
 
 
 def test_shared_variables_gain_no_name() -> None:

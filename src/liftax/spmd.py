@@ -29,6 +29,19 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Shard
 from .core import metadata
 from .errors import PartitioningMismatchError
 
+__all__ = [
+    "LogicallyPartitioned",
+    "RulesFallback",
+    "get_logical_axis_rules",
+    "logical_axis_rules",
+    "logical_to_mesh",
+    "logical_to_mesh_axes",
+    "logical_to_mesh_sharding",
+    "set_logical_axis_rules",
+    "with_logical_constraint",
+    "with_logical_partitioning",
+]
+
 LogicalRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 LogicalPartitionSpec = PartitionSpec | tuple[Any, ...] | None
 
