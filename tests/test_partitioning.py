@@ -92,14 +92,11 @@ def test_a_lift_names_its_axis(lift: str, axis: int, wrapper: str) -> None:
     assert found["updates"]["state"]["count"].names == ("layers", "x")
 
 
-@pytest.mark.parametrize(
-    ("outer", "inner"), [("scan", "scan"), ("scan", "vmap"), ("vmap", "scan"), ("vmap", "vmap")]
-)
+# Not a vmap in a scan: this body's carry would grow.
+@pytest.mark.parametrize(("outer", "inner"), [("scan", "scan"), ("vmap", "scan"), ("vmap", "vmap")])
 def test_nested_lifts_name_their_axes(outer: str, inner: str) -> None:
     def run(lib: Library) -> Any:
         body = STACK[inner](lib, dense(lib), 1, LAYERS)
-        if inner == "vmap" and outer == "scan":
-            pytest.skip("the carry would grow")
         return shapes_of(STACK[outer](lib, body, 0, HEADS)())
 
     box = both(run)["variables"]["params"]["kernel"]
