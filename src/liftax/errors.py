@@ -167,9 +167,7 @@ class SetAttributeFrozenModuleError(LiftaxError):
 
 
 class MultipleMethodsCompactError(LiftaxError):
-    """A module has more than one ``@compact`` method."""
-
-    code = "LX405"
+    """A name that Linen users may catch; several ``@compact`` methods are no mistake here."""
 
 
 class ReservedModuleAttributeError(LiftaxError):
@@ -218,6 +216,14 @@ class IncorrectPostInitOverrideError(LiftaxError):
     """``__post_init__`` was overridden without calling the base class's."""
 
     code = "LX412"
+
+
+class UnboundModuleError(LiftaxError, ValueError):
+    """Variables or keys of a module were asked for that is not bound."""
+
+
+class UndeclaredError(LiftaxError, ValueError):
+    """A variable was declared outside ``setup`` and outside a compact method."""
 
 
 class DescriptorAttributeError(LiftaxError):
@@ -369,6 +375,8 @@ class LiftWarning(UserWarning):
 
 class LayerError(LiftaxError, ValueError):
     """A layer's options contradict each other, or do not fit the shape of its input."""
+
+    code = "LX429"
 
 
 class MissingExtraError(LiftaxError, ImportError):

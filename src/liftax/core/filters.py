@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable
-from typing import Any, Union
+from typing import Any
 
 from ..errors import InvalidFilterError
 
@@ -26,7 +26,7 @@ class DenyList:
     deny: Filter
 
 
-Filter = Union[bool, str, Collection[str], DenyList]
+Filter = bool | str | Collection[str] | DenyList
 CollectionFilter = Filter
 
 

@@ -215,6 +215,7 @@ def is_axis_metadata(val: Any) -> bool:
 def map_axis_meta(fn: Callable[[AxisMetadata[Any]], Any], tree: Any) -> Any:
     """Replace every outermost box in `tree` by `fn(box)`; all else stays as it is.
 
+    >>> import jax
     >>> from liftax.core.metadata import Partitioned, map_axis_meta
     >>> map_axis_meta(lambda box: box.names, {"a": Partitioned(1.0, ("x",)), "b": 2.0})
     {'a': ('x',), 'b': 2.0}
@@ -267,6 +268,7 @@ def replace_boxed(tree: Any, updates: Any) -> Any:
     Raises:
       ValueError: the containers of the two trees differ.
 
+    >>> import jax
     >>> from liftax.core.metadata import Partitioned, replace_boxed
     >>> replace_boxed({"kernel": Partitioned(1.0, ("x",))}, {"kernel": 5.0})
     {'kernel': Partitioned(value=5.0, names=('x',), mesh=None)}

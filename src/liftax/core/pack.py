@@ -26,7 +26,9 @@ from .keys import typed
 from .record import LiftEvent
 from .rngs import Drawn, Stream
 from .roles import THROUGH, Roles
-from .scope import Root, Scope, copy_dicts
+from .root import Root
+from .scope import Scope
+from .trees import copy_dicts
 
 Group = tuple[dict[str, Any], ...]
 """For each opened scope: collection -> variables, or stream -> key."""
@@ -96,6 +98,19 @@ class Opening:
     @property
     def initializing(self) -> bool:
         return any(top._root.flags.get("initializing", False) for top in self.tops)
+
+    def check_used(self) -> None:
+        """Raises UnusedFilterError for a name in the lift's arguments that is mistyped."""
+        self.roles.check_used(
+            self.place,
+            {col for top in self.tops for col in top.collections()},
+            {stream for top in self.tops for stream in top.rngs},
+        )
+
+    @property
+    def watched(self) -> bool:
+        """Whether a loop outside wants to see variables as they are made."""
+        return any(top._root.on_birth is not None for top in self.tops)
 
     # --- going in -------------------------------------------------------------
 
@@ -283,14 +298,21 @@ class Opening:
         for scope in inner:
             scope._root.valid = False
 
-    def write_back(self, group: Group) -> None:
-        """Writes what came out to the scopes outside."""
+    def write_back(self, group: Group, *, late: bool = True) -> None:
+        """Writes what came out to the scopes outside.
+
+        Args:
+          group: the variables.
+          late: False for initial values, on which the body will still work.
+        """
         for top, collections in zip(self.tops, group, strict=True):
+            top._root.late = late
             for col, node in collections.items():
                 if not node:
                     continue
                 for name, value in node.items():
                     top.put_variable(col, name, value)
+            top._root.late = False
 
 
 def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, tuple[str, ...]]]:

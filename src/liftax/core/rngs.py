@@ -141,6 +141,7 @@ def is_key(value: Any) -> bool:
     """Tells whether a value is one key: typed, or an array of uint32 words.
 
     Example:
+      >>> import jax
       >>> is_key(jax.random.key(0)), is_key(jax.random.PRNGKey(0)), is_key(3)
       (True, True, False)
     """
@@ -162,6 +163,7 @@ def as_streams(rngs: Any, default: str = "params") -> dict[str, Stream]:
       InvalidRngError: something in ``rngs`` is no key.
 
     Example:
+      >>> import jax
       >>> sorted(as_streams({'params': jax.random.key(0), 'dropout': jax.random.key(1)}))
       ['dropout', 'params']
     """

@@ -18,7 +18,9 @@ from ..errors import (
 )
 from .filters import Filter, check_filter
 from .rngs import as_streams, describe, is_key
-from .scope import Root, Scope, copy_dicts, plain_dicts
+from .root import Root
+from .scope import Scope
+from .trees import copy_dicts, plain_dicts
 
 
 def bind(
@@ -126,6 +128,7 @@ def init(
       for the stream ``params`` or a mapping of stream to key.
 
     Example:
+      >>> import jax
       >>> def double(scope, x):
       ...     return scope.param('w', lambda key: 3.0) * x
       >>> init(double)(jax.random.key(0), 4.0)
@@ -161,6 +164,7 @@ def lazy_init(
         shape is given.
 
     Example:
+      >>> import jax
       >>> def double(scope, x):
       ...     return scope.param('w', lambda key: jax.numpy.zeros(x.shape)) * x
       >>> v = lazy_init(double)(jax.random.key(0), jax.ShapeDtypeStruct((2,), 'float32'))

@@ -25,113 +25,18 @@ import jax
 from .. import compat
 from ..errors import (
     ApplyScopeInvalidVariablesTypeError,
-    ClosedOverModuleError,
-    InvalidRngError,
-    InvalidScopeError,
-    LeakedTracerError,
     ModifyScopeVariableError,
     NameInUseError,
-    ScopeCollectionNotFound,
-    ScopeParamNotFoundError,
-    ScopeParamShapeError,
-    ScopeVariableNotFoundError,
-    UnnamedCollectionError,
     where,
 )
-from . import metadata
-from .filters import Filter, in_filter
-from .record import recorder
+from . import metadata, refusals
+from .filters import Filter
 from .rngs import Draw, Drawn, Stream, as_streams, describe, draw_later
+from .root import Root
+from .trees import copy_dicts
+from .variable import Variable
 
 _UNSET = object()
-
-
-class Root:
-    """What is true of a whole call: shared by a root scope and all below it."""
-
-    __slots__ = (
-        "_mutable",
-        "counters",
-        "adopted",
-        "creating",
-        "entered_by",
-        "flags",
-        "lift",
-        "log",
-        "mutable",
-        "on_birth",
-        "rec",
-        "trace",
-        "unnamed",
-        "valid",
-    )
-
-    def __init__(self, mutable: Filter, flags: Mapping[str, Any]):
-        self.mutable = mutable
-        self._mutable: dict[str, bool] = {}
-        self.flags = flags
-        self.trace = compat.current_trace()
-        self.valid = True
-        self.rec = recorder.get()
-        # How many keys were drawn, by path and stream. Lifts hand this on to the scopes
-        # they make, so a path goes on counting wherever it is met again.
-        self.counters: dict[tuple[str, ...], dict[str, int]] = {}
-        self.log: list[Drawn] | None = None
-        # The lift whose body is running now, to which these scopes were handed.
-        self.entered_by: str | None = None
-        # What modules remember of a call: outside modules and their clones in it.
-        self.adopted: dict[int, tuple[Any, Any]] = {}
-        # Set by the lifts, on the scopes they make for a body:
-        self.lift: str | None = None  # its name, for messages
-        self.unnamed: Callable[[str], bool] | None = None  # writable outside, lost inside
-        self.on_birth: Callable[[str, tuple[str, ...], Any], Any] | None = None
-        self.creating: str | None = None  # the collection being initialised
-
-    def is_mutable(self, col: str) -> bool:
-        found = self._mutable.get(col)
-        if found is None:
-            found = self._mutable[col] = in_filter(self.mutable, col)
-        return found
-
-
-class Variable:
-    """A named value in a collection, read and written through ``value``.
-
-    Example:
-      >>> from liftax.core import apply
-      >>> def count(scope):
-      ...     calls = scope.variable('state', 'calls', lambda: 0)
-      ...     calls.value += 1
-      ...     return calls.value
-      >>> apply(count, mutable='state')({'state': {'calls': 4}})
-      (5, {'state': {'calls': 5}})
-    """
-
-    __slots__ = ("collection", "name", "scope", "unbox")
-
-    def __init__(self, scope: Scope, collection: str, name: str, unbox: bool = True):
-        self.scope = scope
-        self.collection = collection
-        self.name = name
-        self.unbox = unbox
-
-    @property
-    def value(self) -> Any:
-        """The value, without its metadata box unless ``unbox`` is False."""
-        value = self.scope.get_variable(self.collection, self.name)
-        return metadata.unbox(value) if self.unbox else value
-
-    @value.setter
-    def value(self, value: Any) -> None:
-        if self.unbox:
-            current = self.scope.get_variable(self.collection, self.name, _UNSET)
-            if current is not _UNSET:
-                value = metadata.replace_boxed(current, value)
-        self.scope.put_variable(self.collection, self.name, value)
-
-    def is_mutable(self) -> bool:
-        """Tells whether the collection may be written in this call."""
-        return self.scope.is_mutable_collection(self.collection)
 
 
 class Scope:
@@ -239,25 +144,7 @@ class Scope:
 
     def _check_valid(self) -> None:
         if not self._root.valid:
-            self._refuse()
-
-    def _refuse(self) -> None:
-        """Says why this scope cannot be used."""
-        lift = self._root.entered_by
-        if lift is None:
-            raise InvalidScopeError(
-                f"{self._where()}: used after the call that made it had ended. "
-                f"Pass values out of init or apply, not scopes or bound modules."
-            )
-        name = self.name or "module"
-        raise ClosedOverModuleError(
-            f"{self._where()}: used inside {lift}, which it was not passed to.\n"
-            f"found: the lifted function closes over this module (or scope), so the lift "
-            f"cannot give it its own axis, keys and variables\n"
-            f"expected: the module as an argument of the lifted function:\n"
-            f"    def body(mdl, {name}, ...): ...   # not: def body(mdl, ...)\n"
-            f"    lifted(self, {name}, ...)"
-        )
+            raise refusals.not_valid(self)
 
     # --- names --------------------------------------------------------------
 
@@ -386,7 +273,9 @@ class Scope:
         self._check_valid()
         stream = self.rngs.get(name)
         if stream is None:
-            stream = self._fallback(name)
+            stream = self.rngs.get("params")
+            if stream is None:
+                raise refusals.no_stream(self, name)
             name = "params"
         counters = self.rng_counters
         counter = counters[name] = counters.get(name, 0) + 1
@@ -398,19 +287,6 @@ class Scope:
         draw = Draw(stream.path, counter)
         log.append(Drawn(counters, name, draw, self._root.creating))
         return draw_later(stream, draw)
-
-    def _fallback(self, name: str) -> Stream:
-        stream = self.rngs.get("params")
-        if stream is not None:
-            return stream
-        have = ", ".join(map(repr, self.rngs)) or "none"
-        lift = self._root.lift
-        hint = f"pass rngs={{{name!r}: jax.random.key(0)}} to init or apply"
-        if lift:
-            hint += f", and name it in the split_rngs (or rngs) argument of {lift}"
-        raise InvalidRngError(
-            f"{self._where()}: needs a key of stream {name!r}, streams here: {have}; {hint}"
-        )
 
     # --- variables ----------------------------------------------------------
 
@@ -502,7 +378,7 @@ class Scope:
                 f"immutable here; pass mutable=[{col!r}] to apply"
             )
         if compat.current_trace() is not root.trace:
-            self._check_leak(col, name, value)
+            refusals.check_leak(self, col, name, value)
         self._merge(self._own(col), col, (*self.path, name), value)
 
     def _merge(self, node: dict[str, Any], col: str, path: tuple[str, ...], value: Any) -> None:
@@ -517,40 +393,13 @@ class Scope:
             if root.rec is not None:
                 root.rec.variable(col, path, metadata.unbox(value))
             if root.on_birth is not None:
-                value = root.on_birth(col, path, value)
+                value = root.on_birth(col, path, value, root.late)
         node[path[-1]] = value
 
     def check_named(self, col: str) -> None:
         """Raises UnnamedCollectionError where a write to ``col`` would be lost in a lift."""
-        root = self._root
-        if root.unnamed is None or not root.unnamed(col):
-            return
-        arguments = {
-            "scan": f"variable_axes={{{col!r}: 0}}, variable_carry={col!r} or "
-            f"variable_broadcast={col!r}",
-            "vmap": f"variable_axes={{{col!r}: 0}}",
-            "while_loop": f"carry_variables={col!r}",
-        }
-        lift = root.lift or ""
-        kind = lift.split(" ", 1)[0]
-        raise UnnamedCollectionError(
-            f"{self._where()}: a write to collection {col!r} would be lost.\n"
-            f"found: no argument of {kind} names {col!r}, though it is mutable outside\n"
-            f"expected: {arguments.get(kind, f'variables={col!r} (or True)')} in the call of "
-            f"{kind}"
-        )
-
-    def _check_leak(self, col: str, name: str, value: Any) -> None:
-        for leaf in jax.tree.leaves(value):
-            if compat.leaks(leaf, self._root.trace):
-                raise LeakedTracerError(
-                    f"{self._where()}: variable {name!r} of collection {col!r} would be a "
-                    f"leaked tracer.\n"
-                    f"found: {describe(leaf)}, traced by a JAX transformation that was "
-                    f"started inside the module\n"
-                    f"expected: liftax's own lift in its place, e.g. nn.jit for jax.jit, "
-                    f"nn.vmap for jax.vmap, nn.scan for jax.lax.scan"
-                )
+        if self._root.unnamed is not None and self._root.unnamed(col):
+            raise refusals.unnamed(self, col)
 
     def variable(
         self,
@@ -579,7 +428,7 @@ class Scope:
             if init_fn is None or not self._root.is_mutable(col):
                 if init_fn is not None:
                     self.check_named(col)
-                raise self._not_found(col, name)
+                raise refusals.not_found(self, col, name)
             self._create(col, name, functools.partial(init_fn, *init_args, **init_kwargs))
         return Variable(self, col, name, unbox)
 
@@ -608,11 +457,11 @@ class Scope:
         if value is not _UNSET:
             value = metadata.unbox(value) if unbox else value
             if not (init_args and getattr(value, "shape", None) == init_args[0]):
-                self._check_shape(name, value, init_fn, init_args, init_kwargs)
+                refusals.check_shape(self, name, value, init_fn, init_args, init_kwargs)
             return value
         if not self._root.is_mutable("params"):
             self.check_named("params")
-            raise self._not_found("params", name)
+            raise refusals.not_found(self, "params", name)
 
         def create() -> Any:
             return init_fn(self.make_rng("params"), *init_args, **init_kwargs)
@@ -628,54 +477,3 @@ class Scope:
         finally:
             self._root.creating = outside
         self.put_variable(col, name, value)
-
-    def _check_shape(
-        self, name: str, value: Any, init_fn: Any, init_args: Any, init_kwargs: Any
-    ) -> None:
-        def abstract() -> Any:
-            return init_fn(jax.random.key(0), *init_args, **init_kwargs)
-
-        expected = jax.tree.leaves(jax.eval_shape(abstract))
-        found = jax.tree.leaves(value)
-        for have, want in zip(found, expected, strict=False):
-            if jax.numpy.shape(have) != jax.numpy.shape(want):
-                raise ScopeParamShapeError(
-                    f"{self._where()}: parameter {name!r} has shape {jax.numpy.shape(have)}, "
-                    f"its initializer makes {jax.numpy.shape(want)}.\n"
-                    f"Check the module's fields and the inputs against those that the "
-                    f"variables were made for."
-                )
-
-    def _not_found(self, col: str, name: str) -> Exception:
-        node = self._node(col)
-        have = ", ".join(map(repr, list(node)[:8])) if node else "nothing"
-        text = f"{self._where()}: variable {name!r} is missing in collection {col!r}"
-        lifted = self._root.lift
-        hint = f"; name {col!r} in the arguments of {lifted}" if lifted else ""
-        if col != "params":
-            return ScopeVariableNotFoundError(f"{text}; found there: {have}{hint}")
-        if self.is_collection_empty(col):
-            return ScopeCollectionNotFound(
-                f"{text}: the collection is empty; pass {{'params': ...}} as made by init{hint}"
-            )
-        return ScopeParamNotFoundError(f"{text}; found there: {have}{hint}")
-
-
-def copy_dicts(tree: Any) -> Any:
-    """Copies the mappings of a tree as plain dicts; the leaves stay what they are."""
-    if not isinstance(tree, Mapping):
-        return tree
-    return {key: copy_dicts(value) for key, value in tree.items()}
-
-
-def plain_dicts(tree: Any) -> Any:
-    """Returns a tree whose mappings are plain dicts, itself where they are already."""
-    if type(tree) is dict:
-        changed = {}
-        for key, value in tree.items():
-            if isinstance(value, Mapping):
-                plain = plain_dicts(value)
-                if plain is not value:
-                    changed[key] = plain
-        return {**tree, **changed} if changed else tree
-    return copy_dicts(tree)

@@ -69,6 +69,7 @@ def vjp(
       several scopes) and of each primal.
 
     Example:
+      >>> import jax
       >>> from liftax.core import apply, lift
       >>> def f(scope, x):
       ...     return x * scope.param('w', lambda key: 0.0)
@@ -133,6 +134,7 @@ def value_and_grad(
       ``(y, grads)`` or ``((y, aux), grads)``, with one gradient per primal.
 
     Example:
+      >>> import jax
       >>> from liftax.core import apply, lift
       >>> def square(scope, x): return x * x
       >>> run = apply(lambda scope, x: lift.value_and_grad(square, scope, x))
@@ -193,6 +195,7 @@ def jvp(
       ``(y, y_dot)``.
 
     Example:
+      >>> import jax
       >>> from liftax.core import apply, lift
       >>> def f(scope, x):
       ...     return x * scope.param('w', lambda key: 0.0)
@@ -267,6 +270,7 @@ def custom_vjp(
       ``(scope, *args) -> y``.
 
     Example:
+      >>> import jax
       >>> from liftax.core import apply, lift
       >>> def f(scope, x):
       ...     return x * scope.param('w', lambda key: 0.0)

@@ -201,7 +201,7 @@ def _trace(
 def _marker(marks: Marks, opening: Opening, top: int) -> Callable[..., Any]:
     depth = len(opening.tops[top].path)
 
-    def on_birth(col: str, path: tuple[str, ...], value: Any) -> Any:
+    def on_birth(col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
         return marks.birth(True, top, col, path[depth:], value)
 
     return on_birth

@@ -41,6 +41,7 @@ def map_variables(
     The other arguments are those of `liftax.map_variables`.
 
     Example:
+      >>> import jax
       >>> from liftax.core import apply, lift
       >>> def layer(scope, x):
       ...     return x * scope.param('w', lambda key: 0.0)
@@ -149,7 +150,7 @@ def _initialised(
 def _marker(marks: Marks, opening: Opening, top: int) -> Callable[..., Any]:
     depth = len(opening.tops[top].path)
 
-    def on_birth(col: str, path: tuple[str, ...], value: Any) -> Any:
+    def on_birth(col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
         if opening.roles.role(col) != MAPPED:
             return value
         return marks.birth(False, top, col, path[depth:], value)
@@ -204,6 +205,7 @@ def fold_rngs(
     The other arguments are those of `liftax.fold_rngs`.
 
     Example:
+      >>> import jax
       >>> from liftax.core import apply, lift
       >>> def noise(scope):
       ...     return jax.random.normal(scope.make_rng('noise'))

@@ -32,7 +32,11 @@ from ..errors import LoopDependentError
 
 
 class Birth(NamedTuple):
-    """A variable that the body made: its marks, one per leaf of its value."""
+    """A variable that the body made: its marks, one per leaf of its value.
+
+    ``late`` says that a lift inside the body made it: the value is what that lift
+    left of it, not its first one.
+    """
 
     carried: bool
     top: int
@@ -40,6 +44,7 @@ class Birth(NamedTuple):
     path: tuple[str, ...]
     marks: list[str]
     treedef: Any
+    late: bool
 
 
 class Marks:
@@ -50,13 +55,21 @@ class Marks:
         self._number = itertools.count()
         self._marked: dict[int, Any] = {}
 
-    def birth(self, carried: bool, top: int, col: str, path: tuple[str, ...], value: Any) -> Any:
+    def birth(
+        self,
+        carried: bool,
+        top: int,
+        col: str,
+        path: tuple[str, ...],
+        value: Any,
+        late: bool = False,
+    ) -> Any:
         """Marks the initial value of a variable; returns the marked value."""
         leaves, treedef = jax.tree.flatten(value)
         # A nested loop leaves its own marks in the same jaxpr: tell them apart.
         names = [f"liftax:{id(self)}:{next(self._number)}" for _ in leaves]
         marked = [checkpoint_name(jnp.asarray(x), n) for x, n in zip(leaves, names, strict=True)]
-        self.births.append(Birth(carried, top, col, path, names, treedef))
+        self.births.append(Birth(carried, top, col, path, names, treedef, late))
         value = jax.tree.unflatten(treedef, marked)
         self._marked |= {id(x): x for x in (value, *marked)}
         return value

@@ -38,6 +38,7 @@ def vmap(
       the same function over a batch.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> from liftax.core import init, lift
       >>> def layer(scope, x):
@@ -54,11 +55,7 @@ def vmap(
 
     def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
         opening = Opening(roles, scope, fn)
-        roles.check_used(
-            opening.place,
-            {c for top in opening.tops for c in top.collections()},
-            {s for top in opening.tops for s in top.rngs},
-        )
+        opening.check_used()
         leaf_axes = axes_of(in_axes, args, opening.place, "in_axes")
         if any(a is broadcast for a in leaf_axes):
             raise AxesTreeError(f"{opening.place}: in_axes has broadcast; vmap uses None for it")

@@ -35,6 +35,7 @@ def remat_scan(
       ``(scope, carry) -> carry``.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> from liftax.core import init, lift
       >>> def layer(scope, x):

@@ -34,6 +34,7 @@ def remat(
     The other arguments are those of `liftax.remat`.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> from liftax.core import apply, lift
       >>> def layer(scope, x):
@@ -54,17 +55,13 @@ def remat(
     def rematted(scope: Any, *args: Any, **kwargs: Any) -> Any:
         opening = Opening(roles, scope, fn)
         static = Static(opening.place, args, kwargs, static_argnums, static_argnames)
-        run = pure(opening, fn)
-        if any(top._root.on_birth is not None for top in opening.tops):
+        body = _Body(pure(opening, fn), static)
+        if opening.watched and variables is True and rngs is True:
             # A loop outside wants to see the variables that the body makes, not a
             # sealed program; nothing is differentiated while it does.
-            y, written = run(opening.values(THROUGH), opening.keys(False), args, kwargs)
-        else:
-            body = _Body(run, static)
-            y, written = checkpoint(
-                body, opening.values(THROUGH), opening.keys(False), static.dynamic
-            )
-            y = body.outputs(y)
+            return fn(jax.tree.map(lambda s: s.rewound(), scope), *args, **kwargs)
+        y, written = checkpoint(body, opening.values(THROUGH), opening.keys(False), static.dynamic)
+        y = body.outputs(y)
         opening.write_back(written)
         return y
 
@@ -248,10 +245,6 @@ class Jit:
             static = Static(opening.place, args, kwargs, self.static_argnums, self.static_argnames)
             keys = opening.folded_keys()
             body = _Body(pure(opening, fn, folded=True), static)
-            if any(top._root.on_birth is not None for top in opening.tops):
-                y, written = body.run(opening.values(THROUGH), keys, args, kwargs)
-                opening.write_back(written)
-                return y
             identity = getattr(fn, "identity", None)
             key = (
                 identity() if identity is not None else fn,

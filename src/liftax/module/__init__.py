@@ -15,9 +15,9 @@ from .loops import scan as scan
 from .loops import vmap as vmap
 from .loops import while_loop as while_loop
 from .module import Module as Module
-from .module import apply as apply
-from .module import init as init
-from .module import init_with_output as init_with_output
+from .run import apply as apply
+from .run import init as init
+from .run import init_with_output as init_with_output
 from .sharing import merge_param as merge_param
 from .sharing import share_scope as share_scope
 from .staging import add_metadata_axis as add_metadata_axis

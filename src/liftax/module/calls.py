@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 
-from ..errors import CallCompactUnboundModuleError, IncorrectPostInitOverrideError
+from ..errors import (
+    CallCompactUnboundModuleError,
+    CallSetupUnboundModuleError,
+    IncorrectPostInitOverrideError,
+)
 from .state import InterceptorContext, local
 
 if TYPE_CHECKING:
@@ -108,6 +112,8 @@ def compact_name_scope(fn: F) -> F:
 
 def wrap_methods(cls: type, fields: set[str]) -> None:
     """Wraps the methods that a class defines, each once."""
+    if "setup" in cls.__dict__:
+        cls.setup = _guarded(cls.__dict__["setup"])  # type: ignore[attr-defined]
     for name, method in list(cls.__dict__.items()):
         if (
             isinstance(method, FunctionType)
@@ -118,6 +124,23 @@ def wrap_methods(cls: type, fields: set[str]) -> None:
             and not getattr(method, "wrapped_method", False)
         ):
             setattr(cls, name, wrapped(method))
+
+
+def _guarded(setup: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``setup`` so that it runs on bound modules only, and is intercepted."""
+
+    @functools.wraps(setup)
+    def call(self: Any) -> Any:
+        if self.scope is None:
+            raise CallSetupUnboundModuleError(
+                f"{type(self).__name__}: setup was called on an unbound module; it runs by "
+                f"itself inside init and apply"
+            )
+        if local.interceptors:
+            return _observed(setup, "setup", self, (), {})
+        return setup(self)
+
+    return call
 
 
 def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:

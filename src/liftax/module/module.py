@@ -8,36 +8,29 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-import jax
-import jax.numpy as jnp
-
 from ..core import run
-from ..core.filters import DenyList, Filter
-from ..core.scope import Scope, Variable
+from ..core.filters import Filter
+from ..core.scope import Scope
 from ..errors import (
     ApplyModuleInvalidMethodError,
-    CallSetupUnboundModuleError,
     CallUnbindOnUnboundModuleError,
     DescriptorAttributeError,
     InvalidInstanceModuleError,
-    LiftaxError,
-    NameInUseError,
     SetAttributeFrozenModuleError,
     SetAttributeInModuleSetupError,
 )
 from . import fields
 from .calls import wrap_methods
 from .naming import is_module, place, register
+from .run import INIT_COLLECTIONS, apply, init, init_with_output
 from .state import DONE, NEW, RUNNING, State, local
+from .variables import Variables
 
 M = TypeVar("M", bound="Module")
-T = TypeVar("T")
-
-INIT_COLLECTIONS = DenyList("intermediates")
 
 
 @typing.dataclass_transform(field_specifiers=(dataclasses.field,))
-class Module:
+class Module(Variables):
     """The base class of layers and models.
 
     A subclass declares its settings as dataclass fields and its computation as
@@ -51,6 +44,7 @@ class Module:
       scope: its view of the variables, None while it is unbound.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> import liftax as nn
       >>> class Scale(nn.Module):
       ...     start: float = 1.0
@@ -151,6 +145,7 @@ class Module:
         It runs once, before the first method of a bound module.
 
         Example:
+          >>> import jax, jax.numpy as jnp
           >>> import liftax as nn
           >>> class Mlp(nn.Module):
           ...     def setup(self):
@@ -244,6 +239,7 @@ class Module:
           mutable: which collections may be written.
 
         Example:
+          >>> import jax, jax.numpy as jnp
           >>> import liftax as nn
           >>> dense = nn.Dense(2)
           >>> bound = dense.bind(dense.init(jax.random.key(0), jnp.ones(3)))
@@ -261,6 +257,7 @@ class Module:
           CallUnbindOnUnboundModuleError: the module is not bound.
 
         Example:
+          >>> import jax, jax.numpy as jnp
           >>> import liftax as nn
           >>> model = nn.Sequential([nn.Dense(4), nn.Dense(2)])
           >>> bound = model.bind(model.init(jax.random.key(0), jnp.ones(3)))
@@ -275,230 +272,6 @@ class Module:
             )
         variables = self.variables
         return self.clone(name=None, _deep_clone=True, _reset_names=True), variables
-
-    # --- variables ----------------------------------------------------------------
-
-    def _where(self) -> str:
-        scope = self.scope
-        if scope is None:
-            return f"module {type(self).__name__} (unbound)"
-        return f"{scope._where()} ({type(self).__name__})"
-
-    def _bound(self, use: str) -> Scope:
-        if self.scope is None:
-            raise UnboundModuleError(
-                f"{type(self).__name__}: {use} needs a bound module; use it inside init or "
-                f"apply, or on what bind returned"
-            )
-        return self.scope
-
-    def _declaring(self, what: str, name: str, col: str) -> Scope:
-        scope = self._bound(what)
-        state = self._state
-        if not (state.in_compact or state.in_setup):
-            raise UndeclaredError(
-                f"{self._where()}: {what} {name!r} was declared outside setup and outside a "
-                f"compact method; move it to setup, or decorate the method with @nn.compact"
-            )
-        if scope.name_reserved(name, col):
-            raise NameInUseError(
-                f"{self._where()}: the name {name!r} is in use and cannot also be {what} {name!r}"
-            )
-        return scope
-
-    def param(
-        self,
-        name: str,
-        init_fn: Callable[..., Any],
-        *init_args: Any,
-        unbox: bool = True,
-        **init_kwargs: Any,
-    ) -> Any:
-        """Declares a parameter and returns its value; see ``Scope.param``.
-
-        Args:
-          name: the parameter's name in this module.
-          init_fn: called as ``init_fn(key, *init_args, **init_kwargs)`` where the
-            parameter is missing and may be made.
-          unbox: False returns the metadata box around the value.
-
-        Raises:
-          ScopeParamNotFoundError, ScopeParamShapeError, NameInUseError.
-
-        Example:
-          >>> import liftax as nn
-          >>> class Bias(nn.Module):
-          ...     @nn.compact
-          ...     def __call__(self, x):
-          ...         return x + self.param('bias', nn.initializers.zeros, (x.shape[-1],))
-          >>> Bias().init(jax.random.key(0), jnp.ones((2, 3)))['params']['bias'].shape
-          (3,)
-        """
-        scope = self._declaring("parameter", name, "params")
-        value = scope.param(name, init_fn, *init_args, unbox=unbox, **init_kwargs)
-        self._state.children[name] = None
-        return value
-
-    def variable(
-        self,
-        col: str,
-        name: str,
-        init_fn: Callable[..., Any] | None = None,
-        *init_args: Any,
-        unbox: bool = True,
-        **init_kwargs: Any,
-    ) -> Variable:
-        """Declares a variable in a collection; see ``Scope.variable``.
-
-        Args:
-          col: the collection.
-          name: the variable's name in this module.
-          init_fn: called as ``init_fn(*init_args, **init_kwargs)`` where the
-            variable is missing and may be made.
-          unbox: False keeps the metadata box around ``value``.
-
-        Example:
-          >>> import liftax as nn
-          >>> class Count(nn.Module):
-          ...     @nn.compact
-          ...     def __call__(self):
-          ...         calls = self.variable('state', 'calls', lambda: 0)
-          ...         calls.value += 1
-          >>> Count().apply({'state': {'calls': 4}}, mutable='state')[1]
-          {'state': {'calls': 5}}
-        """
-        scope = self._declaring("variable", name, col)
-        made = scope.variable(col, name, init_fn, *init_args, unbox=unbox, **init_kwargs)
-        self._state.children[name] = None
-        return made
-
-    def has_variable(self, col: str, name: str) -> bool:
-        """Tells whether the module has the variable."""
-        return self._bound("has_variable").has_variable(col, name)
-
-    def get_variable(self, col: str, name: str, default: Any = None) -> Any:
-        """Returns a variable's value, boxed if it is, or ``default`` if it is missing."""
-        return self._bound("get_variable").get_variable(col, name, default)
-
-    def put_variable(self, col: str, name: str, value: Any) -> None:
-        """Writes a variable of a mutable collection, making it if it is missing."""
-        self._bound("put_variable").put_variable(col, name, value)
-
-    def is_mutable_collection(self, col: str) -> bool:
-        """Tells whether the collection may be written in this call."""
-        return self._bound("is_mutable_collection").is_mutable_collection(col)
-
-    def has_rng(self, name: str) -> bool:
-        """Tells whether a key was handed in for the stream."""
-        return self._bound("has_rng").has_rng(name)
-
-    def make_rng(self, name: str = "params") -> jax.Array:
-        """Draws the next key of a stream; see ``Scope.make_rng``.
-
-        Args:
-          name: the stream; one that was not handed in falls back on ``params``.
-
-        Raises:
-          InvalidRngError: there is no key for it.
-
-        Example:
-          >>> import liftax as nn
-          >>> class Noise(nn.Module):
-          ...     def __call__(self, x):
-          ...         return x + jax.random.normal(self.make_rng('noise'), x.shape)
-          >>> Noise().apply({}, jnp.ones(3), rngs={'noise': jax.random.key(0)}).shape
-          (3,)
-        """
-        return self._bound("make_rng").make_rng(name)
-
-    def is_initializing(self) -> bool:
-        """Tells whether this call makes variables: ``init``, not ``apply``."""
-        return self._bound("is_initializing").get_flag("initializing", False)
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """The module's variables, collection -> nested dict."""
-        return self._bound("variables").variables()
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        """The names from the root module down to this one."""
-        return self._bound("path").path
-
-    def sow(
-        self,
-        col: str,
-        name: str,
-        value: Any,
-        reduce_fn: Callable[[Any, Any], Any] = lambda xs, x: (*xs, x),
-        init_fn: Callable[[], Any] = tuple,
-    ) -> bool:
-        """Stores a value in a collection, if the caller asked for that collection.
-
-        Args:
-          col: the collection.
-          name: where; values sown under one name are gathered.
-          value: the value.
-          reduce_fn: ``(gathered, value) -> gathered``; appends to a tuple.
-          init_fn: makes the first ``gathered``.
-
-        Returns:
-          whether the collection is mutable, so the value was stored.
-
-        Raises:
-          UnnamedCollectionError: a lift in force would lose the value.
-
-        Example:
-          >>> import liftax as nn
-          >>> class Probe(nn.Module):
-          ...     def __call__(self, x):
-          ...         self.sow('intermediates', 'x', x)
-          ...         return x
-          >>> Probe().apply({}, 3.0, mutable='intermediates')
-          (3.0, {'intermediates': {'x': (3.0,)}})
-        """
-        scope = self._bound("sow")
-        if not scope.is_mutable_collection(col):
-            scope.check_named(col)
-            return False
-        if scope.has_variable(col, name):
-            gathered = scope.get_variable(col, name)
-        else:
-            scope.reserve(name, col)
-            self._state.children[name] = None
-            gathered = init_fn()
-        scope.put_variable(col, name, reduce_fn(gathered, value))
-        return True
-
-    def perturb(self, name: str, value: T, collection: str = "perturbations") -> T:
-        """Adds a zero variable to a value, so that its gradient can be taken.
-
-        Args:
-          name: the perturbation's name.
-          value: an array, or a pytree of arrays.
-          collection: where the zeros live; without it in ``apply`` the value is
-            returned as it is.
-
-        Example:
-          >>> import liftax as nn
-          >>> class Square(nn.Module):
-          ...     def __call__(self, x):
-          ...         return self.perturb('h', x) ** 2
-          >>> variables = Square().init(jax.random.key(0), 3.0)
-          >>> def loss(perturbations):
-          ...     return Square().apply({'perturbations': perturbations}, 3.0)
-          >>> float(jax.grad(loss)(variables['perturbations'])['h'])
-          6.0
-        """
-        scope = self._bound("perturb")
-        if not scope.has_variable(collection, name):
-            if not scope.is_mutable_collection(collection):
-                scope.check_named(collection)
-                return value
-            scope.reserve(name, collection)
-            self._state.children[name] = None
-            scope.put_variable(collection, name, jax.tree.map(jnp.zeros_like, value))
-        return jax.tree.map(jnp.add, value, scope.get_variable(collection, name))
 
     # --- running ------------------------------------------------------------------
 
@@ -529,6 +302,7 @@ class Module:
           and the mutable collections afterwards.
 
         Example:
+          >>> import jax, jax.numpy as jnp
           >>> import liftax as nn
           >>> variables = nn.Dense(2).init(jax.random.key(0), jnp.ones(3))
           >>> nn.Dense(2).apply(variables, jnp.ones((4, 3))).shape
@@ -553,6 +327,7 @@ class Module:
         Args are those of `init`. The whole method is computed.
 
         Example:
+          >>> import jax, jax.numpy as jnp
           >>> import liftax as nn
           >>> y, variables = nn.Dense(2).init_with_output(jax.random.key(0), jnp.ones(3))
           >>> y.shape
@@ -587,6 +362,7 @@ class Module:
           collection -> nested dict of variables.
 
         Example:
+          >>> import jax, jax.numpy as jnp
           >>> import liftax as nn
           >>> variables = nn.Dense(2).init(jax.random.key(0), jnp.ones(3))
           >>> jax.tree.map(jnp.shape, variables)
@@ -613,6 +389,7 @@ class Module:
           LazyInitError: an initial value depends on an input's values.
 
         Example:
+          >>> import jax, jax.numpy as jnp
           >>> import liftax as nn
           >>> x = jax.ShapeDtypeStruct((8, 3), jnp.float32)
           >>> nn.Dense(2).lazy_init(jax.random.key(0), x)['params']['kernel'].shape
@@ -689,14 +466,6 @@ class Module:
         return paths(*args, **kwargs)
 
 
-class UnboundModuleError(LiftaxError, ValueError):
-    """Variables or keys of a module were asked for that is not bound."""
-
-
-class UndeclaredError(LiftaxError, ValueError):
-    """A variable was declared outside ``setup`` and outside a compact method."""
-
-
 fields.declare(Module, False)
 
 
@@ -705,102 +474,3 @@ def _not_an_instance() -> InvalidInstanceModuleError:
         "init, apply and bind are called on an instance of a module: Model(...).init(...), "
         "not Model.init(...)"
     )
-
-
-def _flags(capture: bool | Callable[[Module, str], bool]) -> dict[str, Any]:
-    if capture is False:
-        return {}
-    return {"capture_intermediates": _calls if capture is True else capture}
-
-
-def _calls(module: Module, method: str) -> bool:
-    return method == "__call__"
-
-
-def apply(
-    fn: Callable[..., Any],
-    module: Module,
-    mutable: Filter = False,
-    capture_intermediates: bool | Callable[[Module, str], bool] = False,
-) -> Callable[..., Any]:
-    """Returns ``run(variables, *args, rngs=None, **kwargs)`` for a function of a module.
-
-    Args:
-      fn: called as ``fn(bound_module, *args, **kwargs)``.
-      module: an unbound module.
-      mutable: the collections that may be written.
-      capture_intermediates: as in ``Module.apply``.
-
-    Example:
-      >>> import liftax as nn
-      >>> dense = nn.Dense(2)
-      >>> variables = dense.init(jax.random.key(0), jnp.ones(3))
-      >>> twice = nn.apply(lambda m, x: m(x) * 2, dense)
-      >>> twice(variables, jnp.ones(3)).shape
-      (2,)
-    """
-    if capture_intermediates is not False:
-        from ..core.filters import union
-
-        mutable = union(mutable, "intermediates")
-
-    def body(scope: Scope, *args: Any, **kwargs: Any) -> Any:
-        return fn(module.clone(parent=scope, _deep_clone=True), *args, **kwargs)
-
-    return run.apply(body, mutable, _flags(capture_intermediates))
-
-
-def init_with_output(
-    fn: Callable[..., Any],
-    module: Module,
-    mutable: Filter = INIT_COLLECTIONS,
-    capture_intermediates: bool | Callable[[Module, str], bool] = False,
-) -> Callable[..., Any]:
-    """Returns ``run(rngs, *args, **kwargs) -> (y, variables)`` for a function of a module.
-
-    Args are those of `liftax.apply`.
-
-    Example:
-      >>> import liftax as nn
-      >>> run = nn.init_with_output(lambda m, x: m(x), nn.Dense(2))
-      >>> y, variables = run(jax.random.key(0), jnp.ones(3))
-      >>> y.shape
-      (2,)
-    """
-    if capture_intermediates is not False:
-        from ..core.filters import union
-
-        mutable = union(mutable, "intermediates")
-
-    def body(scope: Scope, *args: Any, **kwargs: Any) -> Any:
-        return fn(module.clone(parent=scope, _deep_clone=True), *args, **kwargs)
-
-    return run.init(body, mutable, _flags(capture_intermediates))
-
-
-def init(
-    fn: Callable[..., Any],
-    module: Module,
-    mutable: Filter = INIT_COLLECTIONS,
-    capture_intermediates: bool | Callable[[Module, str], bool] = False,
-) -> Callable[..., Any]:
-    """Returns ``run(rngs, *args, **kwargs) -> variables`` for a function of a module.
-
-    Args are those of `liftax.apply`.
-
-    Example:
-      >>> import liftax as nn
-      >>> make = nn.init(lambda m, x: m(x), nn.Dense(2))
-      >>> sorted(make(jax.random.key(0), jnp.ones(3))['params'])
-      ['bias', 'kernel']
-    """
-    return run.staged(init_with_output(fn, module, mutable, capture_intermediates))
-
-
-def setup_guard(module: Module) -> None:
-    """Raises CallSetupUnboundModuleError where ``setup`` is called by hand too early."""
-    if module.scope is None:
-        raise CallSetupUnboundModuleError(
-            f"{type(module).__name__}: setup was called on an unbound module; it runs by itself "
-            f"inside init and apply"
-        )

@@ -1,0 +1,61 @@
+"""What is true of a whole call, for a root scope and all below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .. import compat
+from .filters import Filter, in_filter
+from .record import recorder
+from .rngs import Drawn
+
+
+class Root:
+    """What is true of a whole call: shared by a root scope and all below it."""
+
+    __slots__ = (
+        "_mutable",
+        "counters",
+        "adopted",
+        "creating",
+        "entered_by",
+        "flags",
+        "late",
+        "lift",
+        "log",
+        "mutable",
+        "on_birth",
+        "rec",
+        "trace",
+        "unnamed",
+        "valid",
+    )
+
+    def __init__(self, mutable: Filter, flags: Mapping[str, Any]):
+        self.mutable = mutable
+        self._mutable: dict[str, bool] = {}
+        self.flags = flags
+        self.trace = compat.current_trace()
+        self.valid = True
+        self.rec = recorder.get()
+        # How many keys were drawn, by path and stream. Lifts hand this on to the scopes
+        # they make, so a path goes on counting wherever it is met again.
+        self.counters: dict[tuple[str, ...], dict[str, int]] = {}
+        self.log: list[Drawn] | None = None
+        # The lift whose body is running now, to which these scopes were handed.
+        self.entered_by: str | None = None
+        # What modules remember of a call: outside modules and their clones in it.
+        self.adopted: dict[int, tuple[Any, Any]] = {}
+        # Set by the lifts, on the scopes they make for a body:
+        self.lift: str | None = None  # its name, for messages
+        self.unnamed: Callable[[str], bool] | None = None  # writable outside, lost inside
+        self.on_birth: Callable[[str, tuple[str, ...], Any, bool], Any] | None = None
+        self.late = False  # whether what is written comes out of a lift inside the body
+        self.creating: str | None = None  # the collection being initialised
+
+    def is_mutable(self, col: str) -> bool:
+        found = self._mutable.get(col)
+        if found is None:
+            found = self._mutable[col] = in_filter(self.mutable, col)
+        return found

@@ -1,0 +1,107 @@
+"""Running functions of a module: apply, init, init_with_output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..core import run
+from ..core.filters import DenyList, Filter, union
+from ..core.scope import Scope
+
+if TYPE_CHECKING:
+    from .module import Module
+
+Capture = bool | Callable[[Any, str], bool]
+
+INIT_COLLECTIONS = DenyList("intermediates")
+"""What ``init`` makes unless it is told: everything but captured values."""
+
+
+def _flags(capture: bool | Callable[[Module, str], bool]) -> dict[str, Any]:
+    if capture is False:
+        return {}
+    return {"capture_intermediates": _calls if capture is True else capture}
+
+
+def _calls(module: Module, method: str) -> bool:
+    return method == "__call__"
+
+
+def apply(
+    fn: Callable[..., Any],
+    module: Module,
+    mutable: Filter = False,
+    capture_intermediates: bool | Callable[[Module, str], bool] = False,
+) -> Callable[..., Any]:
+    """Returns ``run(variables, *args, rngs=None, **kwargs)`` for a function of a module.
+
+    Args:
+      fn: called as ``fn(bound_module, *args, **kwargs)``.
+      module: an unbound module.
+      mutable: the collections that may be written.
+      capture_intermediates: as in ``Module.apply``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import liftax as nn
+      >>> dense = nn.Dense(2)
+      >>> variables = dense.init(jax.random.key(0), jnp.ones(3))
+      >>> twice = nn.apply(lambda m, x: m(x) * 2, dense)
+      >>> twice(variables, jnp.ones(3)).shape
+      (2,)
+    """
+    if capture_intermediates is not False:
+        mutable = union(mutable, "intermediates")
+
+    def body(scope: Scope, *args: Any, **kwargs: Any) -> Any:
+        return fn(module.clone(parent=scope, _deep_clone=True), *args, **kwargs)
+
+    return run.apply(body, mutable, _flags(capture_intermediates))
+
+
+def init_with_output(
+    fn: Callable[..., Any],
+    module: Module,
+    mutable: Filter = INIT_COLLECTIONS,
+    capture_intermediates: bool | Callable[[Module, str], bool] = False,
+) -> Callable[..., Any]:
+    """Returns ``run(rngs, *args, **kwargs) -> (y, variables)`` for a function of a module.
+
+    Args are those of `liftax.apply`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import liftax as nn
+      >>> run = nn.init_with_output(lambda m, x: m(x), nn.Dense(2))
+      >>> y, variables = run(jax.random.key(0), jnp.ones(3))
+      >>> y.shape
+      (2,)
+    """
+    if capture_intermediates is not False:
+        mutable = union(mutable, "intermediates")
+
+    def body(scope: Scope, *args: Any, **kwargs: Any) -> Any:
+        return fn(module.clone(parent=scope, _deep_clone=True), *args, **kwargs)
+
+    return run.init(body, mutable, _flags(capture_intermediates))
+
+
+def init(
+    fn: Callable[..., Any],
+    module: Module,
+    mutable: Filter = INIT_COLLECTIONS,
+    capture_intermediates: bool | Callable[[Module, str], bool] = False,
+) -> Callable[..., Any]:
+    """Returns ``run(rngs, *args, **kwargs) -> variables`` for a function of a module.
+
+    Args are those of `liftax.apply`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import liftax as nn
+      >>> make = nn.init(lambda m, x: m(x), nn.Dense(2))
+      >>> sorted(make(jax.random.key(0), jnp.ones(3))['params'])
+      ['bias', 'kernel']
+    """
+    return run.staged(init_with_output(fn, module, mutable, capture_intermediates))
