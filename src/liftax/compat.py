@@ -6,13 +6,15 @@ Everything here works on jax 0.10 and 0.11.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.extend.core as jex
 from jax._src import core as _core
 from jax.interpreters import mlir
 from jax.interpreters import partial_eval as pe
+
+if TYPE_CHECKING:
+    import jax.extend.core as jex
 
 
 def prune(jaxpr: jex.Jaxpr, used_outputs: Sequence[bool]) -> tuple[jex.Jaxpr, list[bool]]:
@@ -59,7 +61,7 @@ def evaluate(jaxpr: jex.Jaxpr, args: Sequence[Any]) -> list[Any]:
     return jax.core.eval_jaxpr(jaxpr, (), *args)
 
 
-def register_constant(primitive: jex.Primitive, value: Any) -> None:
+def register_constant(primitive: Any, value: Any) -> None:
     """Lowers ``primitive``, which has no inputs, to the constant ``value(**params)``."""
 
     def constant(**params: Any) -> Any:
@@ -72,6 +74,9 @@ def current_trace() -> Any:
     """Returns the level of tracing in force: one object per jit, grad, vmap or eager."""
     return _core.trace_ctx.trace
 
+
+Primitive = _core.Primitive
+"""The public `jax.extend.core.Primitive`, without importing all of `jax.extend`."""
 
 EAGER = _core.eval_trace
 """The level of tracing outside every transformation."""

@@ -16,7 +16,7 @@ from .run import bind as bind
 from .run import init as init
 from .run import lazy_init as lazy_init
 from .scope import Scope as Scope
-from .scope import Variable as Variable
+from .variable import Variable as Variable
 
 _LIFTS = {
     'custom_vjp', 'jit', 'jvp', 'remat', 'remat_scan', 'scan', 'vjp', 'vmap', 'while_loop',

@@ -321,7 +321,8 @@ def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, tuple[str
     index: dict[tuple[int, tuple[str, ...]], int] = {}
     places = []
     for leaf in leaves:
-        top, path, scope = leaf, (), leaf
+        top, scope = leaf, leaf
+        path: tuple[str, ...] = ()
         names: tuple[str, ...] = ()
         while True:
             if (id(scope._root), scope.path) in given:

@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core as jex
 import numpy as np
 
 from .. import compat
@@ -96,7 +95,7 @@ class Drawn(NamedTuple):
     collection: str | None
 
 
-draw_p = jex.Primitive("liftax_draw")
+draw_p = compat.Primitive("liftax_draw")
 draw_p.def_impl(lambda draw: jax.numpy.asarray(draw.value()))
 draw_p.def_abstract_eval(lambda draw: jax.core.ShapedArray((), np.dtype("uint32")))
 compat.register_constant(draw_p, lambda draw: draw.value())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.extend.core as jex
 
 from .. import compat
 from ..errors import (
@@ -21,6 +20,9 @@ from .rngs import as_streams, describe, is_key
 from .root import Root
 from .scope import Scope
 from .trees import copy_dicts, plain_dicts
+
+if TYPE_CHECKING:
+    import jax.extend.core as jex
 
 
 def bind(

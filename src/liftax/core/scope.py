@@ -86,7 +86,9 @@ class Scope:
         self.name = name
         self.parent = parent
         self.path = path
-        self._root = _root or (parent._root if parent else Root(mutable, flags or {}))
+        if _root is None:
+            _root = parent._root if parent is not None else Root(mutable, flags or {})
+        self._root: Root = _root
         self.reservations: dict[str, set[str | None]] = {}
         self._rewound: dict[str, int] | None = None
 
@@ -314,7 +316,7 @@ class Scope:
             if self.parent is None:
                 node = {}
             else:
-                node = self.parent._own(col).setdefault(self.name, {})
+                node = self.parent._own(col).setdefault(str(self.name), {})
             self._nodes[col] = node
         return node
 

@@ -51,7 +51,8 @@ def _expand(axes: Any, tree: Any, found: list[Any]) -> bool:
     tree_parts, tree_def = jax.tree.flatten(tree, is_leaf=lambda t: t is not tree)
     if len(axis_parts) == 1 and axis_parts[0] is axes:
         return False
-    if axis_def != tree_def and not (
+    same = bool(axis_def == tree_def)
+    if not same and not (
         isinstance(axes, (list, tuple))
         and isinstance(tree, (list, tuple))
         and len(axis_parts) == len(tree_parts)

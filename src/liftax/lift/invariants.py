@@ -19,16 +19,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from .. import compat
 from ..core.rngs import describe
 from ..errors import LoopDependentError
+
+if TYPE_CHECKING:
+    import jax.extend.core as jex
 
 
 class Birth(NamedTuple):

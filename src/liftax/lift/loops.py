@@ -299,7 +299,7 @@ class _Call:
         opening = self.opening
 
         def step(c: Any, x: Any) -> Any:
-            inner, after, ys = self.body(*c, x)
+            inner, after, ys = self.body(c[0], c[1], x)
             carry_vars = opening.written(inner, CARRY)
             if created(carry_vars, self.carried):
                 raise _Retrace

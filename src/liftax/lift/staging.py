@@ -44,12 +44,14 @@ def remat(
       0.0
     """
     roles = through_roles("remat", variables, rngs)
+    # JAX says itself that it no longer supports concrete=True.
+    options: Any = {"concrete": True} if concrete else {}
     checkpoint = jax.checkpoint(
         _call_pure,
         policy=policy,
         prevent_cse=prevent_cse,
         static_argnums=(0,),
-        **({"concrete": True} if concrete else {}),
+        **options,
     )
 
     def rematted(scope: Any, *args: Any, **kwargs: Any) -> Any:

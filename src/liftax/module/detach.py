@@ -14,7 +14,8 @@ from typing import Any
 import jax
 
 from ..core.keys import typed
-from ..core.scope import Scope, Variable
+from ..core.scope import Scope
+from ..core.variable import Variable
 from .fields import is_atom, parts, replaced
 from .naming import is_module
 

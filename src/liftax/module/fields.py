@@ -35,7 +35,7 @@ def declare(cls: type, kw_only: bool) -> None:
     cls.name = dataclasses.field(default=None, kw_only=True)  # type: ignore[attr-defined]
     own_hash = cls.__dict__.get("__hash__")
     own_eq = "__eq__" in cls.__dict__
-    dataclasses.dataclass(cls, kw_only=kw_only, repr=False)  # type: ignore[call-overload]
+    dataclasses.dataclass(cls, kw_only=kw_only, repr=False)
     if own_hash is not None:
         cls.__hash__ = own_hash  # type: ignore[method-assign]
     elif not own_eq:

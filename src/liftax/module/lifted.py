@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..core.scope import Variable
+from ..core.variable import Variable
 from ..errors import LiftMethodError, TransformedMethodReturnValueError, TransformTargetError
 from .calls import wrapped
 from .detach import Detached, without_modules

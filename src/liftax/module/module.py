@@ -10,7 +10,6 @@ from typing import Any, ClassVar, TypeVar
 
 from ..core import run
 from ..core.filters import Filter
-from ..core.scope import Scope
 from ..errors import (
     ApplyModuleInvalidMethodError,
     CallUnbindOnUnboundModuleError,
@@ -29,7 +28,6 @@ from .variables import Variables
 M = TypeVar("M", bound="Module")
 
 
-@typing.dataclass_transform(field_specifiers=(dataclasses.field,))
 class Module(Variables):
     """The base class of layers and models.
 
@@ -59,7 +57,7 @@ class Module(Variables):
     _liftax_module: ClassVar[bool] = True
     _field_names: ClassVar[tuple[str, ...]] = ()
     _clone_names: ClassVar[tuple[str, ...]] = ()
-    scope: ClassVar[Scope | None] = None
+    scope = None
 
     if typing.TYPE_CHECKING:
         parent: Any = dataclasses.field(default=None, kw_only=True, repr=False)
@@ -97,7 +95,7 @@ class Module(Variables):
         state = self.__dict__.get("_state")
         if state is not None and not name.startswith("__"):
             if state.in_setup:
-                if name in type(self).__dataclass_fields__:  # type: ignore[attr-defined]
+                if name in type(self).__dataclass_fields__:
                     raise SetAttributeInModuleSetupError(
                         f"{self._where()}: setup assigns the field {name!r}; fields are set when "
                         f"the module is made, give the attribute another name"
@@ -403,7 +401,7 @@ class Module(Variables):
         if not is_module(self):
             raise _not_an_instance()
         if method is None:
-            return type(self).__call__  # type: ignore[attr-defined, no-any-return, operator]
+            return type(self).__call__
         if isinstance(method, str):
             if not hasattr(type(self), method):
                 getattr(self, method)  # a function in a field, or the error that says it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ from .state import State
 T = TypeVar("T")
 
 
+@typing.dataclass_transform(field_specifiers=(dataclasses.field,))
 class Variables:
     """The methods of a module that read and write variables."""
 
