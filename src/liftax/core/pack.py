@@ -35,338 +35,341 @@ Group = tuple[dict[str, Any], ...]
 
 
 class _InnerRoot(Root):
-  """What is true inside a lift: what is true outside, narrowed by the roles."""
+    """What is true inside a lift: what is true outside, narrowed by the roles."""
 
-  __slots__ = ('outer', 'roles')
+    __slots__ = ("outer", "roles")
 
-  def __init__(self, outer: Root, roles: Roles, label: str):
-    super().__init__(False, outer.flags)
-    self.outer = outer
-    self.roles = roles
-    self.lift = label
-    self.unnamed = self._is_unnamed
-    self.creating = outer.creating
-    self.counters = outer.counters
-    self.log = outer.log
+    def __init__(self, outer: Root, roles: Roles, label: str):
+        super().__init__(False, outer.flags)
+        self.outer = outer
+        self.roles = roles
+        self.lift = label
+        self.unnamed = self._is_unnamed
+        self.creating = outer.creating
+        self.counters = outer.counters
+        self.log = outer.log
 
-  def is_mutable(self, col: str) -> bool:
-    found = self._mutable.get(col)
-    if found is None:
-      row = self.roles.of(col)
-      found = row is not None and row.leaves and self.outer.is_mutable(col)
-      self._mutable[col] = found
-    return found
+    def is_mutable(self, col: str) -> bool:
+        found = self._mutable.get(col)
+        if found is None:
+            row = self.roles.of(col)
+            found = row is not None and row.leaves and self.outer.is_mutable(col)
+            self._mutable[col] = found
+        return found
 
-  def _is_unnamed(self, col: str) -> bool:
-    outer = self.outer
-    if outer.is_mutable(col):
-      row = self.roles.of(col)
-      return row is None or not row.leaves
-    return outer.unnamed is not None and outer.unnamed(col)
+    def _is_unnamed(self, col: str) -> bool:
+        outer = self.outer
+        if outer.is_mutable(col):
+            row = self.roles.of(col)
+            return row is None or not row.leaves
+        return outer.unnamed is not None and outer.unnamed(col)
 
 
 class Opening:
-  """The scopes of one call of a lift, opened.
-
-  Args:
-    roles: the lift's table.
-    scopes: a scope or a pytree of scopes.
-    target: what is lifted, for messages and the layout.
-    shared: those of the scopes that all iterations share, whatever the table says.
-  """
-
-  def __init__(self, roles: Roles, scopes: Any, target: Any, shared: Sequence[Scope] = ()):
-    self.roles = roles
-    self.target = target
-    if isinstance(scopes, Scope):
-      self.tree: Any = None
-      leaves = [scopes]
-    else:
-      leaves, self.tree = jax.tree.flatten(scopes)
-    self.tops: list[Scope] = []
-    self.places = _places(leaves, self.tops)
-    for top in self.tops:
-      top._check_valid()
-    whole = {(id(scope._root), scope.path) for scope in shared}
-    table = roles.all_shared() if shared else roles
-    # The table of each top.
-    self.tables = [table if (id(top._root), top.path) in whole else roles for top in self.tops]
-    name = getattr(target, '__name__', type(target).__name__)
-    self.label = f'{roles.lift} of {name}'
-
-  @property
-  def place(self) -> str:
-    """Where the lift stands, for messages."""
-    top = self.tops[0] if self.tops else None
-    return where(top.path if top else (), top._root.lift if top else None) + f', {self.label}'
-
-  @property
-  def initializing(self) -> bool:
-    return any(top._root.flags.get('initializing', False) for top in self.tops)
-
-  def check_used(self) -> None:
-    """Raises UnusedFilterError for a name in the lift's arguments that is mistyped."""
-    self.roles.check_used(
-      self.place,
-      {col for top in self.tops for col in top.collections()},
-      {stream for top in self.tops for stream in top.rngs},
-    )
-
-  @property
-  def watched(self) -> bool:
-    """Whether a loop outside wants to see variables as they are made."""
-    return any(top._root.on_birth is not None for top in self.tops)
-
-  # --- going in -------------------------------------------------------------
-
-  def values(self, role: Any) -> Group:
-    """Returns the variables that go in under ``role``."""
-    groups = []
-    for top, roles in zip(self.tops, self.tables, strict=True):
-      found = {}
-      for col in top.collections():
-        row = roles.of(col)
-        if row is not None and row.enters and row.role == role:
-          node = top._node(col)
-          if node is not None:
-            found[col] = node
-      groups.append(found)
-    return tuple(groups)
-
-  def keys(self, split: bool) -> Group:
-    """Returns the base keys of the streams that are (not) split."""
-    return tuple(
-      {n: s.key for n, s in top.rngs.items() if roles.split(n) is split}
-      for top, roles in zip(self.tops, self.tables, strict=True)
-    )
-
-  def folded_keys(self) -> Group:
-    """Draws one key of each stream that goes in, to be the base of a new stream."""
-    return tuple(
-      {n: top.make_rng(n) for n in top.rngs if self.roles.split(n) is not None} for top in self.tops
-    )
-
-  def split_keys(self, size: int) -> Group:
-    """Returns the keys of the split streams, stacked along a new first axis."""
-    made: dict[int, Any] = {}
-
-    def split(key: Any) -> Any:
-      # Scopes of one call share their base keys: one split for each.
-      if id(key) not in made:
-        made[id(key)] = jax.random.split(key, size)
-      return made[id(key)]
-
-    return tuple({n: split(k) for n, k in group.items()} for group in self.keys(True))
-
-  def can_write(self, role: Any) -> bool:
-    """Tells whether the body may write any collection under ``role``."""
-    return any(
-      row.role == role
-      and row.leaves
-      and any(top._root.is_mutable(c) for c in _candidates(row, top))
-      for top, roles in zip(self.tops, self.tables, strict=True)
-      for row in roles.rows
-    )
-
-  def enter(
-    self,
-    variables: Sequence[Group],
-    keys: Sequence[Group],
-    *,
-    log: list[Drawn] | None = None,
-    folded: bool = False,
-  ) -> list[Scope]:
-    """Makes the scopes inside the transformation.
+    """The scopes of one call of a lift, opened.
 
     Args:
-      variables: groups of variables, as from `values`.
-      keys: groups of keys, as from `keys` and `split_keys`.
-      log: takes the draws of the body, see rngs.
-      folded: whether the keys are `folded_keys`, which have the path in them.
+      roles: the lift's table.
+      scopes: a scope or a pytree of scopes.
+      target: what is lifted, for messages and the layout.
+      shared: those of the scopes that all iterations share, whatever the table says.
     """
-    inner = []
-    for i, top in enumerate(self.tops):
-      root = _InnerRoot(top._root, self.tables[i], self.label)
-      nodes: dict[str, Any] = {}
-      for group in variables:
-        for col, node in group[i].items():
-          nodes[col] = copy_dicts(node) if root.is_mutable(col) else node
-      scope = Scope(nodes, name=top.name, path=top.path, _root=root)
-      scope.rngs = {
-        n: Stream(key, () if folded else top.rngs[n].path)
-        for group in keys
-        for n, key in group[i].items()
-      }
-      if log is not None:
-        root.log = log
-      inner.append(scope)
-    return inner
 
-  def hand_out(self, inner: Sequence[Scope]) -> Any:
-    """Returns the inner counterparts of the scopes, in the tree that was given."""
-    found = []
-    for index, path in self.places:
-      scope = inner[index]
-      for name in path:
-        scope = scope.push(name, reuse=True)
-      found.append(scope)
-    return found[0] if self.tree is None else jax.tree.unflatten(self.tree, found)
+    def __init__(self, roles: Roles, scopes: Any, target: Any, shared: Sequence[Scope] = ()):
+        self.roles = roles
+        self.target = target
+        if isinstance(scopes, Scope):
+            self.tree: Any = None
+            leaves = [scopes]
+        else:
+            leaves, self.tree = jax.tree.flatten(scopes)
+        self.tops: list[Scope] = []
+        self.places = _places(leaves, self.tops)
+        for top in self.tops:
+            top._check_valid()
+        whole = {(id(scope._root), scope.path) for scope in shared}
+        table = roles.all_shared() if shared else roles
+        # The table of each top.
+        self.tables = [table if (id(top._root), top.path) in whole else roles for top in self.tops]
+        name = getattr(target, "__name__", type(target).__name__)
+        self.label = f"{roles.lift} of {name}"
 
-  def call(
-    self,
-    fn: Callable[..., Any],
-    inner: Sequence[Scope],
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    **event: Any,
-  ) -> Any:
-    """Calls the body on the inner scopes."""
-    outside = {id(top._root): top._root for top in self.tops}
-    before = [(root, root.valid, root.entered_by) for root in outside.values()]
-    for root, _, _ in before:
-      root.valid, root.entered_by = False, self.label
-    rec = inner[0]._root.rec if inner else None
-    if rec is not None:
-      rec.enter(
-        LiftEvent(
-          self.roles.lift,
-          self.target,
-          path=self.tops[0].path,
-          role_of=self.roles.role,
-          split_of=self.roles.split,
-          shared=tuple(
-            top.path
-            for top, roles in zip(self.tops, self.tables, strict=True)
-            if roles is not self.roles
-          ),
-          **event,
+    @property
+    def place(self) -> str:
+        """Where the lift stands, for messages."""
+        top = self.tops[0] if self.tops else None
+        return where(top.path if top else (), top._root.lift if top else None) + f", {self.label}"
+
+    @property
+    def initializing(self) -> bool:
+        return any(top._root.flags.get("initializing", False) for top in self.tops)
+
+    def check_used(self) -> None:
+        """Raises UnusedFilterError for a name in the lift's arguments that is mistyped."""
+        self.roles.check_used(
+            self.place,
+            {col for top in self.tops for col in top.collections()},
+            {stream for top in self.tops for stream in top.rngs},
         )
-      )
-    try:
-      return fn(self.hand_out(inner), *args, **kwargs)
-    finally:
-      if rec is not None:
-        rec.exit()
-      for root, valid, entered_by in before:
-        root.valid, root.entered_by = valid, entered_by
 
-  # --- what Python remembers --------------------------------------------------
+    @property
+    def watched(self) -> bool:
+        """Whether a loop outside wants to see variables as they are made."""
+        return any(top._root.on_birth is not None for top in self.tops)
 
-  def fingerprint(self) -> Any:
-    """Returns what makes the scopes of one call stand for those of another.
+    # --- going in -------------------------------------------------------------
 
-    Paths are left out: equal modules at different places are one program.
-    """
-    tops = []
-    for top in self.tops:
-      root, here = top._root, len(top.path)
-      counts = frozenset(
-        (path[here:], stream, n)
-        for path, streams in root.counters.items()
-        if path[:here] == top.path
-        for stream, n in streams.items()
-      )
-      writable = frozenset((col, root.is_mutable(col)) for col in (*top.collections(), 'params'))
-      flags = frozenset((k, typed(v)) for k, v in root.flags.items())
-      tops.append((counts, writable, repr(root.mutable), flags, tuple(top.rngs)))
-    return tuple(tops), tuple(self.places), self.tree
+    def values(self, role: Any) -> Group:
+        """Returns the variables that go in under ``role``."""
+        groups = []
+        for top, roles in zip(self.tops, self.tables, strict=True):
+            found = {}
+            for col in top.collections():
+                row = roles.of(col)
+                if row is not None and row.enters and row.role == role:
+                    node = top._node(col)
+                    if node is not None:
+                        found[col] = node
+            groups.append(found)
+        return tuple(groups)
 
-  def counted(self) -> Any:
-    """Returns how many keys were drawn below the scopes, by relative path."""
-    return tuple(
-      {
-        path[len(top.path) :]: dict(streams)
-        for path, streams in top._root.counters.items()
-        if path[: len(top.path)] == top.path
-      }
-      for top in self.tops
-    )
+    def keys(self, split: bool) -> Group:
+        """Returns the base keys of the streams that are (not) split."""
+        return tuple(
+            {n: s.key for n, s in top.rngs.items() if roles.split(n) is split}
+            for top, roles in zip(self.tops, self.tables, strict=True)
+        )
 
-  def set_counters(self, counted: Any) -> None:
-    """Goes on counting from what `counted` returned."""
-    for top, counters in zip(self.tops, counted, strict=True):
-      for path, streams in counters.items():
-        top._root.counters[(*top.path, *path)] = dict(streams)
+    def folded_keys(self) -> Group:
+        """Draws one key of each stream that goes in, to be the base of a new stream."""
+        return tuple(
+            {n: top.make_rng(n) for n in top.rngs if self.roles.split(n) is not None}
+            for top in self.tops
+        )
 
-  # --- coming out -----------------------------------------------------------
+    def split_keys(self, size: int) -> Group:
+        """Returns the keys of the split streams, stacked along a new first axis."""
+        made: dict[int, Any] = {}
 
-  def written(self, inner: Sequence[Scope], role: Any) -> Group:
-    """Returns the mutable variables of the inner scopes under ``role``."""
-    groups = []
-    for scope, roles in zip(inner, self.tables, strict=True):
-      found = {}
-      for col, node in scope._nodes.items():
-        if scope._root.is_mutable(col) and roles.role(col) == role:
-          found[col] = node
-      groups.append(found)
-    return tuple(groups)
+        def split(key: Any) -> Any:
+            # Scopes of one call share their base keys: one split for each.
+            if id(key) not in made:
+                made[id(key)] = jax.random.split(key, size)
+            return made[id(key)]
 
-  def close(self, inner: Sequence[Scope]) -> None:
-    """Ends the inner scopes."""
-    for scope in inner:
-      scope._root.valid = False
+        return tuple({n: split(k) for n, k in group.items()} for group in self.keys(True))
 
-  def write_back(self, group: Group, *, late: bool = True) -> None:
-    """Writes what came out to the scopes outside.
+    def can_write(self, role: Any) -> bool:
+        """Tells whether the body may write any collection under ``role``."""
+        return any(
+            row.role == role
+            and row.leaves
+            and any(top._root.is_mutable(c) for c in _candidates(row, top))
+            for top, roles in zip(self.tops, self.tables, strict=True)
+            for row in roles.rows
+        )
 
-    Args:
-      group: the variables.
-      late: False for initial values, on which the body will still work.
-    """
-    for top, collections in zip(self.tops, group, strict=True):
-      top._root.late = late
-      for col, node in collections.items():
-        if not node:
-          continue
-        for name, value in node.items():
-          top.put_variable(col, name, value)
-      top._root.late = False
+    def enter(
+        self,
+        variables: Sequence[Group],
+        keys: Sequence[Group],
+        *,
+        log: list[Drawn] | None = None,
+        folded: bool = False,
+    ) -> list[Scope]:
+        """Makes the scopes inside the transformation.
+
+        Args:
+          variables: groups of variables, as from `values`.
+          keys: groups of keys, as from `keys` and `split_keys`.
+          log: takes the draws of the body, see rngs.
+          folded: whether the keys are `folded_keys`, which have the path in them.
+        """
+        inner = []
+        for i, top in enumerate(self.tops):
+            root = _InnerRoot(top._root, self.tables[i], self.label)
+            nodes: dict[str, Any] = {}
+            for group in variables:
+                for col, node in group[i].items():
+                    nodes[col] = copy_dicts(node) if root.is_mutable(col) else node
+            scope = Scope(nodes, name=top.name, path=top.path, _root=root)
+            scope.rngs = {
+                n: Stream(key, () if folded else top.rngs[n].path)
+                for group in keys
+                for n, key in group[i].items()
+            }
+            if log is not None:
+                root.log = log
+            inner.append(scope)
+        return inner
+
+    def hand_out(self, inner: Sequence[Scope]) -> Any:
+        """Returns the inner counterparts of the scopes, in the tree that was given."""
+        found = []
+        for index, path in self.places:
+            scope = inner[index]
+            for name in path:
+                scope = scope.push(name, reuse=True)
+            found.append(scope)
+        return found[0] if self.tree is None else jax.tree.unflatten(self.tree, found)
+
+    def call(
+        self,
+        fn: Callable[..., Any],
+        inner: Sequence[Scope],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        **event: Any,
+    ) -> Any:
+        """Calls the body on the inner scopes."""
+        outside = {id(top._root): top._root for top in self.tops}
+        before = [(root, root.valid, root.entered_by) for root in outside.values()]
+        for root, _, _ in before:
+            root.valid, root.entered_by = False, self.label
+        rec = inner[0]._root.rec if inner else None
+        if rec is not None:
+            rec.enter(
+                LiftEvent(
+                    self.roles.lift,
+                    self.target,
+                    path=self.tops[0].path,
+                    role_of=self.roles.role,
+                    split_of=self.roles.split,
+                    shared=tuple(
+                        top.path
+                        for top, roles in zip(self.tops, self.tables, strict=True)
+                        if roles is not self.roles
+                    ),
+                    **event,
+                )
+            )
+        try:
+            return fn(self.hand_out(inner), *args, **kwargs)
+        finally:
+            if rec is not None:
+                rec.exit()
+            for root, valid, entered_by in before:
+                root.valid, root.entered_by = valid, entered_by
+
+    # --- what Python remembers --------------------------------------------------
+
+    def fingerprint(self) -> Any:
+        """Returns what makes the scopes of one call stand for those of another.
+
+        Paths are left out: equal modules at different places are one program.
+        """
+        tops = []
+        for top in self.tops:
+            root, here = top._root, len(top.path)
+            counts = frozenset(
+                (path[here:], stream, n)
+                for path, streams in root.counters.items()
+                if path[:here] == top.path
+                for stream, n in streams.items()
+            )
+            writable = frozenset(
+                (col, root.is_mutable(col)) for col in (*top.collections(), "params")
+            )
+            flags = frozenset((k, typed(v)) for k, v in root.flags.items())
+            tops.append((counts, writable, repr(root.mutable), flags, tuple(top.rngs)))
+        return tuple(tops), tuple(self.places), self.tree
+
+    def counted(self) -> Any:
+        """Returns how many keys were drawn below the scopes, by relative path."""
+        return tuple(
+            {
+                path[len(top.path) :]: dict(streams)
+                for path, streams in top._root.counters.items()
+                if path[: len(top.path)] == top.path
+            }
+            for top in self.tops
+        )
+
+    def set_counters(self, counted: Any) -> None:
+        """Goes on counting from what `counted` returned."""
+        for top, counters in zip(self.tops, counted, strict=True):
+            for path, streams in counters.items():
+                top._root.counters[(*top.path, *path)] = dict(streams)
+
+    # --- coming out -----------------------------------------------------------
+
+    def written(self, inner: Sequence[Scope], role: Any) -> Group:
+        """Returns the mutable variables of the inner scopes under ``role``."""
+        groups = []
+        for scope, roles in zip(inner, self.tables, strict=True):
+            found = {}
+            for col, node in scope._nodes.items():
+                if scope._root.is_mutable(col) and roles.role(col) == role:
+                    found[col] = node
+            groups.append(found)
+        return tuple(groups)
+
+    def close(self, inner: Sequence[Scope]) -> None:
+        """Ends the inner scopes."""
+        for scope in inner:
+            scope._root.valid = False
+
+    def write_back(self, group: Group, *, late: bool = True) -> None:
+        """Writes what came out to the scopes outside.
+
+        Args:
+          group: the variables.
+          late: False for initial values, on which the body will still work.
+        """
+        for top, collections in zip(self.tops, group, strict=True):
+            top._root.late = late
+            for col, node in collections.items():
+                if not node:
+                    continue
+                for name, value in node.items():
+                    top.put_variable(col, name, value)
+            top._root.late = False
 
 
 def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, tuple[str, ...]]]:
-  """Fills ``tops`` with the outermost scopes; returns where each leaf is below them."""
-  given = {(id(scope._root), scope.path): scope for scope in reversed(leaves)}
-  index: dict[tuple[int, tuple[str, ...]], int] = {}
-  places = []
-  for leaf in leaves:
-    top, scope = leaf, leaf
-    path: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    while True:
-      if (id(scope._root), scope.path) in given:
-        top, path = given[id(scope._root), scope.path], names
-      if scope.parent is None:
-        break
-      names = (scope.name or '', *names)
-      scope = scope.parent
-    key = (id(top._root), top.path)
-    if key not in index:
-      index[key] = len(tops)
-      tops.append(top)
-    places.append((index[key], path))
-  return places
+    """Fills ``tops`` with the outermost scopes; returns where each leaf is below them."""
+    given = {(id(scope._root), scope.path): scope for scope in reversed(leaves)}
+    index: dict[tuple[int, tuple[str, ...]], int] = {}
+    places = []
+    for leaf in leaves:
+        top, scope = leaf, leaf
+        path: tuple[str, ...] = ()
+        names: tuple[str, ...] = ()
+        while True:
+            if (id(scope._root), scope.path) in given:
+                top, path = given[id(scope._root), scope.path], names
+            if scope.parent is None:
+                break
+            names = (scope.name or "", *names)
+            scope = scope.parent
+        key = (id(top._root), top.path)
+        if key not in index:
+            index[key] = len(tops)
+            tops.append(top)
+        places.append((index[key], path))
+    return places
 
 
 def _candidates(row: Any, top: Scope) -> list[str]:
-  """Returns names that stand for the collections of a row."""
-  names = list(names_of(row.filter))
-  # A filter by exclusion may name any collection; one that nobody uses stands for it.
-  return names or ([] if row.filter is False else [*top.collections(), '*'])
+    """Returns names that stand for the collections of a row."""
+    names = list(names_of(row.filter))
+    # A filter by exclusion may name any collection; one that nobody uses stands for it.
+    return names or ([] if row.filter is False else [*top.collections(), "*"])
 
 
 def pure(
-  opening: Opening, fn: Callable[..., Any], *, folded: bool = False, **event: Any
+    opening: Opening, fn: Callable[..., Any], *, folded: bool = False, **event: Any
 ) -> Callable[..., Any]:
-  """Returns the body of a lift without a new axis as a pure function.
+    """Returns the body of a lift without a new axis as a pure function.
 
-  It maps ``(variables, keys, args, kwargs)`` to ``(y, written)``.
-  """
+    It maps ``(variables, keys, args, kwargs)`` to ``(y, written)``.
+    """
 
-  def run(variables: Group, keys: Group, args: Any, kwargs: Any) -> Any:
-    inner = opening.enter([variables], [keys], folded=folded)
-    y = opening.call(fn, inner, args, kwargs, **event)
-    written = opening.written(inner, THROUGH)
-    opening.close(inner)
-    return y, written
+    def run(variables: Group, keys: Group, args: Any, kwargs: Any) -> Any:
+        inner = opening.enter([variables], [keys], folded=folded)
+        y = opening.call(fn, inner, args, kwargs, **event)
+        written = opening.written(inner, THROUGH)
+        opening.close(inner)
+        return y, written
 
-  return run
+    return run

@@ -47,118 +47,118 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 Path = tuple[str, ...]
-Role = int | Literal['broadcast', 'carry'] | None
+Role = int | Literal["broadcast", "carry"] | None
 
 
 def _no_role(collection: str) -> Role:
-  return None
+    return None
 
 
 def _no_split(stream: str) -> bool | None:
-  return None
+    return None
 
 
 @dataclass(frozen=True)
 class LiftEvent:
-  """One lift, at the moment when its body is called.
+    """One lift, at the moment when its body is called.
 
-  Attributes:
-    kind: the name of the transformation: `"scan"`, `"vmap"`, `"remat"`, ...
-    target: the class or function that was lifted, the user's own and not a wrapper of it.
-    path: the module path at which the lift stands.
-    size: the length of the new axis, `None` for lifts that have no axis.
-    axis_name: the name given to the axis (partition name in `metadata_params`, or `axis_name`).
-    role_of: collection -> the axis it is stacked along (an int, negative counts from the end),
-      `"broadcast"`, `"carry"`, or `None` where the lift leaves the collection as it is.
-    split_of: stream -> split or not, `None` where the lift says nothing about it.
-    carry: whether a value is handed from one iteration to the next.
-    shared: the paths of modules that all iterations share, whatever `role_of` says.
-    details: anything worth showing in the drawing (`{"reverse": True, "policy": "..."}`).
-  """
+    Attributes:
+      kind: the name of the transformation: `"scan"`, `"vmap"`, `"remat"`, ...
+      target: the class or function that was lifted, the user's own and not a wrapper of it.
+      path: the module path at which the lift stands.
+      size: the length of the new axis, `None` for lifts that have no axis.
+      axis_name: the name given to the axis (partition name in `metadata_params`, or `axis_name`).
+      role_of: collection -> the axis it is stacked along (an int, negative counts from the end),
+        `"broadcast"`, `"carry"`, or `None` where the lift leaves the collection as it is.
+      split_of: stream -> split or not, `None` where the lift says nothing about it.
+      carry: whether a value is handed from one iteration to the next.
+      shared: the paths of modules that all iterations share, whatever `role_of` says.
+      details: anything worth showing in the drawing (`{"reverse": True, "policy": "..."}`).
+    """
 
-  kind: str
-  target: Any
-  path: Path = ()
-  size: int | None = None
-  axis_name: str | None = None
-  role_of: Callable[[str], Role] = _no_role
-  split_of: Callable[[str], bool | None] = _no_split
-  carry: bool = False
-  shared: tuple[Path, ...] = ()
-  details: Mapping[str, Any] = field(default_factory=dict)
+    kind: str
+    target: Any
+    path: Path = ()
+    size: int | None = None
+    axis_name: str | None = None
+    role_of: Callable[[str], Role] = _no_role
+    split_of: Callable[[str], bool | None] = _no_split
+    carry: bool = False
+    shared: tuple[Path, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
-  def role_at(self, collection: str, path: Path) -> Role:
-    """The role of a collection's variable at `path`."""
-    if any(path[: len(shared)] == shared for shared in self.shared):
-      return 'broadcast'
-    return self.role_of(collection)
+    def role_at(self, collection: str, path: Path) -> Role:
+        """The role of a collection's variable at `path`."""
+        if any(path[: len(shared)] == shared for shared in self.shared):
+            return "broadcast"
+        return self.role_of(collection)
 
-  @cached_property
-  def name(self) -> str:
-    """The name of the body's class or function."""
-    target = _unwrapped(self.target)
-    name = getattr(target, '__qualname__', None) or type(target).__qualname__
-    return name.rpartition('<locals>.')[2]
+    @cached_property
+    def name(self) -> str:
+        """The name of the body's class or function."""
+        target = _unwrapped(self.target)
+        name = getattr(target, "__qualname__", None) or type(target).__qualname__
+        return name.rpartition("<locals>.")[2]
 
-  @cached_property
-  def file_line(self) -> str | None:
-    """`file:line` of the body's definition, `None` where Python does not know it."""
-    target = _unwrapped(self.target)
-    code = getattr(target, '__code__', None)
-    if code is not None:
-      return f'{code.co_filename}:{code.co_firstlineno}'
-    return class_line(target if isinstance(target, type) else type(target))
+    @cached_property
+    def file_line(self) -> str | None:
+        """`file:line` of the body's definition, `None` where Python does not know it."""
+        target = _unwrapped(self.target)
+        code = getattr(target, "__code__", None)
+        if code is not None:
+            return f"{code.co_filename}:{code.co_firstlineno}"
+        return class_line(target if isinstance(target, type) else type(target))
 
 
 class Recorder(Protocol):
-  """What the engine calls; `liftax.layout` installs the implementation."""
+    """What the engine calls; `liftax.layout` installs the implementation."""
 
-  def enter(self, event: LiftEvent) -> None: ...
+    def enter(self, event: LiftEvent) -> None: ...
 
-  def exit(self) -> None: ...
+    def exit(self) -> None: ...
 
-  def variable(self, collection: str, path: Path, value: Any) -> None: ...
+    def variable(self, collection: str, path: Path, value: Any) -> None: ...
 
-  def stream(self, name: str, path: Path) -> None: ...
+    def stream(self, name: str, path: Path) -> None: ...
 
 
-recorder: ContextVar[Recorder | None] = ContextVar('liftax_recorder', default=None)
+recorder: ContextVar[Recorder | None] = ContextVar("liftax_recorder", default=None)
 
 
 def class_line(cls: type) -> str | None:
-  """`file:line` of a class, `None` where its source is not to be had.
+    """`file:line` of a class, `None` where its source is not to be had.
 
-  A class that Python code made at run time (a lifted class) stands where its base does.
-  `inspect` parses the whole file to find a class; looking for the line is enough here.
-  """
-  for base in cls.__mro__:
-    if vars(base).get('_liftax_module') or base is object:
-      return None  # the root of all modules says nothing
-    found = _own_line(base)
-    if found is not None:
-      return found
-  return None
+    A class that Python code made at run time (a lifted class) stands where its base does.
+    `inspect` parses the whole file to find a class; looking for the line is enough here.
+    """
+    for base in cls.__mro__:
+        if vars(base).get("_liftax_module") or base is object:
+            return None  # the root of all modules says nothing
+        found = _own_line(base)
+        if found is not None:
+            return found
+    return None
 
 
 def _own_line(cls: type) -> str | None:
-  firsts = [f.__code__.co_firstlineno for f in vars(cls).values() if hasattr(f, '__code__')]
-  try:
-    file = inspect.getsourcefile(cls)
-  except (OSError, TypeError):
-    return None
-  if file is None:
-    return None
-  head = re.compile(rf'\s*class\s+{re.escape(cls.__name__)}\b')
-  found = [i for i, line in enumerate(linecache.getlines(file), 1) if head.match(line)]
-  # Of two classes of one name, the one that the methods stand below.
-  before = [i for i in found if any(i <= first for first in firsts)]
-  return f'{file}:{(before or found)[-1]}' if found else None
+    firsts = [f.__code__.co_firstlineno for f in vars(cls).values() if hasattr(f, "__code__")]
+    try:
+        file = inspect.getsourcefile(cls)
+    except (OSError, TypeError):
+        return None
+    if file is None:
+        return None
+    head = re.compile(rf"\s*class\s+{re.escape(cls.__name__)}\b")
+    found = [i for i, line in enumerate(linecache.getlines(file), 1) if head.match(line)]
+    # Of two classes of one name, the one that the methods stand below.
+    before = [i for i in found if any(i <= first for first in firsts)]
+    return f"{file}:{(before or found)[-1]}" if found else None
 
 
 def _unwrapped(target: Any) -> Any:
-  while hasattr(target, 'func'):  # functools.partial
-    target = target.func
-  if isinstance(target, type):
-    return target
-  target = inspect.unwrap(target) if callable(target) else target
-  return getattr(target, '__func__', target)
+    while hasattr(target, "func"):  # functools.partial
+        target = target.func
+    if isinstance(target, type):
+        return target
+    target = inspect.unwrap(target) if callable(target) else target
+    return getattr(target, "__func__", target)

@@ -19,45 +19,45 @@ from typing import Any, Generic, TypeVar
 from ..errors import AxisError, RoleError, UnusedFilterError
 from .filters import Filter, check_filter, in_filter, names_of, subtract
 
-T = TypeVar('T')
+T = TypeVar("T")
 
-BROADCAST = 'broadcast'
-CARRY = 'carry'
-THROUGH = 'through'
+BROADCAST = "broadcast"
+CARRY = "carry"
+THROUGH = "through"
 
 
 @dataclasses.dataclass(frozen=True)
 class In(Generic[T]):
-  """The axis of a collection that goes into a lift and does not come out.
+    """The axis of a collection that goes into a lift and does not come out.
 
-  Example:
-    >>> In(0)
-    In(axis=0)
-  """
+    Example:
+      >>> In(0)
+      In(axis=0)
+    """
 
-  axis: T
+    axis: T
 
 
 @dataclasses.dataclass(frozen=True)
 class Out(Generic[T]):
-  """The axis of a collection that comes out of a lift and does not go in.
+    """The axis of a collection that comes out of a lift and does not go in.
 
-  Example:
-    >>> Out(-1)
-    Out(axis=-1)
-  """
+    Example:
+      >>> Out(-1)
+      Out(axis=-1)
+    """
 
-  axis: T
+    axis: T
 
 
 class _Broadcast:
-  """The type of `broadcast`."""
+    """The type of `broadcast`."""
 
-  def __repr__(self) -> str:
-    return 'broadcast'
+    def __repr__(self) -> str:
+        return "broadcast"
 
-  def __reduce__(self) -> str:
-    return 'broadcast'
+    def __reduce__(self) -> str:
+        return "broadcast"
 
 
 broadcast = _Broadcast()
@@ -67,194 +67,194 @@ value is the same in each iteration, return it once."""
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One line of the table.
+    """One line of the table.
 
-  Attributes:
-    filter: the collections.
-    role: an axis, BROADCAST, CARRY or THROUGH.
-    argument: the argument of the lift that said so.
-    enters: whether the variables go in.
-    leaves: whether what is written comes out.
-  """
+    Attributes:
+      filter: the collections.
+      role: an axis, BROADCAST, CARRY or THROUGH.
+      argument: the argument of the lift that said so.
+      enters: whether the variables go in.
+      leaves: whether what is written comes out.
+    """
 
-  filter: Filter
-  role: Any
-  argument: str
-  enters: bool = True
-  leaves: bool = True
+    filter: Filter
+    role: Any
+    argument: str
+    enters: bool = True
+    leaves: bool = True
 
-  @property
-  def axis(self) -> int | None:
-    return self.role if isinstance(self.role, int) else None
+    @property
+    def axis(self) -> int | None:
+        return self.role if isinstance(self.role, int) else None
 
 
 class Roles:
-  """The table of a lift.
+    """The table of a lift.
 
-  Args:
-    lift: the lift's name, e.g. ``"scan"``.
-    rows: in order; the first that has a collection decides.
-    streams: pairs (filter, whether the stream is split).
+    Args:
+      lift: the lift's name, e.g. ``"scan"``.
+      rows: in order; the first that has a collection decides.
+      streams: pairs (filter, whether the stream is split).
 
-  Raises:
-    RoleError: a collection or stream is spelled out twice.
-  """
-
-  def __init__(self, lift: str, rows: Iterable[Row], streams: Iterable[tuple[Filter, bool]]):
-    self.lift = lift
-    self.rows = tuple(rows)
-    self.streams = tuple(streams)
-    seen: dict[str, Row] = {}
-    for row in self.rows:
-      check_filter(row.filter, f'{lift}, {row.argument}')
-      for name in names_of(row.filter):
-        other = seen.setdefault(name, row)
-        if other is not row:
-          raise RoleError(
-            f'{lift}: collection {name!r} has two roles, {other.argument} '
-            f'({other.role}) and {row.argument} ({row.role}); keep one'
-          )
-    names: set[str] = set()
-    for stream_filter, _ in self.streams:
-      check_filter(stream_filter, f'{lift}, split_rngs')
-      for name in names_of(stream_filter):
-        if name in names:
-          raise RoleError(f'{lift}: split_rngs names stream {name!r} twice; keep one')
-        names.add(name)
-    self._rows: dict[str, Row | None] = {}
-    self._splits: dict[str, bool | None] = {}
-
-  def of(self, col: str) -> Row | None:
-    """Returns the row of a collection, None if no row has it."""
-    if col not in self._rows:
-      self._rows[col] = next((r for r in self.rows if in_filter(r.filter, col)), None)
-    return self._rows[col]
-
-  def role(self, col: str) -> Any:
-    """Returns the role of a collection, None if it has none."""
-    row = self.of(col)
-    return None if row is None else row.role
-
-  def split(self, stream: str) -> bool | None:
-    """Tells whether a stream is split, None if it does not go in at all."""
-    if stream not in self._splits:
-      self._splits[stream] = next(
-        (split for f, split in self.streams if in_filter(f, stream)), None
-      )
-    return self._splits[stream]
-
-  def axes(self) -> list[int]:
-    """Returns the axes of the table, each once."""
-    return list(dict.fromkeys(r.axis for r in self.rows if r.axis is not None))
-
-  def all_shared(self) -> Roles:
-    """Returns a table that shares every collection, with the same streams.
-
-    Parameters that are made under it are the same in every iteration, so
-    their stream is not split.
+    Raises:
+      RoleError: a collection or stream is spelled out twice.
     """
-    streams = [(subtract(f, 'params'), split) for f, split in self.streams]
-    return Roles(self.lift, [Row(True, BROADCAST, 'shared')], [('params', False), *streams])
 
-  def check_used(
-    self,
-    place: str,
-    collections: Iterable[str],
-    streams: Iterable[str],
-    known: Iterable[str] = (),
-  ) -> None:
-    """Raises UnusedFilterError for a spelled-out name that looks mistyped.
+    def __init__(self, lift: str, rows: Iterable[Row], streams: Iterable[tuple[Filter, bool]]):
+        self.lift = lift
+        self.rows = tuple(rows)
+        self.streams = tuple(streams)
+        seen: dict[str, Row] = {}
+        for row in self.rows:
+            check_filter(row.filter, f"{lift}, {row.argument}")
+            for name in names_of(row.filter):
+                other = seen.setdefault(name, row)
+                if other is not row:
+                    raise RoleError(
+                        f"{lift}: collection {name!r} has two roles, {other.argument} "
+                        f"({other.role}) and {row.argument} ({row.role}); keep one"
+                    )
+        names: set[str] = set()
+        for stream_filter, _ in self.streams:
+            check_filter(stream_filter, f"{lift}, split_rngs")
+            for name in names_of(stream_filter):
+                if name in names:
+                    raise RoleError(f"{lift}: split_rngs names stream {name!r} twice; keep one")
+                names.add(name)
+        self._rows: dict[str, Row | None] = {}
+        self._splits: dict[str, bool | None] = {}
 
-    A name that matches nothing is fine in itself (no cache yet, no dropout in
-    this call); one that matches nothing while a name much like it goes
-    unmatched is a slip.
-    """
-    have = set(collections) | set(known)
-    loose = [c for c in have if self.of(c) is None]
-    for row in self.rows:
-      _close(place, self.lift, row.argument, names_of(row.filter) - have, loose)
-    loose = [s for s in streams if self.split(s) is None]
-    for stream_filter, _ in self.streams:
-      missing = names_of(stream_filter) - set(streams)
-      _close(place, self.lift, 'split_rngs', missing, loose)
+    def of(self, col: str) -> Row | None:
+        """Returns the row of a collection, None if no row has it."""
+        if col not in self._rows:
+            self._rows[col] = next((r for r in self.rows if in_filter(r.filter, col)), None)
+        return self._rows[col]
+
+    def role(self, col: str) -> Any:
+        """Returns the role of a collection, None if it has none."""
+        row = self.of(col)
+        return None if row is None else row.role
+
+    def split(self, stream: str) -> bool | None:
+        """Tells whether a stream is split, None if it does not go in at all."""
+        if stream not in self._splits:
+            self._splits[stream] = next(
+                (split for f, split in self.streams if in_filter(f, stream)), None
+            )
+        return self._splits[stream]
+
+    def axes(self) -> list[int]:
+        """Returns the axes of the table, each once."""
+        return list(dict.fromkeys(r.axis for r in self.rows if r.axis is not None))
+
+    def all_shared(self) -> Roles:
+        """Returns a table that shares every collection, with the same streams.
+
+        Parameters that are made under it are the same in every iteration, so
+        their stream is not split.
+        """
+        streams = [(subtract(f, "params"), split) for f, split in self.streams]
+        return Roles(self.lift, [Row(True, BROADCAST, "shared")], [("params", False), *streams])
+
+    def check_used(
+        self,
+        place: str,
+        collections: Iterable[str],
+        streams: Iterable[str],
+        known: Iterable[str] = (),
+    ) -> None:
+        """Raises UnusedFilterError for a spelled-out name that looks mistyped.
+
+        A name that matches nothing is fine in itself (no cache yet, no dropout in
+        this call); one that matches nothing while a name much like it goes
+        unmatched is a slip.
+        """
+        have = set(collections) | set(known)
+        loose = [c for c in have if self.of(c) is None]
+        for row in self.rows:
+            _close(place, self.lift, row.argument, names_of(row.filter) - have, loose)
+        loose = [s for s in streams if self.split(s) is None]
+        for stream_filter, _ in self.streams:
+            missing = names_of(stream_filter) - set(streams)
+            _close(place, self.lift, "split_rngs", missing, loose)
 
 
 def _close(place: str, lift: str, argument: str, missing: Iterable[str], loose: list[str]) -> None:
-  for name in missing:
-    near = difflib.get_close_matches(name, loose, n=1, cutoff=0.6)
-    if near:
-      raise UnusedFilterError(
-        f'{place}: {argument} of {lift} names {name!r}, which matches nothing here; '
-        f'did you mean {near[0]!r}?'
-      )
+    for name in missing:
+        near = difflib.get_close_matches(name, loose, n=1, cutoff=0.6)
+        if near:
+            raise UnusedFilterError(
+                f"{place}: {argument} of {lift} names {name!r}, which matches nothing here; "
+                f"did you mean {near[0]!r}?"
+            )
 
 
 def axis_rows(variable_axes: Mapping[Filter, Any], lift: str, *, shared: bool) -> list[Row]:
-  """Reads ``variable_axes``.
+    """Reads ``variable_axes``.
 
-  Args:
-    variable_axes: filter -> axis, In(axis), Out(axis); with ``shared`` the axis
-      may be None, which shares the collection.
-    lift: the lift's name, for messages.
-    shared: whether None is allowed.
-  """
-  if not isinstance(variable_axes, Mapping):
-    raise RoleError(
-      f'{lift}: variable_axes expected a mapping of collection to axis, '
-      f"e.g. {{'params': 0}}; found {type(variable_axes).__name__}"
-    )
-  rows = []
-  for name, role in variable_axes.items():
-    enters, leaves = not isinstance(role, Out), not isinstance(role, In)
-    axis = role.axis if isinstance(role, (In, Out)) else role
-    if axis is None and shared:
-      axis = BROADCAST
-    elif isinstance(axis, bool) or not hasattr(axis, '__index__'):
-      use = 'variable_broadcast' if lift == 'scan' else 'an int or None'
-      raise AxisError(
-        f'{lift}: variable_axes[{name!r}] expected an int; found {axis!r}'
-        + (f'. To share the collection use {use}={name!r}' if axis is None else '')
-      )
-    else:
-      axis = axis.__index__()
-    rows.append(Row(name, axis, 'variable_axes', enters, leaves))
-  return rows
+    Args:
+      variable_axes: filter -> axis, In(axis), Out(axis); with ``shared`` the axis
+        may be None, which shares the collection.
+      lift: the lift's name, for messages.
+      shared: whether None is allowed.
+    """
+    if not isinstance(variable_axes, Mapping):
+        raise RoleError(
+            f"{lift}: variable_axes expected a mapping of collection to axis, "
+            f"e.g. {{'params': 0}}; found {type(variable_axes).__name__}"
+        )
+    rows = []
+    for name, role in variable_axes.items():
+        enters, leaves = not isinstance(role, Out), not isinstance(role, In)
+        axis = role.axis if isinstance(role, (In, Out)) else role
+        if axis is None and shared:
+            axis = BROADCAST
+        elif isinstance(axis, bool) or not hasattr(axis, "__index__"):
+            use = "variable_broadcast" if lift == "scan" else "an int or None"
+            raise AxisError(
+                f"{lift}: variable_axes[{name!r}] expected an int; found {axis!r}"
+                + (f". To share the collection use {use}={name!r}" if axis is None else "")
+            )
+        else:
+            axis = axis.__index__()
+        rows.append(Row(name, axis, "variable_axes", enters, leaves))
+    return rows
 
 
 def loop_roles(
-  lift: str,
-  variable_axes: Mapping[Filter, Any],
-  variable_broadcast: Filter,
-  variable_carry: Filter,
-  split_rngs: Mapping[Filter, bool],
+    lift: str,
+    variable_axes: Mapping[Filter, Any],
+    variable_broadcast: Filter,
+    variable_carry: Filter,
+    split_rngs: Mapping[Filter, bool],
 ) -> Roles:
-  """Returns the table of a loop (scan, remat_scan)."""
-  rows = [
-    Row(variable_broadcast, BROADCAST, 'variable_broadcast'),
-    Row(variable_carry, CARRY, 'variable_carry'),
-    *axis_rows(variable_axes, lift, shared=False),
-  ]
-  return Roles(lift, rows, split_pairs(split_rngs, lift))
+    """Returns the table of a loop (scan, remat_scan)."""
+    rows = [
+        Row(variable_broadcast, BROADCAST, "variable_broadcast"),
+        Row(variable_carry, CARRY, "variable_carry"),
+        *axis_rows(variable_axes, lift, shared=False),
+    ]
+    return Roles(lift, rows, split_pairs(split_rngs, lift))
 
 
 def through_roles(lift: str, variables: Filter, rngs: Filter) -> Roles:
-  """Returns the table of a lift without a new axis (remat, jit, cond, ...)."""
-  return Roles(lift, [Row(variables, THROUGH, 'variables')], [(rngs, False)])
+    """Returns the table of a lift without a new axis (remat, jit, cond, ...)."""
+    return Roles(lift, [Row(variables, THROUGH, "variables")], [(rngs, False)])
 
 
 def split_pairs(split_rngs: Mapping[Filter, bool], lift: str) -> list[tuple[Filter, bool]]:
-  """Reads ``split_rngs``."""
-  if not isinstance(split_rngs, Mapping):
-    raise RoleError(
-      f'{lift}: split_rngs expected a mapping of stream to bool, '
-      f"e.g. {{'params': True}}; found {type(split_rngs).__name__}"
-    )
-  for name, split in split_rngs.items():
-    if not isinstance(split, bool):
-      raise RoleError(
-        f'{lift}: split_rngs[{name!r}] expected True or False; found {type(split).__name__}'
-      )
-  return list(split_rngs.items())
+    """Reads ``split_rngs``."""
+    if not isinstance(split_rngs, Mapping):
+        raise RoleError(
+            f"{lift}: split_rngs expected a mapping of stream to bool, "
+            f"e.g. {{'params': True}}; found {type(split_rngs).__name__}"
+        )
+    for name, split in split_rngs.items():
+        if not isinstance(split, bool):
+            raise RoleError(
+                f"{lift}: split_rngs[{name!r}] expected True or False; found {type(split).__name__}"
+            )
+    return list(split_rngs.items())
 
 
 __all__ = [

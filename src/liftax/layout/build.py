@@ -25,315 +25,317 @@ from .notes import findings_of
 
 
 def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:
-  """Where every variable of a model would lie, before anything runs.
+    """Where every variable of a model would lie, before anything runs.
 
-  The model is initialised abstractly, with one trace: no array is made, nothing is computed.
+    The model is initialised abstractly, with one trace: no array is made, nothing is computed.
 
-  Args:
-    module: the model, not bound.
-    rngs: a key, or a mapping of stream to key, as for `module.init`; shapes will do.
-    *args: arguments of the model; arrays or `jax.ShapeDtypeStruct`.
-    **kwargs: further arguments, as for `module.init` (`method` and `mutable` included).
+    Args:
+      module: the model, not bound.
+      rngs: a key, or a mapping of stream to key, as for `module.init`; shapes will do.
+      *args: arguments of the model; arrays or `jax.ShapeDtypeStruct`.
+      **kwargs: further arguments, as for `module.init` (`method` and `mutable` included).
 
-  Returns:
-    A `Layout`. Print it for a table, `to_html(path)` writes a page, `with_cost()` adds what a
-    forward pass costs.
+    Returns:
+      A `Layout`. Print it for a table, `to_html(path)` writes a page, `with_cost()` adds what a
+      forward pass costs.
 
-  Raises:
-    Whatever `module.init` raises for the same arguments.
+    Raises:
+      Whatever `module.init` raises for the same arguments.
 
-  Example:
-    >>> import jax, liftax as nn
-    >>> class Block(nn.Module):
-    ...   @nn.compact
-    ...   def __call__(self, x, _):
-    ...     return nn.relu(nn.Dense(4)(x)), None
-    >>> stack = nn.scan(
-    ...     Block, variable_axes={'params': 0}, split_rngs={'params': True}, length=3)()
-    >>> x = jax.ShapeDtypeStruct((2, 4), 'float32')
-    >>> kernel = nn.layout(stack, jax.random.key(0), x, None)['params/Dense_0/kernel']
-    >>> [(axis.label, axis.size) for axis in kernel.axes]
-    [('scan', 3), ('in', 4), ('out', 4)]
-  """
-  call = _Call(module, rngs, args, kwargs)
-  record = _Record()
-  token = recorder.set(record)
-  try:
-    with intercept_methods(record.see_layer):
-      variables = call.abstract_init()
-  finally:
-    recorder.reset(token)
-  found = Layout(
-    module=type(module).__name__,
-    variables=record.variables(variables),
-    lifts=record.lifts(variables),
-    arguments=call.text(),
-    file_line=class_line(type(module)),
-    measure=lambda: forward_cost(*call.forward(variables)),
-  )
-  return found.replace(findings=findings_of(found))
+    Example:
+      >>> import jax, liftax as nn
+      >>> class Block(nn.Module):
+      ...   @nn.compact
+      ...   def __call__(self, x, _):
+      ...     return nn.relu(nn.Dense(4)(x)), None
+      >>> stack = nn.scan(
+      ...     Block, variable_axes={'params': 0}, split_rngs={'params': True}, length=3)()
+      >>> x = jax.ShapeDtypeStruct((2, 4), 'float32')
+      >>> kernel = nn.layout(stack, jax.random.key(0), x, None)['params/Dense_0/kernel']
+      >>> [(axis.label, axis.size) for axis in kernel.axes]
+      [('scan', 3), ('in', 4), ('out', 4)]
+    """
+    call = _Call(module, rngs, args, kwargs)
+    record = _Record()
+    token = recorder.set(record)
+    try:
+        with intercept_methods(record.see_layer):
+            variables = call.abstract_init()
+    finally:
+        recorder.reset(token)
+    found = Layout(
+        module=type(module).__name__,
+        variables=record.variables(variables),
+        lifts=record.lifts(variables),
+        arguments=call.text(),
+        file_line=class_line(type(module)),
+        measure=lambda: forward_cost(*call.forward(variables)),
+    )
+    return found.replace(findings=findings_of(found))
 
 
-_OF_INIT = ('method', 'mutable', 'capture_intermediates')
+_OF_INIT = ("method", "mutable", "capture_intermediates")
 
 
 class _Call:
-  """The arguments of an initialisation, with arrays told from everything else."""
+    """The arguments of an initialisation, with arrays told from everything else."""
 
-  def __init__(self, module: Any, rngs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
-    self.module = module
-    leaves, self.treedef = jax.tree.flatten((rngs, args, kwargs), is_leaf=_is_array)
-    self.arrays = [_shape(leaf) for leaf in leaves if _is_array(leaf)]
-    # The layout may outlive the arrays that it was made for, so only their shapes are kept.
-    self.others = [_ARRAY if _is_array(leaf) else leaf for leaf in leaves]
-    self.args = jax.tree.map(_shape, args)
-    self.kwargs = {k: v for k, v in kwargs.items() if k not in _OF_INIT}
+    def __init__(self, module: Any, rngs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.module = module
+        leaves, self.treedef = jax.tree.flatten((rngs, args, kwargs), is_leaf=_is_array)
+        self.arrays = [_shape(leaf) for leaf in leaves if _is_array(leaf)]
+        # The layout may outlive the arrays that it was made for, so only their shapes are kept.
+        self.others = [_ARRAY if _is_array(leaf) else leaf for leaf in leaves]
+        self.args = jax.tree.map(_shape, args)
+        self.kwargs = {k: v for k, v in kwargs.items() if k not in _OF_INIT}
 
-  def filled(self, arrays: list[Any]) -> Any:
-    left = iter(arrays)
-    leaves = [next(left) if leaf is _ARRAY else leaf for leaf in self.others]
-    return jax.tree.unflatten(self.treedef, leaves)
+    def filled(self, arrays: list[Any]) -> Any:
+        left = iter(arrays)
+        leaves = [next(left) if leaf is _ARRAY else leaf for leaf in self.others]
+        return jax.tree.unflatten(self.treedef, leaves)
 
-  def abstract_init(self) -> Mapping[str, Any]:
-    def init(arrays: list[Any]) -> Any:
-      rngs, args, kwargs = self.filled(arrays)
-      return self.module.init_with_output(rngs, *args, **kwargs)[1]
+    def abstract_init(self) -> Mapping[str, Any]:
+        def init(arrays: list[Any]) -> Any:
+            rngs, args, kwargs = self.filled(arrays)
+            return self.module.init_with_output(rngs, *args, **kwargs)[1]
 
-    return jax.eval_shape(init, self.arrays)
+        return jax.eval_shape(init, self.arrays)
 
-  def forward(self, variables: Mapping[str, Any]) -> tuple[Callable[..., Any], Any, Any]:
-    """The forward pass as a function of variables and arrays, and both as shapes."""
-    states = [name for name in variables if name != 'params']
+    def forward(self, variables: Mapping[str, Any]) -> tuple[Callable[..., Any], Any, Any]:
+        """The forward pass as a function of variables and arrays, and both as shapes."""
+        states = [name for name in variables if name != "params"]
 
-    def apply(variables: Any, arrays: list[Any]) -> Any:
-      rngs, args, kwargs = self.filled(arrays)
-      kwargs = {'mutable': states or False, **kwargs}
-      streams = dict(rngs) if isinstance(rngs, Mapping) else {'params': rngs}
-      return self.module.apply(variables, *args, rngs=streams, **kwargs)
+        def apply(variables: Any, arrays: list[Any]) -> Any:
+            rngs, args, kwargs = self.filled(arrays)
+            kwargs = {"mutable": states or False, **kwargs}
+            streams = dict(rngs) if isinstance(rngs, Mapping) else {"params": rngs}
+            return self.module.apply(variables, *args, rngs=streams, **kwargs)
 
-    return apply, variables, self.arrays
+        return apply, variables, self.arrays
 
-  def text(self) -> str:
-    """`f32[8,64], train=False`."""
-    parts = [_described(arg) for arg in self.args]
-    parts += [f'{k}={_described(v)}' for k, v in self.kwargs.items()]
-    return ', '.join(parts)
+    def text(self) -> str:
+        """`f32[8,64], train=False`."""
+        parts = [_described(arg) for arg in self.args]
+        parts += [f"{k}={_described(v)}" for k, v in self.kwargs.items()]
+        return ", ".join(parts)
 
 
 @dataclass
 class _Node:
-  event: LiftEvent
-  parent: int | None
-  streams: set[str] = field(default_factory=set)
+    event: LiftEvent
+    parent: int | None
+    streams: set[str] = field(default_factory=set)
 
 
 @dataclass
 class _Sighting:
-  nest: tuple[int, ...]
-  shapes: list[tuple[int, ...]]
+    nest: tuple[int, ...]
+    shapes: list[tuple[int, ...]]
 
 
 class _Record:
-  """The recorder: a tree of lifts, and where each variable was seen deepest."""
+    """The recorder: a tree of lifts, and where each variable was seen deepest."""
 
-  def __init__(self) -> None:
-    self.nodes: list[_Node] = []
-    self.nest: tuple[int, ...] = ()
-    self.known: dict[tuple[Any, ...], int] = {}
-    self.seen: dict[tuple[str, Path], _Sighting] = {}
-    self.layers: dict[Path, Any] = {}
+    def __init__(self) -> None:
+        self.nodes: list[_Node] = []
+        self.nest: tuple[int, ...] = ()
+        self.known: dict[tuple[Any, ...], int] = {}
+        self.seen: dict[tuple[str, Path], _Sighting] = {}
+        self.layers: dict[Path, Any] = {}
 
-  # -- what the engine calls -----------------------------------------------------------------
+    # -- what the engine calls -----------------------------------------------------------------
 
-  def enter(self, event: LiftEvent) -> None:
-    parent = self.nest[-1] if self.nest else None
-    # A lift that is called or traced again at its place is still one lift.
-    key = (parent, event.kind, event.path, event.name, event.size, event.axis_name)
-    index = self.known.setdefault(key, len(self.nodes))
-    if index == len(self.nodes):
-      self.nodes.append(_Node(event, parent))
-    self.nest = (*self.nest, index)
+    def enter(self, event: LiftEvent) -> None:
+        parent = self.nest[-1] if self.nest else None
+        # A lift that is called or traced again at its place is still one lift.
+        key = (parent, event.kind, event.path, event.name, event.size, event.axis_name)
+        index = self.known.setdefault(key, len(self.nodes))
+        if index == len(self.nodes):
+            self.nodes.append(_Node(event, parent))
+        self.nest = (*self.nest, index)
 
-  def exit(self) -> None:
-    self.nest = self.nest[:-1]
+    def exit(self) -> None:
+        self.nest = self.nest[:-1]
 
-  def variable(self, collection: str, path: Path, value: Any) -> None:
-    before = self.seen.get((collection, path))
-    if before is None or len(before.nest) < len(self.nest):
-      shapes = [np.shape(leaf) for leaf in jax.tree.leaves(value)]
-      self.seen[collection, path] = _Sighting(self.nest, shapes)
+    def variable(self, collection: str, path: Path, value: Any) -> None:
+        before = self.seen.get((collection, path))
+        if before is None or len(before.nest) < len(self.nest):
+            shapes = [np.shape(leaf) for leaf in jax.tree.leaves(value)]
+            self.seen[collection, path] = _Sighting(self.nest, shapes)
 
-  def stream(self, name: str, path: Path) -> None:
-    for index in self.nest:
-      self.nodes[index].streams.add(name)
+    def stream(self, name: str, path: Path) -> None:
+        for index in self.nest:
+            self.nodes[index].streams.add(name)
 
-  def see_layer(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """An interceptor of methods: notes which module stands at which path."""
-    # A lifted class and the class that it lifts stand at one path: the inner one comes last.
-    self.layers[context.module.path] = context.module
-    return call(*args, **kwargs)
+    def see_layer(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        """An interceptor of methods: notes which module stands at which path."""
+        # A lifted class and the class that it lifts stand at one path: the inner one comes last.
+        self.layers[context.module.path] = context.module
+        return call(*args, **kwargs)
 
-  # -- what came of it -----------------------------------------------------------------------
+    # -- what came of it -----------------------------------------------------------------------
 
-  def lifts(self, variables: Mapping[str, Any]) -> tuple[LiftNode, ...]:
-    used: dict[int, set[str]] = {}
-    for (collection, _), sighting in self.seen.items():
-      if collection in variables:
-        for index in sighting.nest:
-          used.setdefault(index, set()).add(collection)
-    order = {name: i for i, name in enumerate(variables)}
-    made = []
-    for index, node in enumerate(self.nodes):
-      event = node.event
-      roles = {
-        collection: _role(event.role_of(collection))
-        for collection in sorted(used.get(index, ()), key=order.__getitem__)
-      }
-      splits = {s: event.split_of(s) for s in sorted(node.streams)}
-      made.append(
-        LiftNode(
-          index=index,
-          kind=event.kind,
-          target=event.name,
-          path=event.path,
-          parent=node.parent,
-          size=event.size,
-          axis_name=event.axis_name,
-          file_line=event.file_line,
-          carry=event.carry,
-          roles=roles,
-          splits={s: split for s, split in splits.items() if split is not None},
-          details={k: str(v) for k, v in event.details.items()},
+    def lifts(self, variables: Mapping[str, Any]) -> tuple[LiftNode, ...]:
+        used: dict[int, set[str]] = {}
+        for (collection, _), sighting in self.seen.items():
+            if collection in variables:
+                for index in sighting.nest:
+                    used.setdefault(index, set()).add(collection)
+        order = {name: i for i, name in enumerate(variables)}
+        made = []
+        for index, node in enumerate(self.nodes):
+            event = node.event
+            roles = {
+                collection: _role(event.role_of(collection))
+                for collection in sorted(used.get(index, ()), key=order.__getitem__)
+            }
+            splits = {s: event.split_of(s) for s in sorted(node.streams)}
+            made.append(
+                LiftNode(
+                    index=index,
+                    kind=event.kind,
+                    target=event.name,
+                    path=event.path,
+                    parent=node.parent,
+                    size=event.size,
+                    axis_name=event.axis_name,
+                    file_line=event.file_line,
+                    carry=event.carry,
+                    roles=roles,
+                    splits={s: split for s, split in splits.items() if split is not None},
+                    details={k: str(v) for k, v in event.details.items()},
+                )
+            )
+        return tuple(made)
+
+    def variables(self, variables: Mapping[str, Any]) -> tuple[VariableLayout, ...]:
+        rows: list[VariableLayout] = []
+        for collection, tree in variables.items():
+            self._walk(collection, (), tree, rows)
+        # JAX sorts the names in a dict; the order in which a model makes its variables says more.
+        order = {key: i for i, key in enumerate(self.seen)}
+        last = len(order)
+        return tuple(sorted(rows, key=lambda v: order.get((v.collection, v.path), last)))
+
+    def _walk(self, collection: str, path: Path, value: Any, rows: list[VariableLayout]) -> None:
+        sighting = self.seen.get((collection, path)) if path else None
+        if isinstance(value, Mapping) and (sighting is None or not _is_box(value)):
+            for name, part in value.items():
+                self._walk(collection, (*path, name), part, rows)
+            return
+        names = getattr(value, "names", None) if _is_box(value) else None
+        if _is_box(value):
+            value = value.unbox()
+        nest = sighting.nest if sighting else self._nest_above(path, collection)
+        seen = sighting.shapes if sighting else []
+        leaves = jax.tree_util.tree_leaves_with_path(value)
+        for i, (keys, leaf) in enumerate(leaves):
+            inner = seen[i] if len(seen) == len(leaves) else None
+            rows.append(
+                self._row(collection, path, jax.tree_util.keystr(keys), leaf, nest, inner, names)
+            )
+
+    def _nest_above(self, path: Path, collection: str) -> tuple[int, ...]:
+        """The nest of a variable that is a mapping, seen whole under a shorter path."""
+        for end in range(len(path) - 1, 0, -1):
+            sighting = self.seen.get((collection, path[:end]))
+            if sighting is not None:
+                return sighting.nest
+        return ()
+
+    def _row(
+        self,
+        collection: str,
+        path: Path,
+        leaf_name: str,
+        leaf: Any,
+        nest: tuple[int, ...],
+        inner: tuple[int, ...] | None,
+        names: Any,
+    ) -> VariableLayout:
+        shape = tuple(leaf.shape)
+        layer = self.layers.get(path[:-1])
+        left = list(range(len(shape)))  # the axes not yet accounted for
+        came_from: dict[int, int] = {}
+        along = []
+        for index in nest:
+            event = self.nodes[index].event
+            role = event.role_at(collection, path)
+            axis = None
+            if isinstance(role, int) and left:
+                axis = left.pop(role if role >= 0 else len(left) + role)
+                came_from[axis] = index
+            split = None
+            if collection == "params" and event.size is not None:
+                split = event.split_of("params")
+            along.append(Along(index, _role(role), axis, split))
+        own = axis_labels(layer, path[-1], len(left))
+        if inner is not None and tuple(shape[i] for i in left) != inner:
+            own = (None,) * len(left)  # the variable was changed on its way out (map_variables)
+        labels = dict(zip(left, own, strict=True))
+        if names is not None and len(names) == len(shape):
+            labels.update({i: str(n) for i, n in enumerate(names) if n is not None and i in left})
+        axes = []
+        for i, size in enumerate(shape):
+            if i in came_from:
+                event = self.nodes[came_from[i]].event
+                axes.append(Axis(size, event.axis_name or event.kind, came_from[i]))
+            else:
+                axes.append(Axis(size, labels[i]))
+        return VariableLayout(
+            collection=collection,
+            path=path,
+            shape=shape,
+            dtype=str(leaf.dtype),
+            bytes=leaf.size * leaf.dtype.itemsize,
+            axes=tuple(axes),
+            along=tuple(along),
+            layer=type(layer).__name__ if layer is not None else None,
+            leaf=leaf_name,
         )
-      )
-    return tuple(made)
-
-  def variables(self, variables: Mapping[str, Any]) -> tuple[VariableLayout, ...]:
-    rows: list[VariableLayout] = []
-    for collection, tree in variables.items():
-      self._walk(collection, (), tree, rows)
-    # JAX sorts the names in a dict; the order in which a model makes its variables says more.
-    order = {key: i for i, key in enumerate(self.seen)}
-    last = len(order)
-    return tuple(sorted(rows, key=lambda v: order.get((v.collection, v.path), last)))
-
-  def _walk(self, collection: str, path: Path, value: Any, rows: list[VariableLayout]) -> None:
-    sighting = self.seen.get((collection, path)) if path else None
-    if isinstance(value, Mapping) and (sighting is None or not _is_box(value)):
-      for name, part in value.items():
-        self._walk(collection, (*path, name), part, rows)
-      return
-    names = getattr(value, 'names', None) if _is_box(value) else None
-    if _is_box(value):
-      value = value.unbox()
-    nest = sighting.nest if sighting else self._nest_above(path, collection)
-    seen = sighting.shapes if sighting else []
-    leaves = jax.tree_util.tree_leaves_with_path(value)
-    for i, (keys, leaf) in enumerate(leaves):
-      inner = seen[i] if len(seen) == len(leaves) else None
-      rows.append(self._row(collection, path, jax.tree_util.keystr(keys), leaf, nest, inner, names))
-
-  def _nest_above(self, path: Path, collection: str) -> tuple[int, ...]:
-    """The nest of a variable that is a mapping, seen whole under a shorter path."""
-    for end in range(len(path) - 1, 0, -1):
-      sighting = self.seen.get((collection, path[:end]))
-      if sighting is not None:
-        return sighting.nest
-    return ()
-
-  def _row(
-    self,
-    collection: str,
-    path: Path,
-    leaf_name: str,
-    leaf: Any,
-    nest: tuple[int, ...],
-    inner: tuple[int, ...] | None,
-    names: Any,
-  ) -> VariableLayout:
-    shape = tuple(leaf.shape)
-    layer = self.layers.get(path[:-1])
-    left = list(range(len(shape)))  # the axes not yet accounted for
-    came_from: dict[int, int] = {}
-    along = []
-    for index in nest:
-      event = self.nodes[index].event
-      role = event.role_at(collection, path)
-      axis = None
-      if isinstance(role, int) and left:
-        axis = left.pop(role if role >= 0 else len(left) + role)
-        came_from[axis] = index
-      split = None
-      if collection == 'params' and event.size is not None:
-        split = event.split_of('params')
-      along.append(Along(index, _role(role), axis, split))
-    own = axis_labels(layer, path[-1], len(left))
-    if inner is not None and tuple(shape[i] for i in left) != inner:
-      own = (None,) * len(left)  # the variable was changed on its way out (map_variables)
-    labels = dict(zip(left, own, strict=True))
-    if names is not None and len(names) == len(shape):
-      labels.update({i: str(n) for i, n in enumerate(names) if n is not None and i in left})
-    axes = []
-    for i, size in enumerate(shape):
-      if i in came_from:
-        event = self.nodes[came_from[i]].event
-        axes.append(Axis(size, event.axis_name or event.kind, came_from[i]))
-      else:
-        axes.append(Axis(size, labels[i]))
-    return VariableLayout(
-      collection=collection,
-      path=path,
-      shape=shape,
-      dtype=str(leaf.dtype),
-      bytes=leaf.size * leaf.dtype.itemsize,
-      axes=tuple(axes),
-      along=tuple(along),
-      layer=type(layer).__name__ if layer is not None else None,
-      leaf=leaf_name,
-    )
 
 
 class _Array:
-  """Stands where an array was."""
+    """Stands where an array was."""
 
 
 _ARRAY = _Array()
 
 
 def _is_array(leaf: Any) -> bool:
-  return hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def _is_box(value: Any) -> bool:
-  return isinstance(value, AxisMetadata)
+    return isinstance(value, AxisMetadata)
 
 
 def _shape(leaf: Any) -> Any:
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if _is_array(leaf) else leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if _is_array(leaf) else leaf
 
 
 def _role(role: Any) -> Any:
-  if isinstance(role, int):
-    return 'stacked'
-  words = {'broadcast': 'shared', 'carry': 'carried', 'through': 'through', None: 'absent'}
-  return words.get(role, str(role))
+    if isinstance(role, int):
+        return "stacked"
+    words = {"broadcast": "shared", "carry": "carried", "through": "through", None: "absent"}
+    return words.get(role, str(role))
 
 
 def _described(arg: Any) -> str:
-  if _is_array(arg):
-    dtype = arg.dtype
-    short = str(dtype) if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else None
-    if short is None:
-      kinds = {'f': 'f', 'i': 'i', 'u': 'u', 'c': 'c'}
-      dtype = np.dtype(dtype)
-      short = 'bf16' if dtype.name == 'bfloat16' else dtype.name
-      if dtype.kind in kinds and dtype.name != 'bfloat16':
-        short = f'{kinds[dtype.kind]}{dtype.itemsize * 8}'
-    return f'{short}[{",".join(map(str, arg.shape))}]'
-  if isinstance(arg, (tuple, list)) and arg:
-    inside = ', '.join(_described(part) for part in arg)
-    return f'[{inside}]' if isinstance(arg, list) else f'({inside})'
-  if isinstance(arg, Mapping):
-    return '{' + ', '.join(f'{k!r}: {_described(v)}' for k, v in arg.items()) + '}'
-  text = repr(arg)
-  return text if len(text) <= 30 else type(arg).__name__
+    if _is_array(arg):
+        dtype = arg.dtype
+        short = str(dtype) if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else None
+        if short is None:
+            kinds = {"f": "f", "i": "i", "u": "u", "c": "c"}
+            dtype = np.dtype(dtype)
+            short = "bf16" if dtype.name == "bfloat16" else dtype.name
+            if dtype.kind in kinds and dtype.name != "bfloat16":
+                short = f"{kinds[dtype.kind]}{dtype.itemsize * 8}"
+        return f"{short}[{','.join(map(str, arg.shape))}]"
+    if isinstance(arg, (tuple, list)) and arg:
+        inside = ", ".join(_described(part) for part in arg)
+        return f"[{inside}]" if isinstance(arg, list) else f"({inside})"
+    if isinstance(arg, Mapping):
+        return "{" + ", ".join(f"{k!r}: {_described(v)}" for k, v in arg.items()) + "}"
+    text = repr(arg)
+    return text if len(text) <= 30 else type(arg).__name__

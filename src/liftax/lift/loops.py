@@ -19,480 +19,481 @@ from ..errors import AxesTreeError
 from .axes import Sizes, axes_of, from_front, restack, to_front, unstack
 from .invariants import Birth, Loop, Marks, trace_loop
 from .looptrees import (
-  carry_error,
-  changed,
-  created,
-  final_of,
-  not_a_pair,
-  strengthened,
-  updated,
-  with_births,
-  writable,
-  written_first,
+    carry_error,
+    changed,
+    created,
+    final_of,
+    not_a_pair,
+    strengthened,
+    updated,
+    with_births,
+    writable,
+    written_first,
 )
 
 
 def scan(
-  fn: Callable[..., Any],
-  variable_axes: Mapping[Filter, Any] = {},
-  variable_broadcast: Filter = False,
-  variable_carry: Filter = False,
-  split_rngs: Mapping[Filter, bool] = {},
-  in_axes: Any = 0,
-  out_axes: Any = 0,
-  length: int | None = None,
-  reverse: bool = False,
-  unroll: int | bool = 1,
-  _split_transpose: bool = False,
-  data_transform: Callable[..., Any] | None = None,
-  metadata_params: Mapping[Any, Any] = {},
-  check_constancy_invariants: bool = True,
+    fn: Callable[..., Any],
+    variable_axes: Mapping[Filter, Any] = {},
+    variable_broadcast: Filter = False,
+    variable_carry: Filter = False,
+    split_rngs: Mapping[Filter, bool] = {},
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+    _split_transpose: bool = False,
+    data_transform: Callable[..., Any] | None = None,
+    metadata_params: Mapping[Any, Any] = {},
+    check_constancy_invariants: bool = True,
 ) -> Callable[..., Any]:
-  """`liftax.scan` over a function of a scope.
+    """`liftax.scan` over a function of a scope.
 
-  Args:
-    fn: the body, ``(scope, carry, *xs, **kwargs) -> (carry, ys)``; ``scope`` may
-      be a pytree of scopes.
+    Args:
+      fn: the body, ``(scope, carry, *xs, **kwargs) -> (carry, ys)``; ``scope`` may
+        be a pytree of scopes.
 
-  The other arguments are those of `liftax.scan`.
+    The other arguments are those of `liftax.scan`.
 
-  Returns:
-    ``(scope, carry, *xs, **kwargs) -> (carry, ys)``.
+    Returns:
+      ``(scope, carry, *xs, **kwargs) -> (carry, ys)``.
 
-  Example:
-    >>> import jax, jax.numpy as jnp
-    >>> from liftax.core import init, lift
-    >>> def layer(scope, x):
-    ...     w = scope.param('w', jax.random.normal, (3, 3))
-    ...     return x @ w, x.sum()
-    >>> deep = lift.scan(
-    ...     layer, variable_axes={'params': 0}, split_rngs={'params': True}, length=4)
-    >>> (y, sums), variables = init(deep)(jax.random.key(0), jnp.ones(3))
-    >>> y.shape, sums.shape, variables['params']['w'].shape
-    ((3,), (4,), (4, 3, 3))
-  """
-  spec = Spec(
-    fn,
-    loop_roles('scan', variable_axes, variable_broadcast, variable_carry, split_rngs),
-    out_axes,
-    {'reverse': reverse, 'unroll': unroll, '_split_transpose': _split_transpose},
-    data_transform,
-    metadata_params,
-    check_constancy_invariants,
-  )
-  return looped(spec, in_axes, length)
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from liftax.core import init, lift
+      >>> def layer(scope, x):
+      ...     w = scope.param('w', jax.random.normal, (3, 3))
+      ...     return x @ w, x.sum()
+      >>> deep = lift.scan(
+      ...     layer, variable_axes={'params': 0}, split_rngs={'params': True}, length=4)
+      >>> (y, sums), variables = init(deep)(jax.random.key(0), jnp.ones(3))
+      >>> y.shape, sums.shape, variables['params']['w'].shape
+      ((3,), (4,), (4, 3, 3))
+    """
+    spec = Spec(
+        fn,
+        loop_roles("scan", variable_axes, variable_broadcast, variable_carry, split_rngs),
+        out_axes,
+        {"reverse": reverse, "unroll": unroll, "_split_transpose": _split_transpose},
+        data_transform,
+        metadata_params,
+        check_constancy_invariants,
+    )
+    return looped(spec, in_axes, length)
 
 
 def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[..., Any]:
-  """Returns what `scan` returns, for a loop of any kind.
+    """Returns what `scan` returns, for a loop of any kind.
 
-  Args:
-    spec: the body and what is fixed about it.
-    in_axes, length: as in `scan`.
-  """
-  fn, roles, metadata_params = spec.fn, spec.roles, spec.metadata_params
-  axes = roles.axes()
+    Args:
+      spec: the body and what is fixed about it.
+      in_axes, length: as in `scan`.
+    """
+    fn, roles, metadata_params = spec.fn, spec.roles, spec.metadata_params
+    axes = roles.axes()
 
-  def scanned(scope: Any, carry: Any, *args: Any, **kwargs: Any) -> Any:
-    opening = Opening(roles, scope, fn, spec.shared)
-    opening.check_used()
-    leaves, treedef = jax.tree.flatten(args)
-    leaf_axes = axes_of(in_axes, args, opening.place, 'in_axes')
-    if any(axis is None for axis in leaf_axes):
-      raise AxesTreeError(
-        f'{opening.place}: in_axes has None for an array; to hand it whole to each '
-        f'iteration use nn.broadcast in its place'
-      )
-    stacked = [opening.values(axis) for axis in axes]
-    sizes = Sizes(opening.place, length, 'length')
-    sizes.see_arguments(args, leaf_axes, skip=2)
-    for axis, group in zip(axes, stacked, strict=True):
-      sizes.see_variables(group, axis)
-    size = sizes.known('nothing is scanned over; pass length=')
+    def scanned(scope: Any, carry: Any, *args: Any, **kwargs: Any) -> Any:
+        opening = Opening(roles, scope, fn, spec.shared)
+        opening.check_used()
+        leaves, treedef = jax.tree.flatten(args)
+        leaf_axes = axes_of(in_axes, args, opening.place, "in_axes")
+        if any(axis is None for axis in leaf_axes):
+            raise AxesTreeError(
+                f"{opening.place}: in_axes has None for an array; to hand it whole to each "
+                f"iteration use nn.broadcast in its place"
+            )
+        stacked = [opening.values(axis) for axis in axes]
+        sizes = Sizes(opening.place, length, "length")
+        sizes.see_arguments(args, leaf_axes, skip=2)
+        for axis, group in zip(axes, stacked, strict=True):
+            sizes.see_variables(group, axis)
+        size = sizes.known("nothing is scanned over; pass length=")
 
-    def rebuild(moving: list[Any]) -> Any:
-      parts = iter(moving)
-      both = zip(leaves, leaf_axes, strict=True)
-      return jax.tree.unflatten(
-        treedef, [x if axis is broadcast else next(parts) for x, axis in both]
-      )
+        def rebuild(moving: list[Any]) -> Any:
+            parts = iter(moving)
+            both = zip(leaves, leaf_axes, strict=True)
+            return jax.tree.unflatten(
+                treedef, [x if axis is broadcast else next(parts) for x, axis in both]
+            )
 
-    xs = (
-      [
-        to_front(leaf, axis)
-        for leaf, axis in zip(leaves, leaf_axes, strict=True)
-        if axis is not broadcast
-      ],
-      [unstack(g, a, metadata_params) for g, a in zip(stacked, axes, strict=True)],
-      opening.split_keys(size),
-    )
-    carry_leaves, carry_def = jax.tree.flatten(carry)
-    call = _Call(spec, scope, opening, carry_def, rebuild, kwargs, size)
-    return call.finish(call.run(carry_leaves, xs))
+        xs = (
+            [
+                to_front(leaf, axis)
+                for leaf, axis in zip(leaves, leaf_axes, strict=True)
+                if axis is not broadcast
+            ],
+            [unstack(g, a, metadata_params) for g, a in zip(stacked, axes, strict=True)],
+            opening.split_keys(size),
+        )
+        carry_leaves, carry_def = jax.tree.flatten(carry)
+        call = _Call(spec, scope, opening, carry_def, rebuild, kwargs, size)
+        return call.finish(call.run(carry_leaves, xs))
 
-  return scanned
+    return scanned
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What is fixed when a scan is made.
+    """What is fixed when a scan is made.
 
-  Attributes:
-    options: for `jax.lax.scan`, without the length.
-    twice: whether keys are counted as by Linen, which traces the body twice.
-    loop: what runs the pure body, called like `jax.lax.scan`; it may call the
-      body more than once.
-    shared: scopes whose variables all iterations share.
-  """
+    Attributes:
+      options: for `jax.lax.scan`, without the length.
+      twice: whether keys are counted as by Linen, which traces the body twice.
+      loop: what runs the pure body, called like `jax.lax.scan`; it may call the
+        body more than once.
+      shared: scopes whose variables all iterations share.
+    """
 
-  fn: Callable[..., Any]
-  roles: Roles
-  out_axes: Any
-  options: dict[str, Any]
-  data_transform: Callable[..., Any] | None
-  metadata_params: Mapping[Any, Any]
-  twice: bool
-  loop: Callable[..., Any] = jax.lax.scan
-  shared: Sequence[Scope] = ()
+    fn: Callable[..., Any]
+    roles: Roles
+    out_axes: Any
+    options: dict[str, Any]
+    data_transform: Callable[..., Any] | None
+    metadata_params: Mapping[Any, Any]
+    twice: bool
+    loop: Callable[..., Any] = jax.lax.scan
+    shared: Sequence[Scope] = ()
 
 
 class _Result(NamedTuple):
-  """What comes out of the loop, in leaves and groups."""
+    """What comes out of the loop, in leaves and groups."""
 
-  carry: list[Any]
-  carry_vars: Group
-  ys: list[Any]
-  constant: list[Any]
-  stacked: list[Group]
+    carry: list[Any]
+    carry_vars: Group
+    ys: list[Any]
+    constant: list[Any]
+    stacked: list[Group]
 
 
 class _Retrace(Exception):
-  """A carried variable appeared in a body that was traced straight into the loop."""
+    """A carried variable appeared in a body that was traced straight into the loop."""
 
 
 class _Call:
-  """One call of a lifted scan."""
+    """One call of a lifted scan."""
 
-  def __init__(
-    self,
-    spec: Spec,
-    scopes: Any,
-    opening: Opening,
-    carry_def: Any,
-    rebuild: Callable[[list[Any]], Any],
-    kwargs: dict[str, Any],
-    size: int,
-  ):
-    self.spec = spec
-    self.scopes = scopes
-    self.opening = opening
-    self.carry_def = carry_def
-    self.rebuild = rebuild
-    self.kwargs = kwargs
-    self.size = size
-    self.axes = spec.roles.axes()
-    self.carried = opening.values(CARRY)
-    self.shared = opening.values(BROADCAST)
-    self.shared_keys = opening.keys(False)
-    self.marks: Marks | None = None
-    self.drawn: list[Drawn] = []
-    self.y_def: Any = None
-    self.y_axes: list[Any] = []
+    def __init__(
+        self,
+        spec: Spec,
+        scopes: Any,
+        opening: Opening,
+        carry_def: Any,
+        rebuild: Callable[[list[Any]], Any],
+        kwargs: dict[str, Any],
+        size: int,
+    ):
+        self.spec = spec
+        self.scopes = scopes
+        self.opening = opening
+        self.carry_def = carry_def
+        self.rebuild = rebuild
+        self.kwargs = kwargs
+        self.size = size
+        self.axes = spec.roles.axes()
+        self.carried = opening.values(CARRY)
+        self.shared = opening.values(BROADCAST)
+        self.shared_keys = opening.keys(False)
+        self.marks: Marks | None = None
+        self.drawn: list[Drawn] = []
+        self.y_def: Any = None
+        self.y_axes: list[Any] = []
 
-  def run(self, carry: list[Any], xs: Any) -> _Result:
-    """Runs the loop from the carry's leaves."""
-    if self._traces_first(carry):
-      return self._in_parts(carry, xs)
-    try:
-      return self._directly(carry, xs)
-    except _Retrace:
-      self._forget()
-      return self._in_parts(carry, xs)
+    def run(self, carry: list[Any], xs: Any) -> _Result:
+        """Runs the loop from the carry's leaves."""
+        if self._traces_first(carry):
+            return self._in_parts(carry, xs)
+        try:
+            return self._directly(carry, xs)
+        except _Retrace:
+            self._forget()
+            return self._in_parts(carry, xs)
 
-  def _traces_first(self, carry: list[Any]) -> bool:
-    """Tells whether the body goes to a jaxpr before it goes into the loop."""
-    opening = self.opening
-    return (
-      opening.can_write(BROADCAST)
-      or (opening.can_write(CARRY) and opening.initializing)
-      or any(axis is broadcast for axis in jax.tree.leaves(self.spec.out_axes))
-      # lax.scan traces a weakly typed carry a second time to make it strong.
-      or any(getattr(jax.typeof(leaf), 'weak_type', False) for leaf in carry)
-    )
-
-  # --- the body ---------------------------------------------------------------
-
-  def body(self, carry: list[Any], carried: Group, x: Any) -> Any:
-    """Runs the user's body once, inside the trace.
-
-    Returns:
-      the inner scopes, the carry's leaves and the leaves of ys.
-    """
-    opening = self.opening
-    self._forget()  # of a call of the body that went before: each counts alike
-    moving, stacked, split_keys = x
-    variables: Any = (self.shared, carried, *stacked)
-    keys: Any = (self.shared_keys, split_keys)
-    if self.spec.data_transform is not None:
-      variables, keys = self.spec.data_transform(variables, keys)
-    log: list[Drawn] = []
-    inner = opening.enter(variables, keys, log=log)
-    if self.marks is not None:
-      for i, scope in enumerate(inner):
-        scope._root.on_birth = self._marker(i, self.marks)
-    out = opening.call(
-      self.spec.fn,
-      inner,
-      (jax.tree.unflatten(self.carry_def, carry), *self.rebuild(moving)),
-      self.kwargs,
-      size=self.size,
-      axis_name=self.spec.metadata_params.get(metadata.PARTITION_NAME),
-      carry=True,
-    )
-    if not isinstance(out, (tuple, list)) or len(out) != 2:
-      raise not_a_pair(opening.place, out)
-    rewind(log)
-    self.drawn = replay(log, self._is_shared) if self.spec.twice else log
-    settle(self.drawn)
-    after = self._checked(carry, out[0])
-    ys, self.y_def = jax.tree.flatten(out[1])
-    self.y_axes = axes_of(self.spec.out_axes, out[1], opening.place, 'out_axes')
-    opening.close(inner)
-    return inner, after, ys
-
-  def _is_shared(self, col: str) -> bool:
-    return self.spec.roles.role(col) == BROADCAST
-
-  def _marker(self, top: int, marks: Marks) -> Callable[..., Any]:
-    roles = self.opening.tables[top]
-    depth = len(self.opening.tops[top].path)
-
-    def on_birth(col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
-      role = roles.role(col)
-      if role not in (BROADCAST, CARRY):
-        return value
-      return marks.birth(role == CARRY, top, col, path[depth:], value, late)
-
-    return on_birth
-
-  def _forget(self) -> None:
-    """Takes back the draws of a trace that another one replaces."""
-    rewind(self.drawn)
-    self.drawn = []
-
-  def _checked(self, before: list[Any], carry: Any) -> list[Any]:
-    """Returns the leaves of the new carry; raises if it is not like the old one."""
-    after, after_def = jax.tree.flatten(carry)
-    place = self.opening.place
-    if after_def != self.carry_def:
-      raise carry_error(
-        place,
-        'the carry changes its structure',
-        str(self.carry_def),
-        str(after_def),
-        'return a carry of the same containers as the one that comes in',
-      )
-    for i, (old, new) in enumerate(zip(before, after, strict=True)):
-      a, b = jax.typeof(old), jax.typeof(new)
-      if a.shape == b.shape and (a.dtype == b.dtype or a.weak_type):
-        continue
-      tree = jax.tree.unflatten(self.carry_def, range(len(before)))
-      name = 'carry' + jax.tree_util.keystr(jax.tree_util.tree_leaves_with_path(tree)[i][0])
-      if a.shape == b.shape:
-        hint = 'cast it to the dtype that comes in, or hand in the wider one'
-      elif a.shape[:-1] == b.shape[:-1]:
-        hint = (
-          f'the residual width is {a.shape[-1]} and the body makes {b.shape[-1]}, '
-          f'so set its features to {a.shape[-1]}'
+    def _traces_first(self, carry: list[Any]) -> bool:
+        """Tells whether the body goes to a jaxpr before it goes into the loop."""
+        opening = self.opening
+        return (
+            opening.can_write(BROADCAST)
+            or (opening.can_write(CARRY) and opening.initializing)
+            or any(axis is broadcast for axis in jax.tree.leaves(self.spec.out_axes))
+            # lax.scan traces a weakly typed carry a second time to make it strong.
+            or any(getattr(jax.typeof(leaf), "weak_type", False) for leaf in carry)
         )
-      else:
-        hint = 'the carry must keep its shape'
-      raise carry_error(place, f'{name} changes', describe(a), describe(b), hint)
-    return after
 
-  # --- the loop ---------------------------------------------------------------
+    # --- the body ---------------------------------------------------------------
 
-  def _directly(self, carry: list[Any], xs: Any) -> _Result:
-    """Hands the body to `jax.lax.scan`, which traces it."""
-    opening = self.opening
+    def body(self, carry: list[Any], carried: Group, x: Any) -> Any:
+        """Runs the user's body once, inside the trace.
 
-    def step(c: Any, x: Any) -> Any:
-      inner, after, ys = self.body(c[0], c[1], x)
-      carry_vars = opening.written(inner, CARRY)
-      if created(carry_vars, self.carried):
-        raise _Retrace
-      kept = updated(c[1], carry_vars)
-      return (after, kept), (ys, [opening.written(inner, a) for a in self.axes])
+        Returns:
+          the inner scopes, the carry's leaves and the leaves of ys.
+        """
+        opening = self.opening
+        self._forget()  # of a call of the body that went before: each counts alike
+        moving, stacked, split_keys = x
+        variables: Any = (self.shared, carried, *stacked)
+        keys: Any = (self.shared_keys, split_keys)
+        if self.spec.data_transform is not None:
+            variables, keys = self.spec.data_transform(variables, keys)
+        log: list[Drawn] = []
+        inner = opening.enter(variables, keys, log=log)
+        if self.marks is not None:
+            for i, scope in enumerate(inner):
+                scope._root.on_birth = self._marker(i, self.marks)
+        out = opening.call(
+            self.spec.fn,
+            inner,
+            (jax.tree.unflatten(self.carry_def, carry), *self.rebuild(moving)),
+            self.kwargs,
+            size=self.size,
+            axis_name=self.spec.metadata_params.get(metadata.PARTITION_NAME),
+            carry=True,
+        )
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise not_a_pair(opening.place, out)
+        rewind(log)
+        self.drawn = replay(log, self._is_shared) if self.spec.twice else log
+        settle(self.drawn)
+        after = self._checked(carry, out[0])
+        ys, self.y_def = jax.tree.flatten(out[1])
+        self.y_axes = axes_of(self.spec.out_axes, out[1], opening.place, "out_axes")
+        opening.close(inner)
+        return inner, after, ys
 
-    (carry, carry_vars), (ys, stacked) = self.spec.loop(
-      step, (carry, self.carried), xs, length=self.size, **self.spec.options
-    )
-    return _Result(carry, carry_vars, ys, [], stacked)
+    def _is_shared(self, col: str) -> bool:
+        return self.spec.roles.role(col) == BROADCAST
 
-  def _in_parts(self, carry: list[Any], xs: Any) -> _Result:
-    """Traces the body to a jaxpr, runs what stands before the loop, then the loop."""
-    opening = self.opening
-    self.marks = marks = Marks()
-    var_leaves, var_def = jax.tree.flatten(self.carried)
-    x_leaves, x_def = jax.tree.flatten(xs)
-    n = len(carry)
-    flat = _Flat(self, n, var_def, x_def, marks)
-    first = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x_leaves]
-    before = [*carry, *var_leaves]
-    loop = trace_loop(flat, before, first, marks, flat.name_of, opening.place)
-    strong = strengthened(before, loop.carry_avals)
-    if strong is not None:
-      # The body makes a wider carry of a weakly typed one: begin with the wider.
-      before = strong
-      self._forget()
-      loop = trace_loop(flat, before, first, marks, flat.name_of, opening.place)
-    x = [x[-1 if self.spec.options['reverse'] else 0] for x in x_leaves]
-    # Written first: where this loop stands in another one's body, the variables are
-    # marked there on the way, and the loop must use them with that mark on.
-    shared = written_first(opening, marks, False, loop.shared)
-    born = loop.first(before, x)
-    if any(birth.late and birth.carried for birth in marks.births):
-      return self._peeled(flat, loop, shared, before, born, xs, x)
-    born = written_first(opening, marks, True, born)
+    def _marker(self, top: int, marks: Marks) -> Callable[..., Any]:
+        roles = self.opening.tables[top]
+        depth = len(self.opening.tops[top].path)
 
-    def step(c: Any, x: Any) -> Any:
-      after, births, ys = loop.step(shared, *c, x)
-      return (after, births), ys
+        def on_birth(col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
+            role = roles.role(col)
+            if role not in (BROADCAST, CARRY):
+                return value
+            return marks.birth(role == CARRY, top, col, path[depth:], value, late)
 
-    (after, born), ys = self.spec.loop(
-      step, (before, born), x_leaves, length=self.size, **self.spec.options
-    )
-    return flat.result(after, born, ys, loop.invariants)
+        return on_birth
 
-  def _peeled(
-    self,
-    flat: _Flat,
-    loop: Loop,
-    shared: list[Any],
-    before: list[Any],
-    born: list[Any],
-    xs: Any,
-    x: list[Any],
-  ) -> _Result:
-    """Runs the first iteration by itself, then the loop over the rest.
+    def _forget(self) -> None:
+        """Takes back the draws of a trace that another one replaces."""
+        rewind(self.drawn)
+        self.drawn = []
 
-    For carried variables that a lift inside the body made: their first value is
-    sealed in that lift, and what is known is what the iteration left of them.
-    """
-    after, births, ys = loop.step(shared, before, born, x)
-    ys = [jnp.expand_dims(y, 0) for y in ys]
-    one = flat.result(after, births, ys, loop.invariants)
-    if self.size == 1:
-      return one
-    self.opening.write_back(writable(self.opening, one.carry_vars))
-    self._forget()
-    reverse = self.spec.options['reverse']
-    rest = jax.tree.map(lambda leaf: leaf[:-1] if reverse else leaf[1:], xs)
-    again = _Call(
-      self.spec,
-      self.scopes,
-      Opening(self.spec.roles, self.scopes, self.spec.fn, self.spec.shared),
-      self.carry_def,
-      self.rebuild,
-      self.kwargs,
-      self.size - 1,
-    )
-    more = again.run(one.carry, rest)
-    self.drawn = again.drawn
+    def _checked(self, before: list[Any], carry: Any) -> list[Any]:
+        """Returns the leaves of the new carry; raises if it is not like the old one."""
+        after, after_def = jax.tree.flatten(carry)
+        place = self.opening.place
+        if after_def != self.carry_def:
+            raise carry_error(
+                place,
+                "the carry changes its structure",
+                str(self.carry_def),
+                str(after_def),
+                "return a carry of the same containers as the one that comes in",
+            )
+        for i, (old, new) in enumerate(zip(before, after, strict=True)):
+            a, b = jax.typeof(old), jax.typeof(new)
+            if a.shape == b.shape and (a.dtype == b.dtype or a.weak_type):
+                continue
+            tree = jax.tree.unflatten(self.carry_def, range(len(before)))
+            name = "carry" + jax.tree_util.keystr(jax.tree_util.tree_leaves_with_path(tree)[i][0])
+            if a.shape == b.shape:
+                hint = "cast it to the dtype that comes in, or hand in the wider one"
+            elif a.shape[:-1] == b.shape[:-1]:
+                hint = (
+                    f"the residual width is {a.shape[-1]} and the body makes {b.shape[-1]}, "
+                    f"so set its features to {a.shape[-1]}"
+                )
+            else:
+                hint = "the carry must keep its shape"
+            raise carry_error(place, f"{name} changes", describe(a), describe(b), hint)
+        return after
 
-    def join(first: Any, others: Any) -> Any:
-      parts = (others, first) if reverse else (first, others)
-      return jnp.concatenate(parts)
+    # --- the loop ---------------------------------------------------------------
 
-    ys = [join(a, b) for a, b in zip(one.ys, more.ys, strict=True)]
-    stacked = jax.tree.map(join, one.stacked, more.stacked)
-    return more._replace(ys=ys, stacked=stacked)
+    def _directly(self, carry: list[Any], xs: Any) -> _Result:
+        """Hands the body to `jax.lax.scan`, which traces it."""
+        opening = self.opening
 
-  def finish(self, result: _Result) -> Any:
-    """Writes the variables back and puts the outputs together."""
-    opening = self.opening
-    log = next((top._root.log for top in opening.tops if top._root.log is not None), None)
-    if log is not None:
-      log.extend(self.drawn)
-    opening.write_back(writable(opening, result.carry_vars))
-    for group, axis in zip(result.stacked, self.axes, strict=True):
-      opening.write_back(restack(group, axis, self.spec.metadata_params))
-    moving, fixed = iter(result.ys), iter(result.constant)
-    ys = [
-      next(fixed) if axis is broadcast else from_front(next(moving), axis) for axis in self.y_axes
-    ]
-    carry = jax.tree.unflatten(self.carry_def, result.carry)
-    return carry, jax.tree.unflatten(self.y_def, ys)
+        def step(c: Any, x: Any) -> Any:
+            inner, after, ys = self.body(c[0], c[1], x)
+            carry_vars = opening.written(inner, CARRY)
+            if created(carry_vars, self.carried):
+                raise _Retrace
+            kept = updated(c[1], carry_vars)
+            return (after, kept), (ys, [opening.written(inner, a) for a in self.axes])
+
+        (carry, carry_vars), (ys, stacked) = self.spec.loop(
+            step, (carry, self.carried), xs, length=self.size, **self.spec.options
+        )
+        return _Result(carry, carry_vars, ys, [], stacked)
+
+    def _in_parts(self, carry: list[Any], xs: Any) -> _Result:
+        """Traces the body to a jaxpr, runs what stands before the loop, then the loop."""
+        opening = self.opening
+        self.marks = marks = Marks()
+        var_leaves, var_def = jax.tree.flatten(self.carried)
+        x_leaves, x_def = jax.tree.flatten(xs)
+        n = len(carry)
+        flat = _Flat(self, n, var_def, x_def, marks)
+        first = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x_leaves]
+        before = [*carry, *var_leaves]
+        loop = trace_loop(flat, before, first, marks, flat.name_of, opening.place)
+        strong = strengthened(before, loop.carry_avals)
+        if strong is not None:
+            # The body makes a wider carry of a weakly typed one: begin with the wider.
+            before = strong
+            self._forget()
+            loop = trace_loop(flat, before, first, marks, flat.name_of, opening.place)
+        x = [x[-1 if self.spec.options["reverse"] else 0] for x in x_leaves]
+        # Written first: where this loop stands in another one's body, the variables are
+        # marked there on the way, and the loop must use them with that mark on.
+        shared = written_first(opening, marks, False, loop.shared)
+        born = loop.first(before, x)
+        if any(birth.late and birth.carried for birth in marks.births):
+            return self._peeled(flat, loop, shared, before, born, xs, x)
+        born = written_first(opening, marks, True, born)
+
+        def step(c: Any, x: Any) -> Any:
+            after, births, ys = loop.step(shared, *c, x)
+            return (after, births), ys
+
+        (after, born), ys = self.spec.loop(
+            step, (before, born), x_leaves, length=self.size, **self.spec.options
+        )
+        return flat.result(after, born, ys, loop.invariants)
+
+    def _peeled(
+        self,
+        flat: _Flat,
+        loop: Loop,
+        shared: list[Any],
+        before: list[Any],
+        born: list[Any],
+        xs: Any,
+        x: list[Any],
+    ) -> _Result:
+        """Runs the first iteration by itself, then the loop over the rest.
+
+        For carried variables that a lift inside the body made: their first value is
+        sealed in that lift, and what is known is what the iteration left of them.
+        """
+        after, births, ys = loop.step(shared, before, born, x)
+        ys = [jnp.expand_dims(y, 0) for y in ys]
+        one = flat.result(after, births, ys, loop.invariants)
+        if self.size == 1:
+            return one
+        self.opening.write_back(writable(self.opening, one.carry_vars))
+        self._forget()
+        reverse = self.spec.options["reverse"]
+        rest = jax.tree.map(lambda leaf: leaf[:-1] if reverse else leaf[1:], xs)
+        again = _Call(
+            self.spec,
+            self.scopes,
+            Opening(self.spec.roles, self.scopes, self.spec.fn, self.spec.shared),
+            self.carry_def,
+            self.rebuild,
+            self.kwargs,
+            self.size - 1,
+        )
+        more = again.run(one.carry, rest)
+        self.drawn = again.drawn
+
+        def join(first: Any, others: Any) -> Any:
+            parts = (others, first) if reverse else (first, others)
+            return jnp.concatenate(parts)
+
+        ys = [join(a, b) for a, b in zip(one.ys, more.ys, strict=True)]
+        stacked = jax.tree.map(join, one.stacked, more.stacked)
+        return more._replace(ys=ys, stacked=stacked)
+
+    def finish(self, result: _Result) -> Any:
+        """Writes the variables back and puts the outputs together."""
+        opening = self.opening
+        log = next((top._root.log for top in opening.tops if top._root.log is not None), None)
+        if log is not None:
+            log.extend(self.drawn)
+        opening.write_back(writable(opening, result.carry_vars))
+        for group, axis in zip(result.stacked, self.axes, strict=True):
+            opening.write_back(restack(group, axis, self.spec.metadata_params))
+        moving, fixed = iter(result.ys), iter(result.constant)
+        ys = [
+            next(fixed) if axis is broadcast else from_front(next(moving), axis)
+            for axis in self.y_axes
+        ]
+        carry = jax.tree.unflatten(self.carry_def, result.carry)
+        return carry, jax.tree.unflatten(self.y_def, ys)
 
 
 class _Flat:
-  """The body of a scan over lists of leaves, as `trace_loop` takes it."""
+    """The body of a scan over lists of leaves, as `trace_loop` takes it."""
 
-  def __init__(self, call: _Call, n_carry: int, var_def: Any, x_def: Any, marks: Marks):
-    self.call = call
-    self.n_carry = n_carry
-    self.var_def = var_def
-    self.x_def = x_def
-    self.marks = marks
-    self.names: list[str] = []
-    self.n_ys = 0
-    self.shared_def: Any = None
-    self.stacked_def: Any = None
+    def __init__(self, call: _Call, n_carry: int, var_def: Any, x_def: Any, marks: Marks):
+        self.call = call
+        self.n_carry = n_carry
+        self.var_def = var_def
+        self.x_def = x_def
+        self.marks = marks
+        self.names: list[str] = []
+        self.n_ys = 0
+        self.shared_def: Any = None
+        self.stacked_def: Any = None
 
-  def __call__(self, c: list[Any], x: list[Any]) -> Any:
-    call, marks = self.call, self.marks
-    opening = call.opening
-    marks.clear()
-    group = jax.tree.unflatten(self.var_def, c[self.n_carry :])
-    inner, carry, ys = call.body(c[: self.n_carry], group, jax.tree.unflatten(self.x_def, x))
-    kept = jax.tree.leaves(updated(group, opening.written(inner, CARRY)))
-    births = [
-      leaf
-      for birth in marks.births
-      if birth.carried
-      for leaf in final_of(inner[birth.top], birth, opening.place)
-    ]
-    shared = changed(opening.written(inner, BROADCAST), call.shared, marks)
-    shared_leaves, self.shared_def = jax.tree.flatten(shared)
-    self.names = [
-      'variable ' + '/'.join(str(getattr(k, 'key', k)) for k in path[1:])
-      for path, _ in jax.tree_util.tree_leaves_with_path(shared)
-    ]
-    numbered = jax.tree.unflatten(call.y_def, range(len(ys)))
-    constant, moving = [], []
-    for (path, i), axis in zip(
-      jax.tree_util.tree_leaves_with_path(numbered), call.y_axes, strict=True
-    ):
-      if axis is broadcast:
-        self.names.append('output ys' + jax.tree_util.keystr(path))
-        constant.append(ys[i])
-      else:
-        moving.append(ys[i])
-    self.n_ys = len(moving)
-    stacked = [opening.written(inner, axis) for axis in call.axes]
-    stacked_leaves, self.stacked_def = jax.tree.flatten(stacked)
-    return [*carry, *kept], births, [*moving, *stacked_leaves], [*shared_leaves, *constant]
+    def __call__(self, c: list[Any], x: list[Any]) -> Any:
+        call, marks = self.call, self.marks
+        opening = call.opening
+        marks.clear()
+        group = jax.tree.unflatten(self.var_def, c[self.n_carry :])
+        inner, carry, ys = call.body(c[: self.n_carry], group, jax.tree.unflatten(self.x_def, x))
+        kept = jax.tree.leaves(updated(group, opening.written(inner, CARRY)))
+        births = [
+            leaf
+            for birth in marks.births
+            if birth.carried
+            for leaf in final_of(inner[birth.top], birth, opening.place)
+        ]
+        shared = changed(opening.written(inner, BROADCAST), call.shared, marks)
+        shared_leaves, self.shared_def = jax.tree.flatten(shared)
+        self.names = [
+            "variable " + "/".join(str(getattr(k, "key", k)) for k in path[1:])
+            for path, _ in jax.tree_util.tree_leaves_with_path(shared)
+        ]
+        numbered = jax.tree.unflatten(call.y_def, range(len(ys)))
+        constant, moving = [], []
+        for (path, i), axis in zip(
+            jax.tree_util.tree_leaves_with_path(numbered), call.y_axes, strict=True
+        ):
+            if axis is broadcast:
+                self.names.append("output ys" + jax.tree_util.keystr(path))
+                constant.append(ys[i])
+            else:
+                moving.append(ys[i])
+        self.n_ys = len(moving)
+        stacked = [opening.written(inner, axis) for axis in call.axes]
+        stacked_leaves, self.stacked_def = jax.tree.flatten(stacked)
+        return [*carry, *kept], births, [*moving, *stacked_leaves], [*shared_leaves, *constant]
 
-  def name_of(self, i: int) -> str:
-    """Names an invariant: a shared variable that was written, an output, a birth."""
-    if i < len(self.names):
-      return self.names[i]
-    births: list[Birth] = [b for b in self.marks.births if not b.carried for _ in b.marks]
-    birth = births[i - len(self.names)]
-    return 'variable ' + '/'.join((birth.col, *birth.path))
+    def name_of(self, i: int) -> str:
+        """Names an invariant: a shared variable that was written, an output, a birth."""
+        if i < len(self.names):
+            return self.names[i]
+        births: list[Birth] = [b for b in self.marks.births if not b.carried for _ in b.marks]
+        birth = births[i - len(self.names)]
+        return "variable " + "/".join((birth.col, *birth.path))
 
-  def result(
-    self, carry: list[Any], born: list[Any], ys: list[Any], invariants: list[Any]
-  ) -> _Result:
-    """Sorts the leaves that came out; writes the shared variables."""
-    n, n_shared = self.n_carry, self.shared_def.num_leaves
-    shared = jax.tree.unflatten(self.shared_def, invariants[:n_shared])
-    self.call.opening.write_back(shared)
-    carry_vars = jax.tree.unflatten(self.var_def, carry[n:])
-    return _Result(
-      carry[:n],
-      with_births(carry_vars, self.marks, born),
-      ys[: self.n_ys],
-      invariants[n_shared:],
-      jax.tree.unflatten(self.stacked_def, ys[self.n_ys :]),
-    )
+    def result(
+        self, carry: list[Any], born: list[Any], ys: list[Any], invariants: list[Any]
+    ) -> _Result:
+        """Sorts the leaves that came out; writes the shared variables."""
+        n, n_shared = self.n_carry, self.shared_def.num_leaves
+        shared = jax.tree.unflatten(self.shared_def, invariants[:n_shared])
+        self.call.opening.write_back(shared)
+        carry_vars = jax.tree.unflatten(self.var_def, carry[n:])
+        return _Result(
+            carry[:n],
+            with_births(carry_vars, self.marks, born),
+            ys[: self.n_ys],
+            invariants[n_shared:],
+            jax.tree.unflatten(self.stacked_def, ys[self.n_ys :]),
+        )
