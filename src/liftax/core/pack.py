@@ -15,12 +15,13 @@ Invariants
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from ..errors import where
+from ..errors import LiftWarning, TiedModulesError, where
 from .filters import names_of
 from .keys import typed
 from .record import LiftEvent
@@ -104,18 +105,57 @@ class Opening:
     def initializing(self) -> bool:
         return any(top._root.flags.get("initializing", False) for top in self.tops)
 
-    def check_used(self) -> None:
-        """Raises UnusedFilterError for a name in the lift's arguments that is mistyped."""
-        self.roles.check_used(
+    def check(self) -> None:
+        """Checks the lift's arguments against what is here, for a lift with an axis.
+
+        Raises:
+          UnusedFilterError: a name in the arguments is mistyped.
+          TiedModulesError: a module that was used without the lift would get an axis.
+
+        Warns:
+          LiftWarning: ``LX202``, all slices of the parameters would start identical.
+        """
+        roles = self.roles
+        if self.initializing:
+            stacked = isinstance(roles.role("params"), int) and self.can_write(roles.role("params"))
+            if stacked and roles.split("params") is False:
+                text = (
+                    f"{self.place}: parameters are stacked along the axis, but stream 'params' is "
+                    f"not split: all slices start out identical. Pass "
+                    f"split_rngs={{'params': True}} to {roles.lift}, or share one set"
+                )
+                warnings.warn(LiftWarning("LX202", text), stacklevel=2)
+            for top in self.tops:
+                for col in top.collections():
+                    if isinstance(roles.role(col), int):
+                        self._check_tied(top, col, top._node(col) or {}, top.path)
+        roles.check_used(
             self.place,
             {col for top in self.tops for col in top.collections()},
             {stream for top in self.tops for stream in top.rngs},
+            known=("params",) if self.initializing else (),
         )
 
     @property
     def watched(self) -> bool:
         """Whether a loop outside wants to see variables as they are made."""
         return any(top._root.on_birth is not None for top in self.tops)
+
+    def _check_tied(self, top: Scope, col: str, node: Any, path: tuple[str, ...]) -> None:
+        for name, value in node.items():
+            here = (*path, name)
+            if isinstance(value, dict):
+                self._check_tied(top, col, value, here)
+            elif (col, here) in top._root.made_plain:
+                raise TiedModulesError(
+                    f"{self.place}: variable {'/'.join((col, *here))} was made outside the lift "
+                    f"and would be cut along axis {self.roles.role(col)} inside it.\n"
+                    f"found: one module used both inside and outside of {self.roles.lift}, which "
+                    f"gives each iteration its own {col!r}\n"
+                    f"expected: variable_broadcast={col!r} (scan) or "
+                    f"variable_axes={{{col!r}: None}} (vmap) to keep it shared, or a module of "
+                    f"its own inside"
+                )
 
     # --- going in -------------------------------------------------------------
 

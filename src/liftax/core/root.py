@@ -24,6 +24,7 @@ class Root:
         "late",
         "lift",
         "log",
+        "made_plain",
         "mutable",
         "on_birth",
         "rec",
@@ -51,6 +52,8 @@ class Root:
         self.lift: str | None = None  # its name, for messages
         self.unnamed: Callable[[str], bool] | None = None  # writable outside, lost inside
         self.on_birth: Callable[[str, tuple[str, ...], Any, bool], Any] | None = None
+        # The variables that this call made without a lift, to notice ties that a lift cuts.
+        self.made_plain: set[tuple[str, tuple[str, ...]]] = set()
         self.late = False  # whether what is written comes out of a lift inside the body
         self.creating: str | None = None  # the collection being initialised
 

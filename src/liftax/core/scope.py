@@ -394,6 +394,8 @@ class Scope:
         if current is _UNSET:
             if root.rec is not None:
                 root.rec.variable(col, path, metadata.unbox(value))
+            if not root.late:
+                root.made_plain.add((col, path))
             if root.on_birth is not None:
                 value = root.on_birth(col, path, value, root.late)
         node[path[-1]] = value

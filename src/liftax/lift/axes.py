@@ -47,6 +47,7 @@ def _expand(axes: Any, tree: Any, found: list[Any]) -> bool:
     if _is_axis(axes) and not isinstance(axes, bool):
         found += [axes] * len(jax.tree.leaves(tree))
         return True
+    axis_def: Any
     axis_parts, axis_def = jax.tree.flatten(axes, is_leaf=lambda a: a is not axes)
     tree_parts, tree_def = jax.tree.flatten(tree, is_leaf=lambda t: t is not tree)
     if len(axis_parts) == 1 and axis_parts[0] is axes:

@@ -27,7 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from .. import compat
 from ..core.rngs import describe
-from ..errors import LoopDependentError
+from ..errors import LoopDependentError, SplitSharedError
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
@@ -111,6 +111,7 @@ def trace_loop(
     marks: Marks,
     name_of: Callable[[int], str],
     place: str,
+    split: bool = False,
 ) -> Loop:
     """Traces ``body`` once and cuts it.
 
@@ -123,8 +124,10 @@ def trace_loop(
       name_of: names an invariant for messages; after the invariants come the
         leaves of the shared births.
       place: where the lift stands.
+      split: whether the stream ``params`` is split, for messages.
 
     Raises:
+      SplitSharedError: a shared parameter is made from a split stream.
       LoopDependentError: an invariant needs the carry or a scanned value.
     """
     closed, shapes = jax.make_jaxpr(body, return_shape=True)(list(carry), list(x))
@@ -142,7 +145,7 @@ def trace_loop(
     outside = compat.rewire(
         jaxpr, invars=jaxpr.invars, outvars=[*invariant, *shared_vars], eqns=jaxpr.eqns
     )
-    values = _before(outside, consts, name_of, place)
+    values = _before(outside, consts, name_of, place, split)
 
     first_jaxpr = compat.rewire(jaxpr, invars=jaxpr.invars, outvars=carried_vars, eqns=jaxpr.eqns)
 
@@ -189,7 +192,11 @@ def _run(jaxpr: jex.Jaxpr, inputs: Sequence[Any]) -> list[Any]:
 
 
 def _before(
-    jaxpr: jex.Jaxpr, consts: Sequence[Any], name_of: Callable[[int], str], place: str
+    jaxpr: jex.Jaxpr,
+    consts: Sequence[Any],
+    name_of: Callable[[int], str],
+    place: str,
+    split: bool,
 ) -> list[Any]:
     """Runs what needs nothing of the loop."""
     small, used = compat.prune(jaxpr, [True] * len(jaxpr.outvars))
@@ -197,6 +204,8 @@ def _before(
         for i, var in enumerate(jaxpr.outvars):
             _, needs = compat.prune(jaxpr, [j == i for j in range(len(jaxpr.outvars))])
             if any(needs[len(consts) :]):
+                if split and name_of(i).startswith("variable params/"):
+                    raise split_shared(place, name_of(i))
                 raise LoopDependentError(
                     f"{place}: {name_of(i)} is declared broadcast but depends on the loop.\n"
                     f"found: {describe(var.aval)}, computed from the carry or a scanned value\n"
@@ -204,3 +213,13 @@ def _before(
                     f"(variable_axes, out_axes=0) or carry it (variable_carry)"
                 )
     return compat.evaluate(small, [c for c, u in zip(consts, used, strict=False) if u])
+
+
+def split_shared(place: str, name: str) -> SplitSharedError:
+    """A shared parameter that each iteration would initialise differently."""
+    return SplitSharedError(
+        f"{place}: {name} is shared along the axis, but stream 'params' is split, so each "
+        f"iteration would initialise it differently.\n"
+        f"expected: split_rngs={{'params': False}} to share it, or "
+        f"variable_axes={{'params': 0}} for one of its own in each iteration"
+    )

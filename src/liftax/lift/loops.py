@@ -95,7 +95,7 @@ def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[
 
     def scanned(scope: Any, carry: Any, *args: Any, **kwargs: Any) -> Any:
         opening = Opening(roles, scope, fn, spec.shared)
-        opening.check_used()
+        opening.check()
         leaves, treedef = jax.tree.flatten(args)
         leaf_axes = axes_of(in_axes, args, opening.place, "in_axes")
         if any(axis is None for axis in leaf_axes):
@@ -339,13 +339,14 @@ class _Call:
         flat = _Flat(self, n, var_def, x_def, marks)
         first = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x_leaves]
         before = [*carry, *var_leaves]
-        loop = trace_loop(flat, before, first, marks, flat.name_of, opening.place)
+        split = self.spec.roles.split("params") is True
+        loop = trace_loop(flat, before, first, marks, flat.name_of, opening.place, split)
         strong = strengthened(before, loop.carry_avals)
         if strong is not None:
             # The body makes a wider carry of a weakly typed one: begin with the wider.
             before = strong
             self._forget()
-            loop = trace_loop(flat, before, first, marks, flat.name_of, opening.place)
+            loop = trace_loop(flat, before, first, marks, flat.name_of, opening.place, split)
         x = [x[-1 if self.spec.options["reverse"] else 0] for x in x_leaves]
         # Written first: where this loop stands in another one's body, the variables are
         # marked there on the way, and the loop must use them with that mark on.

@@ -13,6 +13,7 @@ from ..core.pack import Opening
 from ..core.roles import BROADCAST, Roles, axis_rows, broadcast, split_pairs
 from ..errors import AxesTreeError, LoopDependentError
 from .axes import Sizes, axes_of
+from .invariants import split_shared
 
 
 def vmap(
@@ -52,10 +53,11 @@ def vmap(
     rows = axis_rows(variable_axes, "vmap", shared=True)
     roles = Roles("vmap", rows, split_pairs(split_rngs, "vmap"))
     axes = roles.axes()
+    shares_params = roles.role("params") == BROADCAST
 
     def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
         opening = Opening(roles, scope, fn)
-        opening.check_used()
+        opening.check()
         leaf_axes = axes_of(in_axes, args, opening.place, "in_axes")
         if any(a is broadcast for a in leaf_axes):
             raise AxesTreeError(f"{opening.place}: in_axes has broadcast; vmap uses None for it")
@@ -106,6 +108,8 @@ def vmap(
         except ValueError as cause:
             if "out_axes" not in str(cause) or "None" not in str(cause):
                 raise
+            if opening.initializing and roles.split("params") and shares_params:
+                raise split_shared(opening.place, "a parameter") from cause
             raise LoopDependentError(
                 f"{opening.place}: an output or a variable that is shared along the axis "
                 f"differs from example to example.\n"
