@@ -221,9 +221,13 @@ class IncorrectPostInitOverrideError(LiftaxError):
 class UnboundModuleError(LiftaxError, ValueError):
     """Variables or keys of a module were asked for that is not bound."""
 
+    code = "LX417"
+
 
 class UndeclaredError(LiftaxError, ValueError):
     """A variable was declared outside ``setup`` and outside a compact method."""
+
+    code = "LX416"
 
 
 class DescriptorAttributeError(LiftaxError):
@@ -381,3 +385,14 @@ class LayerError(LiftaxError, ValueError):
 
 class MissingExtraError(LiftaxError, ImportError):
     """A feature needs an optional package that is not installed; the message names the extra."""
+
+
+# --- stacks and checkpoints -------------------------------------------------
+
+
+class StackingError(LiftaxError, ValueError):
+    """Variables and the description of how their layers are stacked contradict each other."""
+
+
+class CheckpointError(LiftaxError, ValueError):
+    """A checkpoint is damaged, is of another kind, or disagrees with what was asked for."""

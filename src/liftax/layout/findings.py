@@ -64,7 +64,6 @@ _ERRORS = {
     "LX402": ("SetAttributeInModuleSetupError", "setup changes a field"),
     "LX403": ("NameInUseError", "One name for two things"),
     "LX404": ("AssignSubModuleError", "A submodule made in a method that is not compact"),
-    "LX405": ("MultipleMethodsCompactError", "More than one compact method"),
     "LX406": ("ReservedModuleAttributeError", "A field with a reserved name"),
     "LX407": ("ApplyModuleInvalidMethodError", "method is no method of the module"),
     "LX408": ("CallCompactUnboundModuleError", "A module called outside init and apply"),
@@ -75,6 +74,8 @@ _ERRORS = {
     "LX413": ("DescriptorAttributeError", "A descriptor that raises AttributeError"),
     "LX414": ("InvalidScopeError", "A scope or bound module used after its call"),
     "LX415": ("CallShareScopeOnUnboundModuleError", "share_scope with an unbound module"),
+    "LX416": ("UndeclaredError", "A variable declared in a method that is not compact"),
+    "LX417": ("UnboundModuleError", "Variables or keys of a module that is not bound"),
     "LX421": ("ScopeParamNotFoundError", "A parameter is missing"),
     "LX422": ("ScopeCollectionNotFound", "A collection is missing"),
     "LX423": ("ScopeVariableNotFoundError", "A variable is missing"),
@@ -83,6 +84,7 @@ _ERRORS = {
     "LX426": ("ApplyScopeInvalidVariablesTypeError", "variables is not a mapping of collections"),
     "LX427": ("ApplyScopeInvalidVariablesStructureError", "A collection nested in itself"),
     "LX428": ("LazyInitError", "lazy_init needs a value of which only the shape is given"),
+    "LX429": ("LayerError", "A layer's options that do not fit each other or the input"),
 }
 _WARNINGS = {
     "LX202": "A stream is not split while its parameters are stacked",
