@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import liftax as nn
 from liftax import errors
-from liftax.layout import RULES
+from liftax.layout import RULES, rule_of
 
 FOLDER = Path(__file__).parents[2] / "docs" / "findings"
 _BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
@@ -31,7 +32,7 @@ def blocks(code: str) -> dict[str, str]:
     return found
 
 
-def execute(source: str) -> dict[str, object]:
+def execute(source: str) -> dict[str, Any]:
     """Runs a block with what docs/findings/README.md says that it may assume."""
     key, x = jax.random.key(0), jnp.ones((2, 4))
     names = {"jax": jax, "jnp": jnp, "nn": nn, "key": key, "x": x}
@@ -42,15 +43,22 @@ def execute(source: str) -> dict[str, object]:
 def said(code: str) -> str:
     """What liftax says of a page's example."""
     rule, source = RULES[code], blocks(code)["Example"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", nn.LiftWarning)
-        if rule.error is None:
-            return next(f.message for f in execute(source)["layout"].findings if f.code == code)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         try:
-            execute(source)
-        except getattr(errors, rule.error) as error:
-            return str(error)
-    raise AssertionError(f"{code}: the example runs without {rule.error}")
+            names = execute(source)
+        except errors.LiftaxError as error:
+            if rule_of(error) is rule and isinstance(error, getattr(errors, rule.error or "")):
+                return str(error)
+            raise
+    if rule.severity == "warning":
+        texts = [str(w.message) for w in caught if getattr(w.message, "code", None) == code]
+    else:
+        layout = names.get("layout")
+        texts = [f.message for f in layout.findings if f.code == code] if layout else []
+    if texts:
+        return texts[0]
+    raise AssertionError(f"{code}: the example shows nothing of the kind")
 
 
 def update(code: str) -> None:
