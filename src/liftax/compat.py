@@ -58,7 +58,9 @@ def rewire(
 
 def evaluate(jaxpr: jex.Jaxpr, args: Sequence[Any]) -> list[Any]:
     """Runs a program without constvars, equation by equation."""
-    return jax.core.eval_jaxpr(jaxpr, (), *args)
+    found = jax.core.eval_jaxpr(jaxpr, (), *args)
+    # An output that is a literal comes back as NumPy knows it.
+    return [x if isinstance(x, jax.Array) else jax.numpy.asarray(x) for x in found]
 
 
 def register_constant(primitive: Any, value: Any) -> None:
