@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from ..errors import LiftWarning, TiedModulesError, where
-from .filters import names_of
+from .filters import in_filter, names_of
 from .keys import typed
 from .record import LiftEvent
 from .rngs import Drawn, Stream
@@ -393,8 +393,16 @@ def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, tuple[str
 def _candidates(row: Any, top: Scope) -> list[str]:
     """Returns names that stand for the collections of a row."""
     names = list(names_of(row.filter))
-    # A filter by exclusion may name any collection; one that nobody uses stands for it.
-    return names or ([] if row.filter is False else [*top.collections(), "*"])
+    if names or row.filter is False:
+        return names
+    # A filter by exclusion may name any collection; one that nobody uses stands for it. Inside
+    # another lift, a collection that nobody has made yet may go by a name in that lift's table.
+    names = [*top.collections(), "*"]
+    root = top._root
+    while isinstance(root, _InnerRoot):
+        names += [name for outer in root.roles.rows for name in names_of(outer.filter)]
+        root = root.outer
+    return [name for name in names if in_filter(row.filter, name)]
 
 
 def pure(
