@@ -272,6 +272,9 @@ _MODULES = {
     "spmd": "spmd",
 }
 
+_TOOLS = {"Any", "TYPE_CHECKING", "annotations", "importlib", "compat", "lift", "module"}
+__all__ = sorted({n for n in globals() if not n.startswith("_")} - _TOOLS | {*_HOME, *_MODULES})
+
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
@@ -285,4 +288,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_MODULES})
+    return sorted({*globals(), *__all__})
