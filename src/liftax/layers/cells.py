@@ -1,0 +1,305 @@
+"""Cells of recurrent networks: one step, ``(carry, inputs) -> (carry, output)``.
+
+Scan a cell over time with :class:`RNN` or `scan`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jax.numpy import tanh
+
+from ..module import Module, compact, nowrap
+from . import initializers
+from ._util import fail
+from .dtypes import Array, Dtype, Initializer
+from .linear import Dense, default_kernel_init
+
+default_recurrent_init: Initializer = initializers.orthogonal()
+
+
+class RNNCellBase(Module):
+    """The base of all cells: what :class:`RNN` asks of one.
+
+    A cell has, besides ``__call__(carry, inputs) -> (carry, output)``, the method
+    ``initialize_carry`` and the property ``num_feature_axes``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> class Sum(nn.RNNCellBase):
+      ...     def __call__(self, carry, x):
+      ...         carry = carry + x
+      ...         return carry, carry
+      ...     @nn.nowrap
+      ...     def initialize_carry(self, rng, input_shape):
+      ...         return jnp.zeros(input_shape)
+      ...     @property
+      ...     def num_feature_axes(self):
+      ...         return 1
+      >>> y, variables = nn.RNN(Sum()).init_with_output(jax.random.key(0), jnp.ones((3, 2)))
+      >>> print(y)
+      [[1. 1.]
+       [2. 2.]
+       [3. 3.]]
+    """
+
+    def __call__(self, carry: Any, inputs: Any) -> Any:
+        """One step: the next carry, and the output."""
+        raise NotImplementedError(f"{type(self).__name__} must define __call__.")
+
+    @nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Any:
+        """The first carry, for one input of shape ``input_shape``, without the time axis."""
+        raise NotImplementedError(f"{type(self).__name__} must define initialize_carry.")
+
+    @property
+    def num_feature_axes(self) -> int:
+        """How many of the last axes of an input are not batch axes."""
+        raise NotImplementedError(f"{type(self).__name__} must define num_feature_axes.")
+
+
+def check_width(cell: Any, what: str, state: Any) -> None:
+    if jnp.shape(state)[-1:] != (cell.features,):
+        raise fail(
+            cell,
+            f"{what} of shape {jnp.shape(state)} does not end in features={cell.features}.",
+            "Pass the carry made by initialize_carry.",
+        )
+
+
+class VectorCell(RNNCellBase):
+    """What the cells over vectors share."""
+
+    @nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Any:
+        """The first hidden state, for inputs of shape ``input_shape = (*batch, in)``."""
+        return self._first_state(rng, input_shape)
+
+    @nowrap
+    def _first_state(self, rng: Array, input_shape: tuple[int, ...]) -> Array:
+        cell: Any = self
+        shape = (*input_shape[:-1], cell.features)
+        return cell.carry_init(rng, shape, cell.param_dtype)
+
+    @nowrap
+    def _dense(self, **options: Any) -> Dense:
+        cell: Any = self
+        return Dense(cell.features, dtype=cell.dtype, param_dtype=cell.param_dtype, **options)
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+class SimpleCell(VectorCell):
+    r"""A plain recurrent cell.
+
+    .. math:: h' = \tanh(W_i x + b_i + W_h h)
+
+    With ``residual``, :math:`h` is added before the activation. Elman 1990,
+    https://doi.org/10.1207/s15516709cog1402_1; residual: Yue et al. 2018,
+    https://arxiv.org/abs/1801.06105.
+
+    Shapes: ``(h, x) -> (h', h')``, with ``x (*batch, in)`` and ``h (*batch, features)``.
+
+    Variables: ``params/i/kernel (in, features)``, ``params/i/bias (features,)``,
+    ``params/h/kernel (features, features)``.
+
+    Attributes:
+      features: size of the state and of the output.
+      activation_fn: :math:`\tanh`.
+      kernel_init: initializer of the kernel of the input.
+      recurrent_kernel_init: initializer of the kernel of the state.
+      bias_init: initializer of the bias.
+      dtype: dtype to compute in; None promotes inputs and parameters.
+      param_dtype: dtype of the parameters and of the first carry.
+      carry_init: initializer of the first carry.
+      residual: add the state before the activation.
+
+    Raises:
+      LayerError: the carry does not have ``features``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> cell, x = nn.SimpleCell(4), jnp.ones((2, 3))
+      >>> h = cell.initialize_carry(jax.random.key(0), x.shape)
+      >>> (h, y), variables = cell.init_with_output(jax.random.key(1), h, x)
+      >>> h.shape, y.shape
+      ((2, 4), (2, 4))
+    """
+
+    features: int
+    activation_fn: Callable[..., Any] = tanh
+    kernel_init: Initializer = default_kernel_init
+    recurrent_kernel_init: Initializer = default_recurrent_init
+    bias_init: Initializer = initializers.zeros
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    carry_init: Initializer = initializers.zeros
+    residual: bool = False
+
+    @compact
+    def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
+        """One step."""
+        check_width(self, "the carry", carry)
+        from_input = self._dense(kernel_init=self.kernel_init, bias_init=self.bias_init, name="i")(
+            inputs
+        )
+        from_state = self._dense(use_bias=False, kernel_init=self.recurrent_kernel_init, name="h")(
+            carry
+        )
+        total = from_input + from_state
+        if self.residual:
+            total = total + carry
+        h = self.activation_fn(total)
+        return h, h
+
+
+class GRUCell(VectorCell):
+    r"""A gated recurrent unit.
+
+    .. math::
+        r &= \sigma(W_{ir} x + b_{ir} + W_{hr} h) \\
+        z &= \sigma(W_{iz} x + b_{iz} + W_{hz} h) \\
+        n &= \tanh(W_{in} x + b_{in} + r (W_{hn} h + b_{hn})) \\
+        h' &= (1 - z) n + z h
+
+    Cho et al. 2014, https://arxiv.org/abs/1406.1078, with the reset gate after the
+    product, as in https://arxiv.org/abs/1412.3555.
+
+    Shapes: ``(h, x) -> (h', h')``, with ``x (*batch, in)`` and ``h (*batch, features)``.
+
+    Variables: ``params/{ir,iz,in}/kernel (in, features)`` and ``.../bias (features,)``,
+    ``params/{hr,hz,hn}/kernel (features, features)``, ``params/hn/bias (features,)``.
+
+    Attributes:
+      features: size of the state and of the output.
+      gate_fn: :math:`\sigma`.
+      activation_fn: :math:`\tanh`.
+      kernel_init: initializer of the kernels of the input.
+      recurrent_kernel_init: initializer of the kernels of the state.
+      bias_init: initializer of the biases.
+      dtype: dtype to compute in; None promotes inputs and parameters.
+      param_dtype: dtype of the parameters and of the first carry.
+      carry_init: initializer of the first carry.
+
+    Raises:
+      LayerError: the carry does not have ``features``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> cell, x = nn.GRUCell(4), jnp.ones((2, 3))
+      >>> h = cell.initialize_carry(jax.random.key(0), x.shape)
+      >>> (h, y), variables = cell.init_with_output(jax.random.key(1), h, x)
+      >>> h.shape, y.shape
+      ((2, 4), (2, 4))
+    """
+
+    features: int
+    gate_fn: Callable[..., Any] = sigmoid
+    activation_fn: Callable[..., Any] = tanh
+    kernel_init: Initializer = default_kernel_init
+    recurrent_kernel_init: Initializer = default_recurrent_init
+    bias_init: Initializer = initializers.zeros
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    carry_init: Initializer = initializers.zeros
+
+    @compact
+    def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
+        """One step."""
+        h = carry
+        check_width(self, "the carry", h)
+        from_input = functools.partial(
+            self._dense, kernel_init=self.kernel_init, bias_init=self.bias_init
+        )
+        from_state = functools.partial(
+            self._dense, kernel_init=self.recurrent_kernel_init, bias_init=self.bias_init
+        )
+        r = self.gate_fn(from_input(name="ir")(inputs) + from_state(name="hr", use_bias=False)(h))
+        z = self.gate_fn(from_input(name="iz")(inputs) + from_state(name="hz", use_bias=False)(h))
+        n = self.activation_fn(from_input(name="in")(inputs) + r * from_state(name="hn")(h))
+        h = (1.0 - z) * n + z * h
+        return h, h
+
+
+class MGUCell(VectorCell):
+    r"""A minimal gated unit.
+
+    .. math::
+        f &= \sigma(W_{if} x + b_{if} + W_{hf} h) \\
+        n &= \tanh(W_{in} x + b_{in} + f (W_{hn} h + b_{hn})) \\
+        h' &= (1 - f) n + f h
+
+    Without ``reset_gate``, :math:`n = \tanh(W_{in} x + b_{in} + W_{hn} h)`. Zhou et al.
+    2016, https://arxiv.org/abs/1603.09420.
+
+    Shapes: ``(h, x) -> (h', h')``, with ``x (*batch, in)`` and ``h (*batch, features)``.
+
+    Variables: ``params/{if,in}/kernel (in, features)`` and ``.../bias (features,)``,
+    ``params/{hf,hn}/kernel (features, features)``, and with ``reset_gate``
+    ``params/hn/bias (features,)``.
+
+    Attributes:
+      features: size of the state and of the output.
+      gate_fn: :math:`\sigma`.
+      activation_fn: :math:`\tanh`.
+      kernel_init: initializer of the kernels of the input.
+      recurrent_kernel_init: initializer of the kernels of the state.
+      forget_bias_init: initializer of the forget gate's bias; ones, so that the state is
+        kept at first (Jozefowicz et al. 2015, section 2.2).
+      activation_bias_init: initializer of the other biases.
+      dtype: dtype to compute in; None promotes inputs and parameters.
+      param_dtype: dtype of the parameters and of the first carry.
+      carry_init: initializer of the first carry.
+      reset_gate: multiply by the forget gate within :math:`n`.
+
+    Raises:
+      LayerError: the carry does not have ``features``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> cell, x = nn.MGUCell(4), jnp.ones((2, 3))
+      >>> h = cell.initialize_carry(jax.random.key(0), x.shape)
+      >>> (h, y), variables = cell.init_with_output(jax.random.key(1), h, x)
+      >>> h.shape, y.shape
+      ((2, 4), (2, 4))
+    """
+
+    features: int
+    gate_fn: Callable[..., Any] = sigmoid
+    activation_fn: Callable[..., Any] = tanh
+    kernel_init: Initializer = default_kernel_init
+    recurrent_kernel_init: Initializer = default_recurrent_init
+    forget_bias_init: Initializer = initializers.ones
+    activation_bias_init: Initializer = initializers.zeros
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    carry_init: Initializer = initializers.zeros
+    reset_gate: bool = True
+
+    @compact
+    def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
+        """One step."""
+        h = carry
+        check_width(self, "the carry", h)
+        from_input = functools.partial(self._dense, kernel_init=self.kernel_init)
+        from_state = functools.partial(self._dense, kernel_init=self.recurrent_kernel_init)
+        f = self.gate_fn(
+            from_input(name="if", bias_init=self.forget_bias_init)(inputs)
+            + from_state(name="hf", use_bias=False)(h)
+        )
+        state = from_state(
+            name="hn", use_bias=self.reset_gate, bias_init=self.activation_bias_init
+        )(h)
+        if self.reset_gate:
+            state = f * state
+        n = self.activation_fn(
+            from_input(name="in", bias_init=self.activation_bias_init)(inputs) + state
+        )
+        h = (1.0 - f) * n + f * h
+        return h, h
