@@ -1,0 +1,114 @@
+"""Every layer with every option beside flax.linen: variables, outputs, gradients, to the last bit.
+
+Both programs are traced. Where they do the same arithmetic they give the same bits; where not, both
+are run, one primitive at a time. A case of each kind is run eagerly and under jit besides, as there
+the layers call single operations in another way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import pytest
+from helpers.compare import Library, assert_same, linen, ours
+from helpers.interpret import _evaluate
+from helpers.run import MUTABLE, everything, keys
+from layers.cases import VARIANTS, table
+from layers.programs import same_program
+
+TABLE = [(name, variant) for name, case in table().items() for variant in case.variants]
+KEYS = keys()
+
+
+def _wide(x64: bool) -> Any:
+    return jax.enable_x64(True) if x64 else contextlib.nullcontext()
+
+
+def _program(lib: Library, name: str, variant: str) -> tuple[Any, Any, Sequence[Any]]:
+    """Initial variables, outputs, changed collections and gradients: traced, and the inputs."""
+    case, dtypes = table()[name], VARIANTS[variant]
+    module, kwargs = case.module(lib.nn, dtypes), case.kwargs()
+
+    def run(rngs: Any, args: Any) -> Any:
+        return everything(module, args, rngs, compiled=True, **kwargs)
+
+    given = (KEYS, case.args(dtypes))
+    program, shapes = jax.make_jaxpr(run, return_shape=True)(*given)
+    return program, shapes, jax.tree.leaves(given)
+
+
+@pytest.mark.parametrize(("name", "variant"), TABLE, ids=[f"{n}-{v}" for n, v in TABLE])
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+def test_parity(name: str, variant: str) -> None:
+    with _wide(VARIANTS[variant].x64):
+        found, shapes, inputs = _program(ours(), name, variant)
+        expected, expected_shapes, _ = _program(linen(), name, variant)
+        tree = jax.tree.structure(shapes)
+        assert tree == jax.tree.structure(expected_shapes), f"{tree}"
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(shapes),
+            jax.tree.leaves(expected_shapes),
+            strict=True,
+        ):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype), jax.tree_util.keystr(path)
+        if not same_program(found, expected):
+            results = (jax.tree.unflatten(tree, _evaluate(p, inputs)) for p in (found, expected))
+            assert_same(*results, name)
+
+
+EAGER = (
+    "Dense",
+    "Dense-no-bias",
+    "DenseGeneral-batch",
+    "Einsum-dots",
+    "Embed",
+    "Conv-circular",
+    "ConvLocal",
+    "ConvTranspose-circular",
+    "LayerNorm",
+    "RMSNorm",
+    "GroupNorm-mask",
+    "BatchNorm",
+    "BatchNorm-eval",
+    "MultiHeadDotProductAttention-dropout",
+    "MultiHeadDotProductAttention-decode",
+    "OptimizedLSTMCell",
+    "GRUCell",
+    "ConvLSTMCell",
+    "Dropout",
+    "PReLU",
+    "Sequential",
+)
+
+
+def _eagerly(lib: Library, name: str, variant: str) -> Any:
+    case, dtypes = table()[name], VARIANTS[variant]
+    module, kwargs, args = case.module(lib.nn, dtypes), case.kwargs(), case.args(dtypes)
+    made = module.init(KEYS, *args, **kwargs)
+    given = {k: v for k, v in KEYS.items() if k != "params"}
+    return made, module.apply(made, *args, rngs=given, mutable=MUTABLE, **kwargs)
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_parity_eagerly(name: str) -> None:
+    for variant in table()[name].variants[:2]:
+        found = _eagerly(ours(), name, variant)
+        assert_same(found, _eagerly(linen(), name, variant), f"{name} {variant}")
+
+
+COMPILED = ("Dense", "Conv-circular", "LayerNorm", "BatchNorm", "LSTMCell", "RNN-lengths")
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_parity_under_jit(name: str) -> None:
+    case, dtypes = table()[name], VARIANTS["float32"]
+
+    def run(lib: Library) -> Any:
+        module, kwargs = case.module(lib.nn, dtypes), case.kwargs()
+        whole = jax.jit(lambda rngs, args: everything(module, args, rngs, compiled=True, **kwargs))
+        return whole(KEYS, case.args(dtypes))
+
+    assert_same(run(ours()), run(linen()), name)
