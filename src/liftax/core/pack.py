@@ -49,6 +49,7 @@ class _InnerRoot(Root):
         self.creating = outer.creating
         self.counters = outer.counters
         self.log = outer.log
+        self.boxed = outer.boxed
 
     def is_mutable(self, col: str) -> bool:
         found = self._mutable.get(col)
@@ -130,11 +131,16 @@ class Opening:
                     if isinstance(roles.role(col), int):
                         self._check_tied(top, col, top._node(col) or {}, top.path)
         roles.check_used(
-            self.place,
+            self,
             {col for top in self.tops for col in top.collections()},
             {stream for top in self.tops for stream in top.rngs},
             known=("params",) if self.initializing else (),
         )
+
+    @property
+    def boxed(self) -> bool:
+        """Whether any variable is in a metadata box."""
+        return any(top._root.boxed for top in self.tops)
 
     @property
     def watched(self) -> bool:
@@ -268,21 +274,7 @@ class Opening:
             root.valid, root.entered_by = False, self.label
         rec = inner[0]._root.rec if inner else None
         if rec is not None:
-            rec.enter(
-                LiftEvent(
-                    self.roles.lift,
-                    self.target,
-                    path=self.tops[0].path,
-                    role_of=self.roles.role,
-                    split_of=self.roles.split,
-                    shared=tuple(
-                        top.path
-                        for top, roles in zip(self.tops, self.tables, strict=True)
-                        if roles is not self.roles
-                    ),
-                    **event,
-                )
-            )
+            rec.enter(self.event(**event))
         try:
             return fn(self.hand_out(inner), *args, **kwargs)
         finally:
@@ -290,6 +282,22 @@ class Opening:
                 rec.exit()
             for root, valid, entered_by in before:
                 root.valid, root.entered_by = valid, entered_by
+
+    def event(self, **event: Any) -> LiftEvent:
+        """Returns what a recorder is told of this call."""
+        return LiftEvent(
+            self.roles.lift,
+            self.target,
+            path=self.tops[0].path,
+            role_of=self.roles.role,
+            split_of=self.roles.split,
+            shared=tuple(
+                top.path
+                for top, roles in zip(self.tops, self.tables, strict=True)
+                if roles is not self.roles
+            ),
+            **event,
+        )
 
     # --- what Python remembers --------------------------------------------------
 

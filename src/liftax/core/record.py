@@ -156,9 +156,13 @@ def _own_line(cls: type) -> str | None:
 
 
 def _unwrapped(target: Any) -> Any:
-    while hasattr(target, "func"):  # functools.partial
-        target = target.func
-    if isinstance(target, type):
-        return target
-    target = inspect.unwrap(target) if callable(target) else target
-    return getattr(target, "__func__", target)
+    """What the user wrote: without partials, wrappers and bound methods around it."""
+    while not isinstance(target, type):
+        for attribute in ("func", "__wrapped__", "__func__"):
+            inner = getattr(target, attribute, None)
+            if callable(inner):
+                target = inner
+                break
+        else:
+            break
+    return target

@@ -16,13 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-Role = Literal["stacked", "shared", "carried", "through", "mapped", "absent"]
+Role = Literal["stacked", "shared", "carried", "through", "mapped", "differentiated", "absent"]
 
 ROLE_WORDS: dict[str, str] = {
     "stacked": "one slice for each iteration",
     "shared": "the same for all iterations",
     "carried": "handed from one iteration to the next",
     "through": "passes unchanged",
+    "differentiated": "derivatives are taken with respect to it",
     "mapped": "changed on the way in and on the way out",
     "absent": "not available inside",
 }

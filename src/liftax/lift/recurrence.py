@@ -58,17 +58,22 @@ def remat_scan(
             length=length,
         )
 
+    def named(fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Gives a level the name of what the user lifted, for messages and the layout."""
+        fn.__name__ = getattr(body_fn, "__name__", "body")
+        fn.__wrapped__ = body_fn  # type: ignore[attr-defined]
+        return fn
+
+    @named
     def once(scope: Any, carry: Any) -> Any:
         return body_fn(scope, carry), None
 
-    once.__name__ = getattr(body_fn, "__name__", "body")
-    once.__wrapped__ = body_fn  # type: ignore[attr-defined]
     # The innermost layers are stored where a level outside recomputes them, and
     # recomputed where there is none.
-    fn = remat(once, policy=policy, prevent_cse=False) if len(levels) == 1 else once
-    fn = loop(fn, levels[-1])
+    fn = named(remat(once, policy=policy, prevent_cse=False)) if len(levels) == 1 else once
+    fn = named(loop(fn, levels[-1]))
     for length in reversed(levels[:-1]):
-        fn = loop(remat(fn, policy=policy, prevent_cse=False), length)
+        fn = named(loop(named(remat(fn, policy=policy, prevent_cse=False)), length))
 
     def run(scope: Any, carry: Any) -> Any:
         return fn(scope, carry)[0]

@@ -61,7 +61,14 @@ def remat(
         if opening.watched and variables is True and rngs is True:
             # A loop outside wants to see the variables that the body makes, not a
             # sealed program; nothing is differentiated while it does.
-            return fn(jax.tree.map(lambda s: s.rewound(), scope), *args, **kwargs)
+            rec = opening.tops[0]._root.rec
+            if rec is not None:
+                rec.enter(opening.event())
+            try:
+                return fn(jax.tree.map(lambda s: s.rewound(), scope), *args, **kwargs)
+            finally:
+                if rec is not None:
+                    rec.exit()
         y, written = checkpoint(body, opening.values(THROUGH), opening.keys(False), static.dynamic)
         y = body.outputs(y)
         opening.write_back(written)
