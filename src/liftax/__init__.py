@@ -171,6 +171,12 @@ if TYPE_CHECKING:
     from .spmd import set_logical_axis_rules as set_logical_axis_rules
     from .spmd import with_logical_constraint as with_logical_constraint
     from .spmd import with_logical_partitioning as with_logical_partitioning
+    from .stack.places import StackLayout as StackLayout
+    from .stack.places import stack_layouts as stack_layouts
+    from .stack.plan import Remat as Remat
+    from .stack.plan import override_stacks as override_stacks
+    from .stack.slices import ByPosition as ByPosition
+    from .stack.stack import Stack as Stack
 
 _HOME = {
     "PReLU": "layers.activation",
@@ -256,6 +262,12 @@ _HOME = {
     "set_logical_axis_rules": "spmd",
     "with_logical_constraint": "spmd",
     "with_logical_partitioning": "spmd",
+    "StackLayout": "stack.places",
+    "stack_layouts": "stack.places",
+    "Remat": "stack.plan",
+    "override_stacks": "stack.plan",
+    "ByPosition": "stack.slices",
+    "Stack": "stack.stack",
 }
 _MODULES = {
     "activation": "layers.activation",

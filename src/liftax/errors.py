@@ -396,3 +396,7 @@ class StackingError(LiftaxError, ValueError):
 
 class CheckpointError(LiftaxError, ValueError):
     """A checkpoint is damaged, is of another kind, or disagrees with what was asked for."""
+
+
+class StackError(LiftError, ValueError):
+    """A stack's options contradict each other, or do not fit its layers."""

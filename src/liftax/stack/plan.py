@@ -1,0 +1,365 @@
+"""How a stack runs: frozen options, the same variables whatever they say.
+
+Vocabulary
+  run     ``"scan"``: one loop in the compiled program; ``"loop"``: layer after
+          layer, written out; ``"scan of K"``: a loop over groups of K layers that
+          are written out; ``"scan of sqrt"`` chooses K
+  remat   which activations are computed again in the backward pass
+  step    one turn of the stack's loop: the whole pattern once
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+
+from ..errors import StackError
+
+Policy = Callable[..., Any]
+
+# These make a policy from names or from other policies.
+_MAKERS = {
+    "offload_dot_with_no_batch_dims": "offload=",
+    "save_and_offload_only_these_names": "save= and offload=",
+    "save_any_names_but_these": "the policy itself: policy=jax.checkpoint_policies...(...)",
+    "save_anything_except_these_names": "the policy itself: policy=jax.checkpoint_policies...(...)",
+    "save_from_both_policies": "the policy itself: policy=jax.checkpoint_policies...(...)",
+    "save_only_these_names": "save=",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Remat:
+    """Which activations of a stack are computed again in the backward pass.
+
+    With nothing said, each step of the stack is computed again from what entered it.
+    With ``every=K`` that holds for groups of K steps; ``every="sqrt"`` chooses K so
+    that what is stored grows with the square root of the depth (Chen et al. 2016,
+    https://arxiv.org/abs/1604.06174).
+
+    Args:
+      policy: what may be stored nevertheless: the name of a policy in
+        ``jax.checkpoint_policies``, or such a function.
+      every: the steps in one group, or ``"sqrt"``.
+      nested: True recomputes each step within a group too: least memory, one
+        forward pass more.
+      positions: the positions of the pattern whose layers are recomputed, one by
+        one; None for the whole pattern.
+      save: names given by ``jax.ad_checkpoint.checkpoint_name`` to values that are
+        stored.
+      offload: names of values that are stored in the host's memory.
+      prevent_cse: whether the compiler is kept from sharing work between the two
+        passes; None keeps it wherever it could.
+
+    Raises:
+      StackError: no policy has the name; options contradict each other.
+
+    Example:
+      >>> Remat("dots_saveable", every=4)
+      Remat(policy='dots_saveable', every=4)
+      >>> Remat(save="attention").save
+      ('attention',)
+    """
+
+    policy: str | Policy | None = None
+    every: int | str = 1
+    nested: bool = False
+    positions: tuple[int, ...] | None = None
+    save: tuple[str, ...] = ()
+    offload: tuple[str, ...] = ()
+    prevent_cse: bool | None = None
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        for name in ("save", "offload"):
+            value = getattr(self, name)
+            put(name, (value,) if isinstance(value, str) else tuple(value))
+        if isinstance(self.positions, int):
+            put("positions", (self.positions,))
+        elif self.positions is not None:
+            put("positions", tuple(self.positions))
+        if isinstance(self.policy, str):
+            _named_policy(self.policy)
+        elif self.policy is not None and not callable(self.policy):
+            raise StackError(
+                f"Remat: policy expected the name of a policy, a policy or None; found "
+                f"{type(self.policy).__name__}"
+            )
+        if self.every != "sqrt" and not _is_count(self.every):
+            raise StackError(
+                f"Remat: every expected a number of steps or 'sqrt'; found {self.every!r}"
+            )
+        if self.positions is not None and (self.every != 1 or self.nested):
+            raise StackError(
+                "Remat: positions= recomputes layers one by one; every= and nested= go with "
+                "groups of whole steps, drop one of them"
+            )
+        if self.nested and self.every == 1:
+            raise StackError("Remat: nested=True recomputes within groups; say every=K or 'sqrt'")
+        both = set(self.save) & set(self.offload)
+        if both:
+            raise StackError(f"Remat: {sorted(both)[0]!r} is in save= and in offload=; keep one")
+
+    def __repr__(self) -> str:
+        shown = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                text = repr(value) if not callable(value) else getattr(value, "__name__", "policy")
+                shown.append(f"{field.name}={text}")
+        return f"Remat({', '.join(shown)})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that some value of the layers must have."""
+        return self.save + self.offload
+
+    def as_policy(self) -> Policy | None:
+        """Returns what `jax.checkpoint` takes."""
+        return _policy(self.policy, self.save, self.offload)
+
+
+@functools.lru_cache(maxsize=256)
+def _policy(
+    policy: str | Policy | None, save: tuple[str, ...], offload: tuple[str, ...]
+) -> Policy | None:
+    base = _named_policy(policy) if isinstance(policy, str) else policy
+    if not save and not offload:
+        return base
+    policies = jax.checkpoint_policies
+    if offload:
+        named = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=list(save),
+            names_which_can_be_offloaded=list(offload),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    else:
+        named = policies.save_only_these_names(*save)
+    if base is None:
+        return named
+    mine = {*save, *offload}
+
+    def either(prim: Any, *args: Any, **params: Any) -> Any:
+        if prim.name == "name" and params.get("name") in mine:
+            return named(prim, *args, **params)
+        return base(prim, *args, **params)
+
+    return either
+
+
+def _named_policy(name: str) -> Policy:
+    public = [n for n in dir(jax.checkpoint_policies) if not n.startswith("_")]
+    if name in _MAKERS:
+        raise StackError(f"Remat: {name!r} makes a policy and is none; use {_MAKERS[name]}")
+    if name not in public:
+        plain = [n for n in public if n not in _MAKERS]
+        near = difflib.get_close_matches(name, plain, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise StackError(
+            f"Remat: jax.checkpoint_policies has no policy {name!r}{hint}\n"
+            f"expected one of {', '.join(plain)}, or a function"
+        )
+    return getattr(jax.checkpoint_policies, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How the loop of a stack is written, see `parse_run`.
+
+    Attributes:
+      kind: ``"scan"`` or ``"loop"``.
+      group: how many steps of a scan are written out together; None for one,
+        ``"sqrt"`` for about the square root of their number.
+      unroll: as in `jax.lax.scan`.
+    """
+
+    kind: str = "scan"
+    group: int | str | None = None
+    unroll: int | bool = 1
+
+
+def parse_run(run: str, unroll: int | bool = 1) -> Run:
+    """Reads ``run=``.
+
+    Raises:
+      StackError: it is none of the words.
+
+    Example:
+      >>> parse_run("scan of 4")
+      Run(kind='scan', group=4, unroll=1)
+    """
+    match = re.fullmatch(r"\s*(scan|loop)(?:\s+of\s+(\d+|sqrt))?\s*", run or "", re.ASCII)
+    bad = match is None or (match[1] == "loop" and match[2]) or (match[2] or "1").strip("0") == ""
+    if bad or match is None:
+        raise StackError(f"run={run!r}: expected 'scan', 'loop', 'scan of K' or 'scan of sqrt'")
+    if not (unroll is True or unroll is False or _is_count(unroll)):
+        raise StackError(f"unroll={unroll!r}: expected a positive number of steps or True")
+    if match[1] == "loop" and unroll not in (1, False):
+        raise StackError(
+            f"unroll={unroll!r} is for scans; run='loop' writes every layer out, drop unroll="
+        )
+    group = match[2]
+    return Run(match[1], group if group in (None, "sqrt") else int(group), unroll)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """One loop of a nest: it goes over groups of ``size`` steps.
+
+    Attributes:
+      size: the steps in one turn.
+      kind: ``"scan"`` or ``"loop"``.
+      remat: whether one turn is recomputed in the backward pass.
+      unroll: as in `jax.lax.scan`.
+    """
+
+    size: int
+    kind: str
+    remat: bool = False
+    unroll: int | bool = 1
+
+
+def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
+    """Returns the nest of loops, outermost first, that runs ``length`` steps.
+
+    Raises:
+      StackError: a group is longer than the stack, or groups do not fit in one another.
+
+    Example:
+      >>> levels(Run(), Remat(every=3), 12)  # doctest: +NORMALIZE_WHITESPACE
+      [Level(size=3, kind='scan', remat=True, unroll=1),
+       Level(size=1, kind='scan', remat=False, unroll=1)]
+    """
+    whole = remat is not None and remat.positions is None
+    group = _group(run.group, length, f"run='scan of {run.group}'")
+    every = _group(remat.every, length, f"Remat(every={remat.every})") if remat and whole else 1
+    sizes = sorted({group, every, 1}, reverse=True)
+    if group > 1 and every > 1 and max(group, every) % min(group, every):
+        raise StackError(
+            f"run='scan of {group}' and Remat(every={every}): the groups overlap; one must be a "
+            f"multiple of the other"
+        )
+    nest = []
+    for size in sizes:
+        kind = "loop" if run.kind == "loop" or size < group else "scan"
+        again = whole and (size == every or (size == 1 and remat is not None and remat.nested))
+        nest.append(Level(size, kind, again))
+    scans = [i for i, level in enumerate(nest) if level.kind == "scan"]
+    if scans:
+        nest[scans[-1]] = dataclasses.replace(nest[scans[-1]], unroll=run.unroll)
+    return nest
+
+
+def _group(size: int | str | None, length: int, argument: str) -> int:
+    if size == "sqrt":
+        return _sqrt(length)
+    number = size if isinstance(size, int) else 1
+    if number > length:
+        raise StackError(f"{argument}: the stack has only {length} steps")
+    return number
+
+
+def _sqrt(length: int) -> int:
+    """Returns a group size near the square root, one that divides if there is a good one."""
+    root = max(1, round(math.sqrt(length)))
+    divisors = [d for d in range(1, length + 1) if length % d == 0]
+    best = min(divisors, key=lambda d: (d + length // d, d))
+    return best if best + length // best <= 1.25 * (root + length / root) else root
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a stack runs; see `override_stacks`."""
+
+    run: str | None = None
+    unroll: int | bool | None = None
+    remat: Remat | str | None = None
+
+
+_override: ContextVar[tuple[Options, ...]] = ContextVar("liftax_override_stacks", default=())
+
+
+@contextlib.contextmanager
+def override_stacks(
+    run: str | None = None,
+    unroll: int | bool | None = None,
+    remat: Remat | str | None = None,
+) -> Iterator[None]:
+    """Runs the stacks that are traced in a ``with`` block in another way.
+
+    Nothing of a model changes but its program: variables, keys and, to rounding,
+    results are the same. A function that `jax.jit` has compiled already runs as it
+    was compiled.
+
+    Args:
+      run: as in `Stack`; None leaves it.
+      unroll: as in `Stack`; None leaves it, but for ``run="loop"``, which has none.
+      remat: a `Remat`; ``"off"`` for none; None leaves it.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> stack = nn.Stack(nn.Dense(4), depth=3)
+      >>> x = jax.numpy.ones(4)
+      >>> variables = stack.init(jax.random.key(0), x)
+      >>> with nn.override_stacks(run="loop"):
+      ...     program = str(jax.make_jaxpr(stack.apply)(variables, x))
+      >>> "scan" in program
+      False
+    """
+    if run is not None:
+        parse_run(run, 1 if unroll is None else unroll)
+    check_remat(remat, "override_stacks", off=True)
+    token = _override.set((*_override.get(), Options(run, unroll, remat)))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def check_remat(remat: Any, place: str, *, off: bool = False) -> None:
+    """Raises StackError where ``remat=`` is no `Remat`."""
+    if remat is None or isinstance(remat, Remat) or (off and remat == "off"):
+        return
+    hint = f"; write Remat({remat!r})" if isinstance(remat, str) or callable(remat) else ""
+    raise StackError(f"{place}: remat expected a Remat or None; found {remat!r}{hint}")
+
+
+def in_force(run: str, unroll: int | bool, remat: Remat | None) -> tuple[Run, Remat | None]:
+    """Returns the options that hold, those of `override_stacks` first."""
+    for options in _override.get():
+        if options.run is not None:
+            run = options.run
+            unroll = 1 if run.strip() == "loop" else unroll
+        unroll = options.unroll if options.unroll is not None else unroll
+        if options.remat is not None:
+            remat = options.remat if isinstance(options.remat, Remat) else None
+    return parse_run(run, unroll), remat
+
+
+def names_in(jaxprs: Iterable[Any]) -> set[str]:
+    """Returns the names that ``checkpoint_name`` gave in programs and in those within."""
+    found: set[str] = set()
+    for jaxpr in jaxprs:
+        for eqn in getattr(jaxpr, "eqns", ()):
+            if eqn.primitive.name == "name":
+                found.add(eqn.params["name"])
+            for value in eqn.params.values():
+                parts = value if isinstance(value, (list, tuple)) else (value,)
+                found |= names_in(getattr(part, "jaxpr", part) for part in parts)
+    return found
