@@ -10,7 +10,7 @@ import pytest
 import liftax as nn
 from liftax.errors import LiftaxError
 
-from .misuses import MISUSES
+from .misuses_of_modules import MISUSES
 
 OPTIONS = {
     "variable_axes": dict.fromkeys(["params", "state", "batch_stats"], 0),
