@@ -126,9 +126,9 @@ class Opening:
                     f"split_rngs={{'params': True}} to {roles.lift}, or share one set"
                 )
                 warnings.warn(LiftWarning("LX202", text), stacklevel=2)
-            for top in self.tops:
+            for top, table in zip(self.tops, self.tables, strict=True):
                 for col in top.collections():
-                    if isinstance(roles.role(col), int):
+                    if isinstance(table.role(col), int):
                         self._check_tied(top, col, top._node(col) or {}, top.path)
         roles.check_used(
             self,

@@ -270,6 +270,7 @@ def restored(
         opening = Opening(roles, list(scopes), fn)
         first, *others = opening.values(THROUGH)
         inner = opening.enter([(into(first), *others)], [opening.keys(False)])
+        inner[0]._root.rec = None  # a layout shows the names of the storage, not those inside
         y = opening.call(fn, inner, args, kwargs)
         written, *rest = opening.written(inner, THROUGH)
         opening.write_back((back(written), *rest))

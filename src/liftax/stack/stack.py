@@ -33,25 +33,19 @@ The loop is `liftax.lift.loops.looped`, the lifted scan, whatever runs its pure 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import jax
 
 from ..core.filters import Filter, in_filter
 from ..core.record import Path
-from ..core.rngs import Stream
 from ..core.roles import Roles, loop_roles
-from ..core.scope import Scope
 from ..errors import StackError
-from ..lift.loops import Spec, looped
 from ..module import Module, nowrap
 from ..module.detach import Detached, without_modules
-from .layers import own_layers, shared_outside
-from .loop import Plan
-from .places import Enclosing, StackLayout, by_layers, frozen, restored, stacked, take_layer
-from .plan import Remat, check_remat, in_force, parse_run
-from .slices import Arguments, ByPosition, gathered, split_pair
+from .layers import own_layers
+from .places import Enclosing, StackLayout, by_layers, frozen, restored, stacked
+from .plan import Remat, check_remat, parse_run
+from .running import check_outside, layer_scope, run_stacked
 
 
 class Stack(Module):
@@ -255,7 +249,7 @@ class Stack(Module):
         """
         frozen_layers = self._frozen()
         if self.store == "stacked" and not frozen_layers:
-            return _run(self, x, args, kwargs)
+            return run_stacked(self, x, args, kwargs)
         at = self._stack_layout(self.path)
         layered = self.store == "layers"
 
@@ -268,12 +262,12 @@ class Stack(Module):
 
         plain, fill, taken = without_modules((args, kwargs))
         detached = Detached([self, *taken])
-        _check_outside(self, detached.scopes[1:])
+        check_outside(self, detached.scopes[1:])
 
         def body(scopes: Any, x: Any) -> Any:
             rebuilt = detached.rebuild(scopes)
             args, kwargs = fill(plain, rebuilt[1:])
-            return _run(rebuilt[0], x, args, kwargs)
+            return run_stacked(rebuilt[0], x, args, kwargs)
 
         body.__name__ = type(self).__name__
         return restored(body, into, back)(detached.scopes, x)
@@ -306,7 +300,7 @@ class Stack(Module):
         if self.scope is None:
             return layer.clone(name=None, _deep_clone=True)
         detached = Detached([layer])
-        scope = _layer_scope(self.scope, at, number, self._roles(), number in self._frozen())
+        scope = layer_scope(self.scope, at, number, self._roles(), number in self._frozen())
         return detached.rebuild([scope, *detached.scopes[1:]])[0]
 
 
@@ -332,156 +326,3 @@ def _repeats(stack: Stack) -> int:
             f"drop one"
         )
     return repeats.__index__() if repeats is not None else depth // size  # type: ignore[operator]
-
-
-def _check_outside(stack: Stack, scopes: Sequence[Scope]) -> None:
-    """Raises StackError where a module around the stack was handed to it."""
-    assert stack.scope is not None
-    here = stack.scope.path
-    for scope in scopes:
-        if scope._root is stack.scope._root and here[: len(scope.path)] == scope.path:
-            raise StackError(
-                f"{stack._where()}: the layers were handed a module or variable of "
-                f"{scope.path_text}, which contains the stack.\n"
-                f"expected: a module beside the stack, or a variable's value"
-            )
-
-
-def _run(stack: Stack, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Runs a stack whose variables are stacked."""
-    place = stack._where()
-    at = stack._stack_layout(stack.path)
-    plan = Plan(*in_force(stack.run, stack.unroll, stack.remat))
-    call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs)
-    ys_before, ys_after = [], []
-    for j, layer in enumerate(stack.before):
-        x, ys = _single(stack, plan, layer, x, call, call.single("before", j))
-        ys_before.append(ys)
-    x, ys_block = _pattern(stack, plan, x, call)
-    for j, layer in enumerate(stack.after):
-        x, ys = _single(stack, plan, layer, x, call, call.single("after", j))
-        ys_after.append(ys)
-    if plan.unseen:
-        known = ", ".join(sorted(n for n in plan.seen if not n.startswith("liftax:"))) or "none"
-        raise StackError(
-            f"{place}: remat names {plan.unseen[0]!r}, but no recomputed layer gives a value "
-            f"that name.\n"
-            f"found: {known}\n"
-            f"expected: jax.ad_checkpoint.checkpoint_name(value, {plan.unseen[0]!r}) in a layer"
-        )
-    if not stack.outputs:
-        return x
-    ys = ByPosition(tuple(ys_before), tuple(ys_block), tuple(ys_after))
-    return x, gathered(ys, stack.outputs, at, place)
-
-
-def _single(
-    stack: Stack, plan: Plan, layer: Any, x: Any, call: Arguments, slices: dict[int | str, Any]
-) -> tuple[Any, Any]:
-    """Runs a layer before or after the pattern."""
-    if plan.remat is None or plan.remat.positions is not None:
-        args, kwargs = call.filled(slices, call.args, call.kwargs)
-        return split_pair(layer(x, *args, **kwargs), bool(stack.outputs), layer, stack._where())
-    plain, fill, taken = without_modules((call.args, call.kwargs))
-    detached = Detached([layer, *taken])
-    _check_outside(stack, detached.scopes[1:])
-
-    def body(scopes: Any, x: Any) -> Any:
-        rebuilt = detached.rebuild(scopes)
-        args, kwargs = call.filled(slices, *fill(plain, rebuilt[1:]))
-        out = rebuilt[0](x, *args, **kwargs)
-        return split_pair(out, bool(stack.outputs), layer, stack._where())
-
-    body.__name__ = type(layer).__name__
-    return plan.layer(body, detached.scopes, x, in_scan=False)
-
-
-def _pattern(stack: Stack, plan: Plan, x: Any, call: Arguments) -> tuple[Any, Any]:
-    """Runs the repeats of the pattern."""
-    plain, fill, taken = without_modules((call.args, call.kwargs))
-    blocks = stack._pattern
-    detached = Detached([*blocks, *taken])
-    shared = shared_outside(stack, detached, taken)
-    _check_outside(stack, shared)
-    outputs, place = bool(stack.outputs), stack._where()
-    positions = plan.remat.positions if plan.remat is not None else None
-    in_scan = plan.run.kind == "scan" and at_least_two(stack)
-
-    def layer(p: int, slices: Any) -> Callable[[Any, Any], Any]:
-        def body(scopes: Any, x: Any) -> Any:
-            rebuilt = detached.rebuild(scopes)
-            args, kwargs = call.filled(slices, *fill(plain, rebuilt[len(blocks) :]))
-            return split_pair(rebuilt[p](x, *args, **kwargs), outputs, blocks[p], place)
-
-        body.__name__ = type(blocks[p]).__name__
-        return body
-
-    def turn(scopes: Any, x: Any, xs: Any) -> Any:
-        gathered = []
-        for p in range(len(blocks)):
-            body = layer(p, xs[p] if xs else {})
-            if positions is not None and p in positions:
-                x, ys = plan.layer(body, scopes, x, in_scan=in_scan)
-            else:
-                x, ys = body(scopes, x)
-            gathered.append(ys)
-        return x, gathered
-
-    spec = Spec(
-        _Turn(turn, blocks),
-        stack._roles(),
-        0,
-        {"reverse": False},
-        None,
-        stack.metadata_params,
-        twice=False,
-        loop=plan,
-        shared=shared,
-    )
-    return looped(spec, 0, stack.repeats)(detached.scopes, x, call.xs)
-
-
-def at_least_two(stack: Stack) -> bool:
-    """Tells whether a scan over the repeats is a loop in the compiled program."""
-    return stack.repeats is not None and stack.repeats > 1
-
-
-class _Turn:
-    """The pattern once, with the name of its layers."""
-
-    def __init__(self, fn: Callable[..., Any], blocks: Sequence[Any]):
-        self.fn = fn
-        names = [type(block).__name__ for block in blocks]
-        kinds = dict.fromkeys(names)
-        text = [f"{names.count(k)} {k}" if names.count(k) > 1 else k for k in kinds]
-        self.__name__ = self.__qualname__ = " + ".join(text)
-        if len(blocks) == 1:
-            self.func = type(blocks[0])
-
-    def __call__(self, *args: Any) -> Any:
-        return self.fn(*args)
-
-
-def _layer_scope(scope: Scope, at: StackLayout, number: int, roles: Roles, still: bool) -> Scope:
-    """Returns a scope of its own for one layer, over its variables and keys."""
-    name, repeat = at.place(number)
-    nodes = {}
-    for col in scope.collections():
-        node = scope._node(col) or {}
-        axis = at.axis_of(col)
-        if at.store == "layers" and at.layer_name(number) in node:
-            nodes[col] = node[at.layer_name(number)]
-        elif name in node:
-            part = node[name]
-            if repeat is not None and axis is not None:
-                part = take_layer(part, axis, repeat, at.metadata_params)
-            nodes[col] = part
-    if still and "params" in nodes:
-        nodes["params"] = jax.lax.stop_gradient(nodes["params"])
-    rngs = {}
-    for stream, given in scope.rngs.items():
-        key = given.key
-        if repeat is not None and roles.split(stream):
-            key = jax.random.split(key, at.repeats)[repeat]
-        rngs[stream] = Stream(key, (*given.path, name))
-    return Scope(nodes, rngs, name=name, path=(*scope.path, name), flags=scope.flags)
