@@ -212,6 +212,17 @@ def is_axis_metadata(val: Any) -> bool:
     return AxisMetadata in type(val).__mro__
 
 
+def holds_boxes(tree: Any) -> bool:
+    """Say whether any value in `tree` is in a box."""
+    if isinstance(tree, dict):
+        return any(map(holds_boxes, tree.values()))
+    if isinstance(tree, (jax.Array, float, int)):
+        return False
+    if is_axis_metadata(tree):
+        return True
+    return any(map(is_axis_metadata, jax.tree.leaves(tree, is_leaf=is_axis_metadata)))
+
+
 def map_axis_meta(fn: Callable[[AxisMetadata[Any]], Any], tree: Any) -> Any:
     """Replace every outermost box in `tree` by `fn(box)`; all else stays as it is.
 

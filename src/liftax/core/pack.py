@@ -38,14 +38,17 @@ Group = tuple[dict[str, Any], ...]
 class _InnerRoot(Root):
     """What is true inside a lift: what is true outside, narrowed by the roles."""
 
-    __slots__ = ("outer", "roles")
+    __slots__ = ("outer",)
 
-    def __init__(self, outer: Root, roles: Roles, label: str):
+    roles: Roles
+
+    def __init__(self, outside: Scope, roles: Roles, label: str):
+        self.outer = outer = outside._root
         super().__init__(False, outer.flags)
-        self.outer = outer
+        self.read_only = outer.read_only
+        self.outside = outside
         self.roles = roles
         self.lift = label
-        self.unnamed = self._is_unnamed
         self.creating = outer.creating
         self.counters = outer.counters
         self.log = outer.log
@@ -58,13 +61,6 @@ class _InnerRoot(Root):
             found = row is not None and row.leaves and self.outer.is_mutable(col)
             self._mutable[col] = found
         return found
-
-    def _is_unnamed(self, col: str) -> bool:
-        outer = self.outer
-        if outer.is_mutable(col):
-            row = self.roles.of(col)
-            return row is None or not row.leaves
-        return outer.unnamed is not None and outer.unnamed(col)
 
 
 class Opening:
@@ -138,6 +134,11 @@ class Opening:
         )
 
     @property
+    def read_only(self) -> bool:
+        """Whether this call may write nothing at all."""
+        return all(top._root.read_only for top in self.tops)
+
+    @property
     def boxed(self) -> bool:
         """Whether any variable is in a metadata box."""
         return any(top._root.boxed for top in self.tops)
@@ -181,6 +182,8 @@ class Opening:
 
     def keys(self, split: bool) -> Group:
         """Returns the base keys of the streams that are (not) split."""
+        if not any(top.rngs for top in self.tops):
+            return tuple({} for _ in self.tops)
         return tuple(
             {n: s.key for n, s in top.rngs.items() if roles.split(n) is split}
             for top, roles in zip(self.tops, self.tables, strict=True)
@@ -207,7 +210,7 @@ class Opening:
 
     def can_write(self, role: Any) -> bool:
         """Tells whether the body may write any collection under ``role``."""
-        return any(
+        return not self.read_only and any(
             row.role == role
             and row.leaves
             and any(top._root.is_mutable(c) for c in _candidates(row, top))
@@ -233,7 +236,7 @@ class Opening:
         """
         inner = []
         for i, top in enumerate(self.tops):
-            root = _InnerRoot(top._root, self.tables[i], self.label)
+            root = _InnerRoot(top, self.tables[i], self.label)
             nodes: dict[str, Any] = {}
             for group in variables:
                 for col, node in group[i].items():
@@ -343,6 +346,8 @@ class Opening:
 
     def written(self, inner: Sequence[Scope], role: Any) -> Group:
         """Returns the mutable variables of the inner scopes under ``role``."""
+        if self.read_only:
+            return tuple({} for _ in inner)
         groups = []
         for scope, roles in zip(inner, self.tables, strict=True):
             found = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,6 +14,7 @@ from ..errors import (
     ClosedOverModuleError,
     InvalidRngError,
     InvalidScopeError,
+    JaxTransformError,
     LeakedTracerError,
     LiftaxError,
     ScopeCollectionNotFound,
@@ -19,15 +22,19 @@ from ..errors import (
     ScopeParamShapeError,
     ScopeVariableNotFoundError,
     UnnamedCollectionError,
+    where,
 )
+from .filters import names_of
 from .rngs import describe
 
 if TYPE_CHECKING:
+    from .roles import Roles
+    from .root import Root
     from .scope import Scope
 
 _ARGUMENTS = {
     "scan": "variable_axes={{{0!r}: 0}}, variable_carry={0!r} or variable_broadcast={0!r}",
-    "vmap": "variable_axes={{{0!r}: 0}}",
+    "vmap": "variable_axes={{{0!r}: 0}} (None shares it)",
     "while_loop": "carry_variables={0!r}",
 }
 
@@ -51,41 +58,114 @@ def not_valid(scope: Scope) -> LiftaxError:
     )
 
 
+def _lifts(scope: Scope) -> Iterator[tuple[Root, Roles, Scope]]:
+    """Yields the lifts in force, innermost first: root inside, table, scope outside."""
+    root = scope._root
+    while root.outside is not None and root.roles is not None:
+        yield root, root.roles, root.outside
+        root = root.outside._root
+
+
 def no_stream(scope: Scope, name: str) -> InvalidRngError:
     """A key of a stream that is not here."""
     have = ", ".join(map(repr, scope.rngs)) or "none"
-    lift = scope._root.lift
     hint = f"pass rngs={{{name!r}: jax.random.key(0)}} to init or apply"
-    if lift:
-        hint += f", and name it in the split_rngs (or rngs) argument of {lift}"
+    for root, roles, outside in _lifts(scope):
+        if roles.split(name) is None:
+            axis = roles.lift in ("scan", "vmap", "while_loop")
+            argument = f"split_rngs={{{name!r}: True}}" if axis else "rngs=True"
+            here = f"pass {argument} (it was left outside) to {root.lift}"
+            hint = here if name in outside.rngs else f"{hint}, and {here}"
+            break
     return InvalidRngError(
         f"{scope._where()}: needs a key of stream {name!r}, streams here: {have}; {hint}"
     )
 
 
-def unnamed(scope: Scope, col: str) -> UnnamedCollectionError:
-    """A write that a lift would lose."""
-    kind = (scope._root.lift or "").split(" ", 1)[0]
-    arguments = _ARGUMENTS.get(kind, "variables={0!r} (or True)").format(col)
-    return UnnamedCollectionError(
-        f"{scope._where()}: a write to collection {col!r} would be lost.\n"
-        f"found: no argument of {kind} names {col!r}, though it is mutable outside\n"
-        f"expected: {arguments} in the call of {kind}"
-    )
+def check_named(scope: Scope, col: str) -> None:
+    """Raises UnnamedCollectionError where a lift in force would lose a write to ``col``."""
+    for root, roles, outside in _lifts(scope):
+        if outside._root.is_mutable(col):
+            row = roles.of(col)
+            if row is None:
+                found = f"no argument of {roles.lift} names {col!r}, though it is mutable outside"
+            elif not row.leaves:
+                found = f"{row.argument} lets {col!r} in and not out, though it is mutable outside"
+            else:
+                return
+            raise UnnamedCollectionError(
+                f"{_inside(scope, root)}: a write to collection {col!r} would be lost.\n"
+                f"found: {found}{_meant(roles, col)}\n"
+                f"expected: {_argument(roles.lift, col)}"
+            )
+
+
+def check_not_hidden(scope: Scope, col: str, name: str) -> None:
+    """Raises UnnamedCollectionError where a variable exists and a lift leaves it outside."""
+    for root, roles, outside in _lifts(scope):
+        if roles.of(col) is None and _has(outside, col, (*scope.path, name)):
+            raise UnnamedCollectionError(
+                f"{_inside(scope, root)}: variable {name!r} of collection {col!r} is read, and "
+                f"would be missing.\n"
+                f"found: no argument of {roles.lift} names {col!r}, though the variable exists "
+                f"outside{_meant(roles, col)}\n"
+                f"expected: {_argument(roles.lift, col)}"
+            )
+
+
+def _inside(scope: Scope, root: Root) -> str:
+    """Where a scope stands, with the lift that is to blame."""
+    return where(scope.path, root.lift)
+
+
+def _has(outside: Scope, col: str, path: tuple[str, ...]) -> bool:
+    node = outside._node(col)
+    for name in path[len(outside.path) :]:
+        if not isinstance(node, Mapping) or name not in node:
+            return False
+        node = node[name]
+    return node is not None
+
+
+def _argument(lift: str, col: str) -> str:
+    """The arguments of a lift that would name a collection."""
+    argument = _ARGUMENTS.get(lift, "variables={0!r} (or True)").format(col)
+    return f"{argument} in the call of {lift}"
+
+
+def _meant(roles: Roles, col: str) -> str:
+    """Names an entry of the table that may have meant ``col``."""
+    names = {name for row in roles.rows for name in names_of(row.filter)}
+    near = difflib.get_close_matches(col, names - {col}, n=1, cutoff=0.75)
+    return f"; it names {near[0]!r}: did you mean {col!r}?" if near else ""
 
 
 def check_leak(scope: Scope, col: str, name: str, value: Any) -> None:
-    """Raises LeakedTracerError where a value dies before the scope does."""
+    """Raises an error where a value dies before the scope does.
+
+    Raises:
+      JaxTransformError: the variable is being made.
+      LeakedTracerError: it is written.
+    """
     for leaf in jax.tree.leaves(value):
-        if compat.leaks(leaf, scope._root.trace):
-            raise LeakedTracerError(
-                f"{scope._where()}: variable {name!r} of collection {col!r} would be a leaked "
-                f"tracer.\n"
-                f"found: {describe(leaf)}, traced by a JAX transformation that was started "
-                f"inside the module\n"
-                f"expected: liftax's own lift in its place, e.g. nn.jit for jax.jit, nn.vmap "
-                f"for jax.vmap, nn.scan for jax.lax.scan"
+        if not compat.leaks(leaf, scope._root.trace):
+            continue
+        if scope._root.creating is not None:
+            raise JaxTransformError(
+                f"{scope._where()}: variable {name!r} of collection {col!r} is made inside a JAX "
+                f"transformation that was started inside the module, and would be lost with it.\n"
+                f"found: {describe(leaf)}, traced by jax.jit, jax.lax.scan or the like\n"
+                f"expected: liftax's own lift in its place, with the module as the first "
+                f"argument of the lifted function: nn.jit for jax.jit, nn.scan for jax.lax.scan"
             )
+        raise LeakedTracerError(
+            f"{scope._where()}: variable {name!r} of collection {col!r} would be a leaked "
+            f"tracer.\n"
+            f"found: {describe(leaf)}, traced by a JAX transformation that was started "
+            f"inside the module\n"
+            f"expected: liftax's own lift in its place, e.g. nn.jit for jax.jit, nn.vmap "
+            f"for jax.vmap, nn.scan for jax.lax.scan"
+        )
 
 
 def not_found(scope: Scope, col: str, name: str) -> LiftaxError:

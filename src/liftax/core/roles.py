@@ -123,6 +123,7 @@ class Roles:
                 names.add(name)
         self._rows: dict[str, Row | None] = {}
         self._splits: dict[str, bool | None] = {}
+        self._checked: set[Any] = set()
 
     def of(self, col: str) -> Row | None:
         """Returns the row of a collection, None if no row has it."""
@@ -158,7 +159,7 @@ class Roles:
 
     def check_used(
         self,
-        place: str,
+        at: Any,
         collections: Iterable[str],
         streams: Iterable[str],
         known: Iterable[str] = (),
@@ -169,22 +170,26 @@ class Roles:
         this call); one that matches nothing while a name much like it goes
         unmatched is a slip.
         """
+        seen = (frozenset(collections), frozenset(streams), frozenset(known))
+        if seen in self._checked:
+            return
         have = set(collections) | set(known)
         loose = [c for c in have if self.of(c) is None]
         for row in self.rows:
-            _close(place, self.lift, row.argument, names_of(row.filter) - have, loose)
+            _close(at, self.lift, row.argument, names_of(row.filter) - have, loose)
         loose = [s for s in streams if self.split(s) is None]
         for stream_filter, _ in self.streams:
             missing = names_of(stream_filter) - set(streams)
-            _close(place, self.lift, "split_rngs", missing, loose)
+            _close(at, self.lift, "split_rngs", missing, loose)
+        self._checked.add(seen)
 
 
-def _close(place: str, lift: str, argument: str, missing: Iterable[str], loose: list[str]) -> None:
-    for name in missing:
+def _close(at: Any, lift: str, argument: str, missing: Iterable[str], loose: list[str]) -> None:
+    for name in missing if loose else ():
         near = difflib.get_close_matches(name, loose, n=1, cutoff=0.6)
         if near:
             raise UnusedFilterError(
-                f"{place}: {argument} of {lift} names {name!r}, which matches nothing here; "
+                f"{at.place}: {argument} of {lift} names {name!r}, which matches nothing here; "
                 f"did you mean {near[0]!r}?"
             )
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import compat
 from .filters import Filter, in_filter
 from .record import recorder
 from .rngs import Drawn
+
+if TYPE_CHECKING:
+    from .roles import Roles
+    from .scope import Scope
 
 
 class Root:
@@ -18,6 +22,7 @@ class Root:
         "_mutable",
         "counters",
         "adopted",
+        "boxed",
         "creating",
         "entered_by",
         "flags",
@@ -26,20 +31,24 @@ class Root:
         "log",
         "made_plain",
         "mutable",
+        "read_only",
         "on_birth",
+        "outside",
         "rec",
+        "roles",
         "trace",
-        "unnamed",
         "valid",
     )
 
     def __init__(self, mutable: Filter, flags: Mapping[str, Any]):
         self.mutable = mutable
+        self.read_only = mutable is False  # a quick word for the usual case
         self._mutable: dict[str, bool] = {}
         self.flags = flags
         self.trace = compat.current_trace()
         self.valid = True
         self.rec = recorder.get()
+        self.boxed = False  # whether any variable is in a metadata box
         # How many keys were drawn, by path and stream. Lifts hand this on to the scopes
         # they make, so a path goes on counting wherever it is met again.
         self.counters: dict[tuple[str, ...], dict[str, int]] = {}
@@ -50,7 +59,8 @@ class Root:
         self.adopted: dict[int, tuple[Any, Any]] = {}
         # Set by the lifts, on the scopes they make for a body:
         self.lift: str | None = None  # its name, for messages
-        self.unnamed: Callable[[str], bool] | None = None  # writable outside, lost inside
+        self.outside: Scope | None = None  # the scope that it opened
+        self.roles: Roles | None = None  # its table for that scope
         self.on_birth: Callable[[str, tuple[str, ...], Any, bool], Any] | None = None
         # The variables that this call made without a lift, to notice ties that a lift cuts.
         self.made_plain: set[tuple[str, tuple[str, ...]]] = set()

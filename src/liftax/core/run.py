@@ -15,6 +15,7 @@ from ..errors import (
     LeakedTracerError,
     where,
 )
+from . import metadata
 from .filters import Filter, check_filter
 from .rngs import as_streams, describe, is_key
 from .root import Root
@@ -69,6 +70,7 @@ def bind(
             )
     check_filter(mutable, "mutable")
     root = Root(mutable, flags or {})
+    root.boxed = metadata.holds_boxes(variables)
     nodes = {
         name: copy_dicts(node) if root.is_mutable(name) else plain_dicts(node)
         for name, node in variables.items()

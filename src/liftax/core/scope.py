@@ -347,18 +347,36 @@ class Scope:
         return not self.root._nodes.get(col)
 
     def has_variable(self, col: str, name: str) -> bool:
-        """Tells whether the variable exists here."""
+        """Tells whether the variable exists here.
+
+        Raises:
+          UnnamedCollectionError: it exists, and a lift in force leaves it outside.
+        """
         node = self._node(col)
-        return node is not None and name in node
+        if node is not None and name in node:
+            return True
+        if self._root.outside is not None:
+            refusals.check_not_hidden(self, col, name)
+        return False
 
     def get_variable(self, col: str, name: str, default: Any = None) -> Any:
-        """Returns a variable's value, boxed if it is, or ``default`` if it is missing."""
+        """Returns a variable's value, boxed if it is, or ``default`` if it is missing.
+
+        Raises:
+          UnnamedCollectionError: it exists, and a lift in force leaves it outside.
+          InvalidScopeError: the call has ended.
+        """
+        root = self._root
+        if not root.valid and root.entered_by is None:
+            raise refusals.not_valid(self)
         node = self._node(col)
-        if node is None:
+        if node is None or name not in node:
+            if root.outside is not None:
+                refusals.check_not_hidden(self, col, name)
             return default
-        value = node.get(name, default)
-        if self._root.rec is not None and value is not default:
-            self._root.rec.variable(col, (*self.path, name), metadata.unbox(value))
+        value = node[name]
+        if root.rec is not None:
+            root.rec.variable(col, (*self.path, name), metadata.unbox(value))
         return value
 
     def put_variable(self, col: str, name: str, value: Any) -> None:
@@ -398,12 +416,14 @@ class Scope:
                 root.made_plain.add((col, path))
             if root.on_birth is not None:
                 value = root.on_birth(col, path, value, root.late)
+        if not root.boxed and not isinstance(value, jax.Array):
+            root.boxed = metadata.holds_boxes(value)
         node[path[-1]] = value
 
     def check_named(self, col: str) -> None:
         """Raises UnnamedCollectionError where a write to ``col`` would be lost in a lift."""
-        if self._root.unnamed is not None and self._root.unnamed(col):
-            raise refusals.unnamed(self, col)
+        if self._root.outside is not None:
+            refusals.check_named(self, col)
 
     def variable(
         self,
@@ -459,7 +479,8 @@ class Scope:
         self.reserve(name, "params")
         value = self.get_variable("params", name, _UNSET)
         if value is not _UNSET:
-            value = metadata.unbox(value) if unbox else value
+            if unbox and self._root.boxed:
+                value = metadata.unbox(value)
             if not (init_args and getattr(value, "shape", None) == init_args[0]):
                 refusals.check_shape(self, name, value, init_fn, init_args, init_kwargs)
             return value
@@ -477,7 +498,6 @@ class Scope:
     def _create(self, col: str, name: str, create: Callable[[], Any]) -> None:
         outside, self._root.creating = self._root.creating, col
         try:
-            value = create()
+            self.put_variable(col, name, create())
         finally:
             self._root.creating = outside
-        self.put_variable(col, name, value)

@@ -7,7 +7,7 @@ axis is said here, by the name of the argument or variable.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,18 @@ from ..core.roles import broadcast
 from ..errors import AxesTreeError, AxisError, LengthError
 
 
+class Placed(Protocol):
+    """What knows its place in the model; asked only for messages."""
+
+    @property
+    def place(self) -> str: ...
+
+
 def _is_axis(axis: Any) -> bool:
     return axis is broadcast or axis is None or isinstance(axis, int)
 
 
-def axes_of(axes: Any, tree: Any, place: str, argument: str) -> list[Any]:
+def axes_of(axes: Any, tree: Any, at: Placed, argument: str) -> list[Any]:
     """Returns the axis of each leaf of ``tree``, from a prefix tree of axes.
 
     Raises:
@@ -35,7 +42,7 @@ def axes_of(axes: Any, tree: Any, place: str, argument: str) -> list[Any]:
     found: list[Any] = []
     if not _expand(axes, tree, found):
         raise AxesTreeError(
-            f"{place}: {argument} is not a prefix of the tree it describes.\n"
+            f"{at.place}: {argument} is not a prefix of the tree it describes.\n"
             f"found: {argument}={_shape_of(axes)} for {_shape_of(tree)}\n"
             f"expected: one axis for all, or the same containers with an axis at the leaves"
         )
@@ -84,13 +91,13 @@ class Sizes:
     """The sizes seen along a lift's axis, each with the name of what has it.
 
     Args:
-      place: where the lift stands.
+      at: what knows where the lift stands.
       given: the size that the user gave, or None.
       argument: the name of the argument that gives it.
     """
 
-    def __init__(self, place: str, given: int | None, argument: str):
-        self.place = place
+    def __init__(self, at: Placed, given: int | None, argument: str):
+        self.at = at
         self.argument = argument
         self.size: int | None = None
         self.source = ""
@@ -108,10 +115,10 @@ class Sizes:
             shape = jnp.shape(leaf)
         if not -len(shape) <= axis < len(shape):
             raise AxisError(
-                f"{self.place}: axis {axis} is out of range for {name}, which is "
+                f"{self.at.place}: axis {axis} is out of range for {name}, which is "
                 f"{describe(leaf)}; expected an axis from {-len(shape)} to {len(shape) - 1}"
                 if shape
-                else f"{self.place}: {name} is a scalar ({describe(leaf)}) and has no axis "
+                else f"{self.at.place}: {name} is a scalar ({describe(leaf)}) and has no axis "
                 f"{axis}; use broadcast (scan) or None (vmap) for it"
             )
         size = shape[axis]
@@ -130,16 +137,28 @@ class Sizes:
     def see_variables(self, group: Group, axis: int) -> None:
         """Notes the sizes of a group of stacked variables."""
         for collections in group:
+            if self._all_fit(jax.tree.leaves(collections), axis):
+                continue
             for path, leaf in jax.tree_util.tree_leaves_with_path(collections):
                 self.see(leaf, axis, f"variable {'/'.join(_names(path))}")
 
     def see_arguments(self, args: Any, axes: list[Any], skip: int = 0) -> None:
         """Notes the sizes of the arguments; ``skip`` is how many stand before them."""
+        if not axes or all(axis is None or axis is broadcast for axis in axes):
+            return
         leaves = jax.tree_util.tree_leaves_with_path(args)
         for (path, leaf), axis in zip(leaves, axes, strict=True):
             if isinstance(axis, int):
                 first = getattr(path[0], "idx", 0) + skip
                 self.see(leaf, axis, f"argument {first}{keystr(path[1:])}")
+
+    def _all_fit(self, leaves: list[Any], axis: int) -> bool:
+        """Tells quickly whether all have the size that is known already."""
+        for leaf in leaves:
+            shape = getattr(leaf, "shape", ())
+            if not -len(shape) <= axis < len(shape) or shape[axis] != self.size:
+                return False
+        return True
 
     def known(self, hint: str) -> int:
         """Returns the size; raises LengthError if nothing told it."""
@@ -148,18 +167,19 @@ class Sizes:
         return self.size
 
     def _error(self, text: str) -> LengthError:
-        return LengthError(f"{self.place}: {text}")
+        return LengthError(f"{self.at.place}: {text}")
 
 
 def _names(path: Any) -> list[str]:
     return [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
 
 
-def unstack(group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
+def unstack(group: Group, axis: int, metadata_params: Mapping[Any, Any], boxed: bool) -> Group:
     """Moves the axis of a group to the front and its name out of the boxes."""
     if not any(group):
         return group
-    group = tuple(metadata.remove_axis(c, axis, metadata_params) for c in group)
+    if boxed:
+        group = tuple(metadata.remove_axis(c, axis, metadata_params) for c in group)
     if axis == 0:
         return group
     return jax.tree.map(lambda x: to_front(x, axis), group)

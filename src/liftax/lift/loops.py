@@ -97,14 +97,14 @@ def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[
         opening = Opening(roles, scope, fn, spec.shared)
         opening.check()
         leaves, treedef = jax.tree.flatten(args)
-        leaf_axes = axes_of(in_axes, args, opening.place, "in_axes")
+        leaf_axes = axes_of(in_axes, args, opening, "in_axes")
         if any(axis is None for axis in leaf_axes):
             raise AxesTreeError(
                 f"{opening.place}: in_axes has None for an array; to hand it whole to each "
                 f"iteration use nn.broadcast in its place"
             )
         stacked = [opening.values(axis) for axis in axes]
-        sizes = Sizes(opening.place, length, "length")
+        sizes = Sizes(opening, length, "length")
         sizes.see_arguments(args, leaf_axes, skip=2)
         for axis, group in zip(axes, stacked, strict=True):
             sizes.see_variables(group, axis)
@@ -123,7 +123,10 @@ def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[
                 for leaf, axis in zip(leaves, leaf_axes, strict=True)
                 if axis is not broadcast
             ],
-            [unstack(g, a, metadata_params) for g, a in zip(stacked, axes, strict=True)],
+            [
+                unstack(g, a, metadata_params, opening.boxed)
+                for g, a in zip(stacked, axes, strict=True)
+            ],
             opening.split_keys(size),
         )
         carry_leaves, carry_def = jax.tree.flatten(carry)
@@ -256,7 +259,7 @@ class _Call:
         settle(self.drawn)
         after = self._checked(carry, out[0])
         ys, self.y_def = jax.tree.flatten(out[1])
-        self.y_axes = axes_of(self.spec.out_axes, out[1], opening.place, "out_axes")
+        self.y_axes = axes_of(self.spec.out_axes, out[1], opening, "out_axes")
         opening.close(inner)
         return inner, after, ys
 

@@ -58,11 +58,11 @@ def vmap(
     def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
         opening = Opening(roles, scope, fn)
         opening.check()
-        leaf_axes = axes_of(in_axes, args, opening.place, "in_axes")
+        leaf_axes = axes_of(in_axes, args, opening, "in_axes")
         if any(a is broadcast for a in leaf_axes):
             raise AxesTreeError(f"{opening.place}: in_axes has broadcast; vmap uses None for it")
         stacked = [opening.values(axis) for axis in axes]
-        sizes = Sizes(opening.place, axis_size, "axis_size")
+        sizes = Sizes(opening, axis_size, "axis_size")
         sizes.see_arguments(args, leaf_axes, skip=1)
         for axis, group in zip(axes, stacked, strict=True):
             sizes.see_variables(group, axis)

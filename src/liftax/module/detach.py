@@ -16,7 +16,7 @@ import jax
 from ..core.keys import typed
 from ..core.scope import Scope
 from ..core.variable import Variable
-from .fields import is_atom, parts, replaced
+from .fields import is_atom, parts, remake, replaced
 from .naming import is_module
 
 
@@ -103,7 +103,7 @@ class Detached:
         if first:
             assert self.cls is not None
             attrs = {n: old.__dict__[n] for n in self.cls._clone_names}  # type: ignore[attr-defined]
-            made = self.cls(**{**attrs, **changes, "parent": scope})
+            made = remake(self.cls, {**attrs, **changes, "parent": scope})
         else:
             made = old.clone(parent=scope, **changes)
         old._state.hand_to(made._state)

@@ -7,12 +7,18 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax.tree_util import all_leaves
+
 from ..errors import ReservedModuleAttributeError
 
 UNSET = object()
 """The default of ``parent``: the module whose method runs when the new one is made."""
 
-_ATOMS = (str, int, float, bool, type(None), type, type(inspect.isfunction))
+_ATOMS = frozenset(
+    (str, int, float, bool, type(None), type, type(inspect.isfunction), type(jnp.float32))
+)
 RESERVED = ("parent", "name")
 
 
@@ -23,6 +29,8 @@ def declare(cls: type, kw_only: bool) -> None:
       ReservedModuleAttributeError: the class declares one of the two itself.
     """
     annotations = inspect.get_annotations(cls)
+    if not annotations and not kw_only and "__eq__" not in cls.__dict__ and _inherits(cls):
+        return  # no field of its own: what the base class has will do
     clash = [name for name in RESERVED if name in annotations]
     if clash:
         raise ReservedModuleAttributeError(
@@ -34,6 +42,7 @@ def declare(cls: type, kw_only: bool) -> None:
     )
     cls.name = dataclasses.field(default=None, kw_only=True)  # type: ignore[attr-defined]
     own_hash = cls.__dict__.get("__hash__")
+    own_init = "__init__" in cls.__dict__
     own_eq = "__eq__" in cls.__dict__
     dataclasses.dataclass(cls, kw_only=kw_only, repr=False)
     if own_hash is not None:
@@ -42,9 +51,36 @@ def declare(cls: type, kw_only: bool) -> None:
         cls.__hash__ = _hash  # type: ignore[method-assign, assignment]
     names = [f.name for f in dataclasses.fields(cls) if f.name not in RESERVED]
     cls._field_names = tuple(names)  # type: ignore[attr-defined]
+    # Whether __init__ does no more than to store the fields.
+    cls._plain_init = (  # type: ignore[attr-defined]
+        not own_init
+        and all(f.init for f in dataclasses.fields(cls))
+        and all(getattr(f, "_field_type", None) is not _INITVAR for f in _all_fields(cls))
+    )
     cls._clone_names = tuple(  # type: ignore[attr-defined]
         f.name for f in dataclasses.fields(cls) if f.init and f.name != "parent"
     )
+
+
+_INITVAR = getattr(dataclasses, "_FIELD_INITVAR", None)
+
+
+def _all_fields(cls: Any) -> Any:
+    return cls.__dataclass_fields__.values()
+
+
+def remake(cls: Any, values: dict[str, Any]) -> Any:
+    """Makes an instance of a module class from the values of all its fields."""
+    if not cls._plain_init:
+        return cls(**values)
+    made = object.__new__(cls)
+    made.__dict__.update(values)
+    made.__post_init__()
+    return made
+
+
+def _inherits(cls: type) -> bool:
+    return len(cls.__bases__) == 1 and hasattr(cls.__bases__[0], "_field_names")
 
 
 def _hash(self: Any) -> int:
@@ -71,7 +107,7 @@ def freeze(value: Any) -> Any:
 
 def is_atom(value: Any) -> bool:
     """Tells quickly that a value is neither a container nor a module."""
-    return isinstance(value, _ATOMS)
+    return type(value) in _ATOMS
 
 
 def parts(value: Any, is_leaf: Callable[[Any], bool], suffix: str = "") -> Iterator[Any]:
@@ -79,6 +115,8 @@ def parts(value: Any, is_leaf: Callable[[Any], bool], suffix: str = "") -> Itera
 
     The suffix spells out the place: ``_0`` in a list, ``_key`` in a mapping.
     """
+    if type(value) in _ATOMS or isinstance(value, jax.Array):
+        return
     if is_leaf(value):
         yield suffix, value
     elif isinstance(value, Mapping):
@@ -87,9 +125,10 @@ def parts(value: Any, is_leaf: Callable[[Any], bool], suffix: str = "") -> Itera
     elif isinstance(value, (list, tuple)):
         for i, part in enumerate(value):
             yield from parts(part, is_leaf, f"{suffix}_{i}")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from parts(getattr(value, field.name, None), is_leaf, f"{suffix}_{field.name}")
+    elif not all_leaves((value,)):
+        for path, part in jax.tree_util.tree_leaves_with_path(value, is_leaf=is_leaf):
+            if is_leaf(part):
+                yield suffix + "".join(f"_{_key(k)}" for k in path), part
 
 
 def replaced(value: Any, is_leaf: Callable[[Any], bool], new: Callable[[Any], Any]) -> Any:
@@ -97,6 +136,8 @@ def replaced(value: Any, is_leaf: Callable[[Any], bool], new: Callable[[Any], An
 
     A container in which nothing changes is returned as it is.
     """
+    if type(value) in _ATOMS or isinstance(value, jax.Array):
+        return value
     if is_leaf(value):
         return new(value)
     if isinstance(value, Mapping):
@@ -111,16 +152,13 @@ def replaced(value: Any, is_leaf: Callable[[Any], bool], new: Callable[[Any], An
         if hasattr(value, "_fields"):
             return type(value)(*found)
         return type(value)(found)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {}
-        for field in dataclasses.fields(value):
-            if field.init and hasattr(value, field.name):
-                old = getattr(value, field.name)
-                part = replaced(old, is_leaf, new)
-                if part is not old:
-                    changes[field.name] = part
-        return dataclasses.replace(value, **changes) if changes else value
+    if not all_leaves((value,)):
+        return jax.tree.map(lambda x: new(x) if is_leaf(x) else x, value, is_leaf=is_leaf)
     return value
+
+
+def _key(entry: Any) -> Any:
+    return getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))
 
 
 def show(module: Any, indent: int = 4) -> str:

@@ -88,8 +88,8 @@ def _lift_class(name: str, target: type, lifts: Mapping[str, CoreLift]) -> type:
                 + ", ".join(sorted(n for n in near if not n.startswith("_") or n == "__call__"))
             )
         members[method] = _lift_method(fn, core_lift, target)
-    cls = type(name.capitalize() + target.__name__, (target,), members)
-    return cls
+    meta = type(target)
+    return meta(name.capitalize() + target.__name__, (target,), members, _as_base=True)
 
 
 def _lift_method(fn: Callable[..., Any], core_lift: CoreLift, cls: type) -> Callable[..., Any]:

@@ -57,6 +57,7 @@ class Module(Variables):
     _liftax_module: ClassVar[bool] = True
     _field_names: ClassVar[tuple[str, ...]] = ()
     _clone_names: ClassVar[tuple[str, ...]] = ()
+    _plain_init: ClassVar[bool] = True
     scope = None
 
     if typing.TYPE_CHECKING:
@@ -64,8 +65,12 @@ class Module(Variables):
         name: str | None = dataclasses.field(default=None, kw_only=True)
         _state: State = dataclasses.field(init=False, repr=False)
 
-    def __init_subclass__(cls, kw_only: bool = False, **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls, kw_only: bool = False, _as_base: bool = False, **kwargs: Any
+    ) -> None:
         super().__init_subclass__(**kwargs)
+        if _as_base:  # a lifted class: its fields and other methods are the target's
+            return
         fields.declare(cls, kw_only)
         wrap_methods(cls, {f.name for f in dataclasses.fields(cls)})
 
@@ -196,7 +201,14 @@ class Module(Variables):
         """
         own = self.__dict__
         attrs = {name: own[name] for name in self._clone_names}
-        attrs.update(updates, parent=parent)
+        if updates:
+            unknown = updates.keys() - attrs.keys()
+            if unknown:
+                raise TypeError(
+                    f"{type(self).__name__}.clone: no field is called {sorted(unknown)[0]!r}"
+                )
+            attrs.update({name: fields.freeze(value) for name, value in updates.items()})
+        attrs["parent"] = parent
         if _deep_clone is not False:
             memo = _deep_clone if isinstance(_deep_clone, dict) else {}
 
@@ -210,7 +222,7 @@ class Module(Variables):
             for name, value in attrs.items():
                 if name != "parent" and not fields.is_atom(value):
                     attrs[name] = fields.replaced(value, is_module, copy)
-        return type(self)(**attrs)
+        return fields.remake(type(self), attrs)
 
     def copy(self: M, *, parent: Any = fields.UNSET, name: str | None = None, **updates: Any) -> M:
         """Like `clone`, for use as a submodule of the module that runs now.
@@ -306,7 +318,7 @@ class Module(Variables):
           >>> nn.Dense(2).apply(variables, jnp.ones((4, 3))).shape
           (4, 2)
         """
-        fn = self._function(method)
+        fn = Module._function(self, method)
         return apply(fn, self, mutable, capture_intermediates)(
             variables, *args, rngs=rngs, **kwargs
         )
@@ -331,7 +343,7 @@ class Module(Variables):
           >>> y.shape
           (2,)
         """
-        fn = self._function(method)
+        fn = Module._function(self, method)
         return init_with_output(fn, self, mutable, capture_intermediates)(rngs, *args, **kwargs)
 
     def init(
@@ -366,7 +378,7 @@ class Module(Variables):
           >>> jax.tree.map(jnp.shape, variables)
           {'params': {'bias': (2,), 'kernel': (3, 2)}}
         """
-        fn = self._function(method)
+        fn = Module._function(self, method)
         return init(fn, self, mutable, capture_intermediates)(rngs, *args, **kwargs)
 
     def lazy_init(
@@ -393,7 +405,7 @@ class Module(Variables):
           >>> nn.Dense(2).lazy_init(jax.random.key(0), x)['params']['kernel'].shape
           (3, 2)
         """
-        fn = self._function(method)
+        fn = Module._function(self, method)
         return init(fn, self, mutable)(rngs, *args, **kwargs)
 
     def _function(self, method: Any) -> Callable[..., Any]:
