@@ -71,16 +71,43 @@ def scan(
       >>> y.shape, sums.shape, variables['params']['w'].shape
       ((3,), (4,), (4, 3, 3))
     """
-    spec = Spec(
-        fn,
-        loop_roles("scan", variable_axes, variable_broadcast, variable_carry, split_rngs),
-        out_axes,
-        {"reverse": reverse, "unroll": unroll, "_split_transpose": _split_transpose},
-        data_transform,
-        metadata_params,
-        check_constancy_invariants,
-    )
-    return looped(spec, in_axes, length)
+    arguments = dict(locals())
+    del arguments["fn"]
+    return scanner(**arguments)(fn)
+
+
+def scanner(
+    variable_axes: Mapping[Filter, Any],
+    variable_broadcast: Filter,
+    variable_carry: Filter,
+    split_rngs: Mapping[Filter, bool],
+    in_axes: Any,
+    out_axes: Any,
+    length: int | None,
+    reverse: bool,
+    unroll: int | bool,
+    _split_transpose: bool,
+    data_transform: Callable[..., Any] | None,
+    metadata_params: Mapping[Any, Any],
+    check_constancy_invariants: bool,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns `scan` with its arguments read, for any number of functions."""
+    roles = loop_roles("scan", variable_axes, variable_broadcast, variable_carry, split_rngs)
+    options = {"reverse": reverse, "unroll": unroll, "_split_transpose": _split_transpose}
+
+    def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
+        spec = Spec(
+            fn,
+            roles,
+            out_axes,
+            options,
+            data_transform,
+            metadata_params,
+            check_constancy_invariants,
+        )
+        return looped(spec, in_axes, length)
+
+    return lift
 
 
 def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[..., Any]:

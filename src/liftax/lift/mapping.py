@@ -50,75 +50,98 @@ def vmap(
       >>> y.shape, variables['params']['w'].shape
       ((5, 2), (3, 2))
     """
+    arguments = dict(locals())
+    del arguments["fn"]
+    return mapper(**arguments)(fn)
+
+
+def mapper(
+    variable_axes: Mapping[Filter, Any],
+    split_rngs: Mapping[Filter, bool],
+    in_axes: Any,
+    out_axes: Any,
+    axis_size: int | None,
+    axis_name: str | None,
+    spmd_axis_name: str | None,
+    metadata_params: Mapping[Any, Any],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns `vmap` with its arguments read, for any number of functions."""
     rows = axis_rows(variable_axes, "vmap", shared=True)
     roles = Roles("vmap", rows, split_pairs(split_rngs, "vmap"))
     axes = roles.axes()
     shares_params = roles.role("params") == BROADCAST
 
-    def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
-        opening = Opening(roles, scope, fn)
-        opening.check()
-        leaf_axes = axes_of(in_axes, args, opening, "in_axes")
-        if any(a is broadcast for a in leaf_axes):
-            raise AxesTreeError(f"{opening.place}: in_axes has broadcast; vmap uses None for it")
-        stacked = [opening.values(axis) for axis in axes]
-        sizes = Sizes(opening, axis_size, "axis_size")
-        sizes.see_arguments(args, leaf_axes, skip=1)
-        for axis, group in zip(axes, stacked, strict=True):
-            sizes.see_variables(group, axis)
-        size = sizes.known("nothing is mapped over; pass axis_size=")
-        shared = opening.values(BROADCAST)
-        shared_keys = opening.keys(False)
-        leaves, treedef = jax.tree.flatten(args)
-        moving = [i for i, axis in enumerate(leaf_axes) if axis is not None]
-        taken = [
-            tuple(metadata.remove_axis(c, axis, metadata_params) for c in group)
-            for group, axis in zip(stacked, axes, strict=True)
-        ]
+    def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
+        def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
+            opening = Opening(roles, scope, fn)
+            opening.check()
+            leaf_axes = axes_of(in_axes, args, opening, "in_axes")
+            if any(a is broadcast for a in leaf_axes):
+                raise AxesTreeError(
+                    f"{opening.place}: in_axes has broadcast; vmap uses None for it"
+                )
+            stacked = [opening.values(axis) for axis in axes]
+            sizes = Sizes(opening, axis_size, "axis_size")
+            sizes.see_arguments(args, leaf_axes, skip=1)
+            for axis, group in zip(axes, stacked, strict=True):
+                sizes.see_variables(group, axis)
+            size = sizes.known("nothing is mapped over; pass axis_size=")
+            shared = opening.values(BROADCAST)
+            shared_keys = opening.keys(False)
+            leaves, treedef = jax.tree.flatten(args)
+            moving = [i for i, axis in enumerate(leaf_axes) if axis is not None]
+            taken = [
+                tuple(metadata.remove_axis(c, axis, metadata_params) for c in group)
+                for group, axis in zip(stacked, axes, strict=True)
+            ]
 
-        def body(parts: list[Any], taken: list[Any], split_keys: Any) -> Any:
-            filled = list(leaves)
-            for i, part in zip(moving, parts, strict=True):
-                filled[i] = part
-            inner = opening.enter([shared, *taken], [shared_keys, split_keys])
-            for top, scope in zip(opening.tops, inner, strict=True):
-                scope._root.on_birth = top._root.on_birth
-            y = opening.call(
-                fn,
-                inner,
-                jax.tree.unflatten(treedef, filled),
-                kwargs,
-                size=size,
-                axis_name=metadata_params.get(metadata.PARTITION_NAME, axis_name),
+            def body(parts: list[Any], taken: list[Any], split_keys: Any) -> Any:
+                filled = list(leaves)
+                for i, part in zip(moving, parts, strict=True):
+                    filled[i] = part
+                inner = opening.enter([shared, *taken], [shared_keys, split_keys])
+                for top, scope in zip(opening.tops, inner, strict=True):
+                    scope._root.on_birth = top._root.on_birth
+                y = opening.call(
+                    fn,
+                    inner,
+                    jax.tree.unflatten(treedef, filled),
+                    kwargs,
+                    size=size,
+                    axis_name=metadata_params.get(metadata.PARTITION_NAME, axis_name),
+                )
+                opening.close(inner)
+                written = [opening.written(inner, axis) for axis in axes]
+                return y, opening.written(inner, BROADCAST), written
+
+            run = jax.vmap(
+                body,
+                in_axes=([leaf_axes[i] for i in moving], list(axes), 0),
+                out_axes=(out_axes, None, list(axes)),
+                axis_size=size,
+                axis_name=axis_name,
+                spmd_axis_name=spmd_axis_name,
             )
-            opening.close(inner)
-            written = [opening.written(inner, axis) for axis in axes]
-            return y, opening.written(inner, BROADCAST), written
+            try:
+                y, same, written = run([leaves[i] for i in moving], taken, opening.split_keys(size))
+            except ValueError as cause:
+                if "out_axes" not in str(cause) or "None" not in str(cause):
+                    raise
+                if opening.initializing and roles.split("params") and shares_params:
+                    raise split_shared(opening.place, "a parameter") from cause
+                raise LoopDependentError(
+                    f"{opening.place}: an output or a variable that is shared along the axis "
+                    f"differs from example to example.\n"
+                    f"expected: for variables an axis in variable_axes (None shares them; "
+                    f"split_rngs of their stream must then be False); for outputs one in out_axes"
+                ) from cause
+            opening.write_back(same)
+            for group, axis in zip(written, axes, strict=True):
+                opening.write_back(
+                    tuple(metadata.add_axis(c, axis, metadata_params) for c in group)
+                )
+            return y
 
-        run = jax.vmap(
-            body,
-            in_axes=([leaf_axes[i] for i in moving], list(axes), 0),
-            out_axes=(out_axes, None, list(axes)),
-            axis_size=size,
-            axis_name=axis_name,
-            spmd_axis_name=spmd_axis_name,
-        )
-        try:
-            y, same, written = run([leaves[i] for i in moving], taken, opening.split_keys(size))
-        except ValueError as cause:
-            if "out_axes" not in str(cause) or "None" not in str(cause):
-                raise
-            if opening.initializing and roles.split("params") and shares_params:
-                raise split_shared(opening.place, "a parameter") from cause
-            raise LoopDependentError(
-                f"{opening.place}: an output or a variable that is shared along the axis "
-                f"differs from example to example.\n"
-                f"expected: for variables an axis in variable_axes (None shares them; "
-                f"split_rngs of their stream must then be False); for outputs one in out_axes"
-            ) from cause
-        opening.write_back(same)
-        for group, axis in zip(written, axes, strict=True):
-            opening.write_back(tuple(metadata.add_axis(c, axis, metadata_params) for c in group))
-        return y
+        return mapped
 
-    return mapped
+    return lift

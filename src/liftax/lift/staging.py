@@ -43,6 +43,19 @@ def remat(
       >>> float(jax.grad(lambda v: run(v, 0.0))({'params': {'w': 2.0}})['params']['w'])
       0.0
     """
+    lift = rematter(variables, rngs, concrete, prevent_cse, policy, static_argnames)
+    return lift(fn, static_argnums)
+
+
+def rematter(
+    variables: Filter,
+    rngs: Filter,
+    concrete: bool,
+    prevent_cse: bool,
+    policy: Callable[..., bool] | None,
+    static_argnames: str | Sequence[str],
+) -> Callable[..., Callable[..., Any]]:
+    """Returns `remat` with its arguments read, ``(fn, static_argnums) -> lifted``."""
     roles = through_roles("remat", variables, rngs)
     # JAX says itself that it no longer supports concrete=True.
     options: Any = {"concrete": True} if concrete else {}
@@ -54,27 +67,34 @@ def remat(
         **options,
     )
 
-    def rematted(scope: Any, *args: Any, **kwargs: Any) -> Any:
-        opening = Opening(roles, scope, fn)
-        static = Static(opening.place, args, kwargs, static_argnums, static_argnames)
-        body = _Body(pure(opening, fn), static)
-        if opening.watched and variables is True and rngs is True:
-            # A loop outside wants to see the variables that the body makes, not a
-            # sealed program; nothing is differentiated while it does.
-            rec = opening.tops[0]._root.rec
-            if rec is not None:
-                rec.enter(opening.event())
-            try:
-                return fn(jax.tree.map(lambda s: s.rewound(), scope), *args, **kwargs)
-            finally:
+    def lift(
+        fn: Callable[..., Any], static_argnums: int | Sequence[int] = ()
+    ) -> Callable[..., Any]:
+        def rematted(scope: Any, *args: Any, **kwargs: Any) -> Any:
+            opening = Opening(roles, scope, fn)
+            static = Static(opening.place, args, kwargs, static_argnums, static_argnames)
+            body = _Body(pure(opening, fn), static)
+            if opening.watched and variables is True and rngs is True:
+                # A loop outside wants to see the variables that the body makes, not a
+                # sealed program; nothing is differentiated while it does.
+                rec = opening.tops[0]._root.rec
                 if rec is not None:
-                    rec.exit()
-        y, written = checkpoint(body, opening.values(THROUGH), opening.keys(False), static.dynamic)
-        y = body.outputs(y)
-        opening.write_back(written)
-        return y
+                    rec.enter(opening.event())
+                try:
+                    return fn(jax.tree.map(lambda s: s.rewound(), scope), *args, **kwargs)
+                finally:
+                    if rec is not None:
+                        rec.exit()
+            y, written = checkpoint(
+                body, opening.values(THROUGH), opening.keys(False), static.dynamic
+            )
+            y = body.outputs(y)
+            opening.write_back(written)
+            return y
 
-    return rematted
+        return rematted
+
+    return lift
 
 
 class _Body:

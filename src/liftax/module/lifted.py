@@ -12,15 +12,55 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from ..core.keys import typed
 from ..core.variable import Variable
-from ..errors import LiftMethodError, TransformedMethodReturnValueError, TransformTargetError
+from ..errors import (
+    LiftMethodError,
+    StaticArgumentError,
+    TransformedMethodReturnValueError,
+    TransformTargetError,
+)
 from .calls import wrapped
 from .detach import Detached, without_modules
 from .naming import is_module
 
 Target = TypeVar("Target", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., Any])
 CoreLift = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Maps a function of scopes, ``(scopes, *args, **kwargs)``, to its lifted twin."""
+
+
+def remembered(lift: F) -> F:
+    """Lets a lift return the class that it made before of the same class and arguments.
+
+    Models lift their blocks each time they are called. What was made is kept with
+    the lifted class, so it goes with it, and no more than a few at a time.
+    """
+
+    @functools.wraps(lift)
+    def again(target: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (isinstance(target, type) and hasattr(target, "_liftax_module")):
+            return lift(target, *args, **kwargs)
+        try:
+            key = lift.__name__, typed(args), typed(kwargs)
+        except StaticArgumentError:
+            return lift(target, *args, **kwargs)
+        known = target.__dict__.get("_lifted_classes")
+        if known is None:
+            known = {}
+            type.__setattr__(target, "_lifted_classes", known)
+        made = known.get(key)
+        if made is None:
+            made = lift(target, *args, **kwargs)
+            while len(known) >= _REMEMBERED:
+                known.pop(next(iter(known)), None)
+            known[key] = made
+        return made
+
+    return again  # type: ignore[return-value]
+
+
+_REMEMBERED = 16
 
 
 def lift_target(
@@ -230,7 +270,6 @@ def with_arguments(
                 f"{core.__name__}: methods has the unknown argument {unknown[0]!r}; "
                 f"known are {', '.join(arguments)}"
             )
-        chosen = {**arguments, **changes}
-        return lambda fn: core(fn, **chosen)
+        return core(**{**arguments, **changes})
 
     return with_changes({}), methods, with_changes

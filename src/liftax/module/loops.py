@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 
 from ..core.filters import Filter
 from ..lift import loops, mapping, recurrence
-from .lifted import call_functions, lift_target, with_arguments
+from .lifted import call_functions, lift_target, remembered, with_arguments
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 Carry = TypeVar("Carry")
 
 
+@remembered
 def scan(
     target: Target,
     variable_axes: Mapping[Filter, Any] = {},
@@ -117,9 +118,10 @@ def scan(
         "_split_transpose": _split_transpose,
         "check_constancy_invariants": check_constancy_invariants,
     }
-    return lift_target("Scan", target, *with_arguments(loops.scan, arguments, methods))
+    return lift_target("Scan", target, *with_arguments(loops.scanner, arguments, methods))
 
 
+@remembered
 def vmap(
     target: Target,
     variable_axes: Mapping[Filter, Any] = {},
@@ -191,9 +193,10 @@ def vmap(
         "spmd_axis_name": spmd_axis_name,
         "metadata_params": metadata_params,
     }
-    return lift_target("Vmap", target, *with_arguments(mapping.vmap, arguments, methods))
+    return lift_target("Vmap", target, *with_arguments(mapping.mapper, arguments, methods))
 
 
+@remembered
 def remat_scan(
     target: Target,
     lengths: Sequence[int] = (),

@@ -14,7 +14,7 @@ from ..core.filters import Filter
 from ..errors import LiftWarning, StaticArgumentError
 from ..lift import collections
 from ..lift import staging as core
-from .lifted import CoreLift, lift_target
+from .lifted import CoreLift, lift_target, remembered
 from .naming import is_module
 from .state import local
 
@@ -57,6 +57,7 @@ def _counted(
     return counted
 
 
+@remembered
 def remat(
     target: Target,
     variables: Filter = True,
@@ -105,19 +106,11 @@ def remat(
     """
     counted = _counted(target, "remat", "static_argnums", static_argnums)
 
+    rematted = core.rematter(variables, rngs, concrete, prevent_cse, policy, static_argnames)
+
     def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
         def run(scopes: Any, *args: Any, **kwargs: Any) -> Any:
-            lifted = core.remat(
-                fn,
-                variables=variables,
-                rngs=rngs,
-                concrete=concrete,
-                prevent_cse=prevent_cse,
-                static_argnums=counted(args),
-                policy=policy,
-                static_argnames=static_argnames,
-            )
-            return lifted(scopes, *args, **kwargs)
+            return rematted(fn, counted(args))(scopes, *args, **kwargs)
 
         return run
 
@@ -127,6 +120,7 @@ def remat(
 checkpoint = remat
 
 
+@remembered
 def jit(
     target: Target,
     variables: Filter = True,
@@ -200,6 +194,7 @@ def _unchanged(variables: Any) -> Any:
     return variables
 
 
+@remembered
 def map_variables(
     target: Target,
     mapped_collections: Filter = True,
@@ -258,6 +253,7 @@ def map_variables(
     )
 
 
+@remembered
 def fold_rngs(target: Target, variables: Filter = True, rngs: Filter = True) -> Target:
     """Derives the keys inside a module from one key of each stream, drawn at its path.
 
@@ -278,6 +274,7 @@ def fold_rngs(target: Target, variables: Filter = True, rngs: Filter = True) -> 
     return lift_target("Fold_rngs", target, lambda fn: collections.fold_rngs(fn, variables, rngs))
 
 
+@remembered
 def add_metadata_axis(
     target: Target,
     variable_axes: Mapping[Filter, Any] = {},
