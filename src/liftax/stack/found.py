@@ -1,0 +1,248 @@
+"""Where stackings come from: stacks, traced models, and lists of either."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from ..core.metadata import PARTITION_NAME
+from ..errors import StackingError
+from ..layout.model import Layout, LiftNode, VariableLayout
+from .stackings import Around, AskedAxes, Path, Stacking, Stackings, insert, name_of
+
+
+def as_stackings(layout: Any) -> Stackings:
+    """Reads every way to describe a layout.
+
+    Args:
+      layout: a `Stacking`, the layout of a `Stack` (or an unbound `Stack`, as the root of the
+        model), a `Layout` of `nn.layout`, or a sequence of these.
+
+    Raises:
+      StackingError: `layout` is nothing of that kind, or two descriptions contradict each other.
+    """
+    found: Stackings = ()
+    for part in _parts(layout):
+        for stacking in part:
+            found = insert(found, stacking)
+    if not found:
+        raise StackingError(
+            "the layout has no stacked layers: no Stack, and no scan whose variables have an axis "
+            "of their own; there is nothing to convert"
+        )
+    return found
+
+
+def _parts(layout: Any) -> Iterator[Stackings]:
+    if isinstance(layout, Stacking):
+        yield (layout,)
+    elif isinstance(layout, Layout):
+        yield from_layout(layout)
+    elif hasattr(layout, "full_axis") and hasattr(layout, "place"):
+        yield _from_stack(layout)
+    elif callable(getattr(layout, "layout", None)) and not isinstance(layout, type):
+        yield from _parts(layout.layout())
+    elif isinstance(layout, Iterable) and not isinstance(layout, (str, bytes, Mapping)):
+        ordered = list(layout)
+        # A stack around another one comes first, whatever the order they are given in.
+        ordered.sort(key=lambda part: len(getattr(part, "path", ())))
+        for part in ordered:
+            yield from _parts(part)
+    else:
+        raise StackingError(
+            f"a layout is a Stacking, the layout of a Stack, the result of nn.layout(), or a list "
+            f"of these; found {type(layout).__name__}"
+        )
+
+
+def _from_stack(layout: Any) -> Stackings:
+    """The parts of a Stack: what stands before, each position of the pattern, what stands after."""
+    path: Path = tuple(layout.path)
+    parts: dict[str, list[int]] = {}
+    stacked: dict[str, bool] = {}
+    for i in range(layout.layers):
+        name, index = layout.place(i)
+        parts.setdefault(name, []).append(i)
+        stacked[name] = index is not None
+    around = tuple(
+        Around(AskedAxes(e.axis_of), tuple(e.stack) if e.kind == "stack" else None)
+        for e in reversed(layout.enclosing)
+    )
+    beyond = tuple(
+        (*path, name)
+        for name in (
+            f"layers_{layout.layers}",
+            f"before_{layout.before}",
+            f"block_{layout.positions}",
+            f"after_{layout.after}",
+        )
+    )
+    return tuple(
+        Stacking(
+            path=(*path, name),
+            layers=tuple((*path, layout.layer_name(i)) for i in members),
+            axes=AskedAxes(layout.axis_of) if stacked[name] else None,
+            metadata_params=dict(layout.metadata_params),
+            owner=path,
+            numbers=tuple(members),
+            around=around,
+            beyond=beyond,
+        )
+        for name, members in parts.items()
+    )
+
+
+def from_layout(
+    layout: Layout, *, names: str = "layers_{}", within: Callable[[Path], bool] = lambda path: True
+) -> Stackings:
+    """The stackings of a model's scans, as `nn.layout` saw them.
+
+    Every scan with an axis in some variables gives a stacking; axes of other lifts (`vmap`) stay
+    in the arrays. The layers of a scan at `path` go to `path/layers_{i}`.
+
+    Args:
+      layout: what `nn.layout(module, ...)` returned.
+      names: the path of layer number `{}`, from the path of the scan.
+      within: which scans to take, by path; all by default.
+
+    Raises:
+      StackingError: a variable of the model is already called as a layer would be.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> class Block(nn.Module):
+      ...   @nn.compact
+      ...   def __call__(self, x, _):
+      ...     return nn.Dense(4)(x), None
+      >>> model = nn.scan(Block, variable_axes={'params': 1}, split_rngs={'params': True}, length=3)
+      >>> x = jax.ShapeDtypeStruct((2, 4), 'float32')
+      >>> (found,) = from_layout(nn.layout(model(), jax.random.key(0), x, None))
+      >>> found.axes, found.layers[0]
+      ({'params': 1}, ('layers_0',))
+    """
+    scans = {node.index for node in layout.lifts if node.kind == "scan" and within(node.path)}
+    found: Stackings = ()
+    for node in layout.lifts:  # outermost first
+        if node.index not in scans:
+            continue
+        own = [v for v in layout.variables if _stacked_by(v, node.index)]
+        for prefix in _cover(node.path, own, layout.variables):
+            held = [v for v in own if v.path[: len(prefix)] == prefix]
+            keys = frozenset(v.path[len(prefix)] for v in held if len(v.path) > len(prefix))
+            axes: dict[Any, int | None] = {
+                collection: None
+                for collection, role in node.roles.items()
+                if role in ("shared", "carried")
+            }
+            for collection in dict.fromkeys(v.collection for v in held):
+                relative = [_axis(v, node.index, scans) for v in held if v.collection == collection]
+                axes[collection] = _one_axis(relative, prefix)
+            new = dataclasses.replace(
+                Stacking.of(
+                    prefix,
+                    node.size or 0,
+                    axis=axes,
+                    names=names,
+                    metadata_params={PARTITION_NAME: node.axis_name},
+                    keys=keys,
+                ),
+                level=_level(layout, node),
+            )
+            clash = {layer[len(prefix)] for layer in new.layers if len(layer) > len(prefix)} & keys
+            if clash:
+                raise StackingError(
+                    f"the scan at {name_of(prefix)} has variables called {min(clash)!r}, as its "
+                    f"layers would be: give the layers other names with names='iteration_{{}}'"
+                )
+            found = insert(found, new, same=True)
+    return found
+
+
+def _level(layout: Layout, node: LiftNode) -> int:
+    """The number of lifts with an axis around a lift."""
+    count = 0
+    while node.parent is not None:
+        node = layout.lifts[node.parent]
+        count += node.size is not None
+    return count
+
+
+def _stacked_by(v: VariableLayout, lift: int) -> bool:
+    return any(a.lift == lift and a.role == "stacked" and a.axis is not None for a in v.along)
+
+
+def _cover(
+    path: Path, own: list[VariableLayout], every: Iterable[VariableLayout]
+) -> Iterator[Path]:
+    """The shortest paths, from `path` down, under which there are stacked variables only.
+
+    Variables of a collection that the lift shares or carries do not count: the collection as a
+    whole has no axis.
+    """
+    mine = [v for v in own if v.path[: len(path)] == path]
+    if not mine:
+        return
+    collections = {v.collection for v in mine}
+    names = {(v.collection, v.path, v.leaf) for v in mine}
+    under = [v for v in every if v.collection in collections and v.path[: len(path)] == path]
+    if all((v.collection, v.path, v.leaf) in names for v in under):
+        yield path
+        return
+    for child in dict.fromkeys(v.path[len(path)] for v in mine):
+        yield from _cover((*path, child), mine, under)
+
+
+def _axis(v: VariableLayout, lift: int, scans: set[int]) -> tuple[int, int]:
+    """The axis once the scans around are gone, and the number of axes that are left then."""
+    axis = next(a.axis for a in v.along if a.lift == lift)
+    assert axis is not None
+    outer = []
+    for a in v.along:
+        if a.lift == lift:
+            break
+        if a.lift in scans and a.axis is not None:
+            outer.append(a.axis)
+    return axis - sum(o < axis for o in outer), len(v.shape) - len(outer)
+
+
+def _one_axis(found: list[tuple[int, int]], path: Path) -> int:
+    for candidates in ({axis for axis, _ in found}, {axis - ndim for axis, ndim in found}):
+        if len(candidates) == 1:
+            return candidates.pop()
+    raise StackingError(
+        f"the variables under {name_of(path)} are not stacked along one axis; describe each with "
+        f"Stacking.of(path, depth, axis=...)"
+    )
+
+
+def stackings_of(model: Any, rngs: Any, *args: Any, **kwargs: Any) -> Stackings:
+    """The stackings of a model: of its Stacks, and of the scans outside of them.
+
+    The model is traced abstractly; nothing is computed.
+
+    Args:
+      model: an unbound module.
+      rngs: as for `model.init`, shapes will do.
+      *args: the arguments of the model, arrays or `jax.ShapeDtypeStruct`.
+      **kwargs: further arguments, as for `model.init`.
+
+    Returns:
+      What `to_layers` and `to_stacked` take as the layout; empty for a model without any.
+    """
+    from ..layout import layout
+    from .places import stack_layouts
+
+    stacks = stack_layouts(model, rngs, *args, **kwargs)
+    paths = [tuple(stack.path) for stack in stacks]
+
+    def outside(path: Path) -> bool:
+        return not any(path[: len(stack)] == stack for stack in paths)
+
+    found: Stackings = ()
+    for stacking in from_layout(layout(model, rngs, *args, **kwargs), within=outside):
+        found = insert(found, stacking)
+    for part in _parts(stacks):
+        for stacking in part:
+            found = insert(found, stacking)
+    return found
