@@ -171,12 +171,21 @@ if TYPE_CHECKING:
     from .spmd import set_logical_axis_rules as set_logical_axis_rules
     from .spmd import with_logical_constraint as with_logical_constraint
     from .spmd import with_logical_partitioning as with_logical_partitioning
+    from .stack.formats import load_checkpoint as load_checkpoint
+    from .stack.formats import save_checkpoint as save_checkpoint
+    from .stack.found import stackings_of as stackings_of
+    from .stack.perlayer import layer_counts as layer_counts
+    from .stack.perlayer import layer_norms as layer_norms
+    from .stack.perlayer import map_layers as map_layers
     from .stack.places import StackLayout as StackLayout
     from .stack.places import stack_layouts as stack_layouts
     from .stack.plan import Remat as Remat
     from .stack.plan import override_stacks as override_stacks
     from .stack.slices import ByPosition as ByPosition
     from .stack.stack import Stack as Stack
+    from .stack.stackings import Stacking as Stacking
+    from .stack.store import to_layers as to_layers
+    from .stack.store import to_stacked as to_stacked
 
 _HOME = {
     "PReLU": "layers.activation",
@@ -262,12 +271,21 @@ _HOME = {
     "set_logical_axis_rules": "spmd",
     "with_logical_constraint": "spmd",
     "with_logical_partitioning": "spmd",
+    "load_checkpoint": "stack.formats",
+    "save_checkpoint": "stack.formats",
+    "stackings_of": "stack.found",
+    "layer_counts": "stack.perlayer",
+    "layer_norms": "stack.perlayer",
+    "map_layers": "stack.perlayer",
     "StackLayout": "stack.places",
     "stack_layouts": "stack.places",
     "Remat": "stack.plan",
     "override_stacks": "stack.plan",
     "ByPosition": "stack.slices",
     "Stack": "stack.stack",
+    "Stacking": "stack.stackings",
+    "to_layers": "stack.store",
+    "to_stacked": "stack.store",
 }
 _MODULES = {
     "activation": "layers.activation",
