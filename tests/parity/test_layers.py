@@ -59,29 +59,21 @@ def test_parity(name: str, variant: str) -> None:
             assert_same(*results, name)
 
 
-EAGER = (
-    "Dense",
-    "Dense-no-bias",
-    "DenseGeneral-batch",
-    "Einsum-dots",
-    "Embed",
-    "Conv-circular",
-    "ConvLocal",
-    "ConvTranspose-circular",
-    "LayerNorm",
-    "RMSNorm",
-    "GroupNorm-mask",
-    "BatchNorm",
-    "BatchNorm-eval",
-    "MultiHeadDotProductAttention-dropout",
-    "MultiHeadDotProductAttention-decode",
-    "OptimizedLSTMCell",
-    "GRUCell",
-    "ConvLSTMCell",
-    "Dropout",
-    "PReLU",
-    "Sequential",
-)
+EAGER = {
+    "Dense": 2,
+    "DenseGeneral-batch": 2,
+    "Embed": 2,
+    "Conv-circular": 1,
+    "ConvTranspose-circular": 1,
+    "LayerNorm": 2,
+    "GroupNorm-mask": 1,
+    "BatchNorm": 2,
+    "MultiHeadDotProductAttention-dropout": 1,
+    "MultiHeadDotProductAttention-decode": 1,
+    "OptimizedLSTMCell": 1,
+    "Dropout": 1,
+    "PReLU": 1,
+}
 
 
 def _eagerly(lib: Library, name: str, variant: str) -> Any:
@@ -94,12 +86,12 @@ def _eagerly(lib: Library, name: str, variant: str) -> Any:
 
 @pytest.mark.parametrize("name", EAGER)
 def test_parity_eagerly(name: str) -> None:
-    for variant in table()[name].variants[:2]:
+    for variant in table()[name].variants[: EAGER[name]]:
         found = _eagerly(ours(), name, variant)
         assert_same(found, _eagerly(linen(), name, variant), f"{name} {variant}")
 
 
-COMPILED = ("Dense", "Conv-circular", "LayerNorm", "BatchNorm", "LSTMCell", "RNN-lengths")
+COMPILED = ("Dense", "LayerNorm", "BatchNorm", "RNN-lengths")
 
 
 @pytest.mark.parametrize("name", COMPILED)

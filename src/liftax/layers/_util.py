@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -70,17 +70,57 @@ def check_broadcast(module: Any, what: str, shape: Sequence[int], target: Sequen
         )
 
 
-# Each of these is one arithmetic operation. Run eagerly, a jitted function is called faster
-# than a primitive is bound, and one operation alone has the same bits either way. Traced,
-# the primitive goes straight into the program.
+# What follows runs one operation the quick way. Run eagerly, a jitted function is called faster
+# than a primitive is bound; traced, a primitive is bound faster than jnp finds out what to bind.
+# The operation is the same, and so are its bits: two operations in one jitted function could be
+# fused, which is why there is never more than one.
 
-_STATIC_DOT = ("dimension_numbers", "precision")
-_jit_dot_general = jax.jit(lax.dot_general, static_argnames=_STATIC_DOT)
+
+def _is_traced(x: Any) -> bool:
+    return isinstance(x, jax.core.Tracer)
+
+
+def _quick(plain: Callable[..., Any], primitive: Callable[..., Any]) -> Callable[..., Any]:
+    """``plain``, by ``primitive`` where an array is traced and the other operand is like it.
+
+    Arrays are floating; a Python float takes the dtype of the array beside it.
+    """
+
+    def op(a: Any, b: Any) -> Any:
+        if _is_traced(a):
+            if type(b) is float:
+                return primitive(a, a.dtype.type(b))
+            if isinstance(b, jax.Array) and a.dtype == b.dtype and a.ndim == b.ndim:
+                return primitive(a, b)
+        elif _is_traced(b) and type(a) is float:
+            return primitive(b.dtype.type(a), b)
+        return plain(a, b)
+
+    return op
+
+
+add = _quick(operator.add, lax.add)
+sub = _quick(operator.sub, lax.sub)
+mul = _quick(operator.mul, lax.mul)
+maximum = _quick(jnp.maximum, lax.max)
+
+
+def square(x: Any) -> Any:
+    """``x * x``."""
+    return lax.square(x) if _is_traced(x) else jnp.square(x)
+
+
+def reshape(x: Any, shape: tuple[int, ...]) -> Any:
+    """``x`` under another shape, in which no size is left open."""
+    return lax.reshape(x, shape) if _is_traced(x) else jnp.reshape(x, shape)
+
+
+_jit_dot_general = jax.jit(lax.dot_general, static_argnames=("dimension_numbers", "precision"))
 
 
 def dot_general(lhs: Any, rhs: Any, dimension_numbers: Any, precision: Any = None) -> jax.Array:
     """``lax.dot_general``."""
-    if isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer):
+    if _is_traced(lhs) or _is_traced(rhs):
         return lax.dot_general(lhs, rhs, dimension_numbers, precision=precision)
     return _jit_dot_general(lhs, rhs, dimension_numbers=dimension_numbers, precision=precision)
 
@@ -91,7 +131,7 @@ def matmul(x: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
 
 
 def _add_bias(y: Any, bias: Any) -> jax.Array:
-    return y + jnp.reshape(bias, (1,) * (y.ndim - bias.ndim) + bias.shape)
+    return add(y, reshape(bias, (1,) * (y.ndim - bias.ndim) + bias.shape))
 
 
 _jit_add_bias = jax.jit(_add_bias)
@@ -99,6 +139,6 @@ _jit_add_bias = jax.jit(_add_bias)
 
 def add_bias(y: Any, bias: Any) -> jax.Array:
     """``y + bias``, the axes of ``bias`` being the last of ``y``."""
-    if isinstance(y, jax.core.Tracer) or isinstance(bias, jax.core.Tracer):
+    if _is_traced(y) or _is_traced(bias):
         return _add_bias(y, bias)
     return _jit_add_bias(y, bias)

@@ -33,6 +33,7 @@ from jax.nn import (
 from jax.numpy import tanh
 
 from ..module import Module, compact
+from . import initializers
 from .dtypes import Array, Dtype, as_array, cast
 
 normalize = standardize
@@ -94,8 +95,7 @@ class PReLU(Module):
     def __call__(self, inputs: Any) -> Array:
         """Applies the activation to an array of any shape; shape and dtype are kept."""
         inputs = as_array(inputs)
-        slope = self.param(
-            "negative_slope", lambda _: jnp.asarray(self.negative_slope_init, self.param_dtype)
-        )
+        init = initializers.constant(self.negative_slope_init)
+        slope = self.param("negative_slope", init, (), self.param_dtype)
         slope = cast(slope, inputs.dtype)
         return jnp.where(inputs >= 0, inputs, slope * inputs)

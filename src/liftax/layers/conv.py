@@ -13,7 +13,7 @@ from jax import lax
 
 from ..module import Module, compact
 from . import initializers
-from ._util import fail, to_tuple
+from ._util import add_bias, fail, to_tuple
 from .dtypes import (
     Array,
     Dtype,
@@ -211,7 +211,7 @@ class _Conv(Module):
         x, kernel, bias = self.promote_dtype(pad(x), kernel, bias, dtype=self.dtype)
         y = convolve(x, kernel, strides, padding, **options)
         if bias is not None:
-            y = y + jnp.reshape(bias, (1,) * (y.ndim - bias.ndim) + bias.shape)
+            y = add_bias(y, bias)
         return y if len(batch) == 1 else jnp.reshape(y, (*batch, *y.shape[1:]))
 
     def _convolution(self) -> Callable[..., Any]:
@@ -420,7 +420,7 @@ class ConvTranspose(Module):
         if padding == "CIRCULAR":
             y = self._wrap(y, tuple(n * s for n, s in zip(x.shape[1:-1], strides, strict=True)))
         if bias is not None:
-            y = y + jnp.reshape(bias, (1,) * (y.ndim - 1) + bias.shape)
+            y = add_bias(y, bias)
         return y if len(batch) == 1 else jnp.reshape(y, (*batch, *y.shape[1:]))
 
     def _wrap(self, y: Array, periods: tuple[int, ...]) -> Array:

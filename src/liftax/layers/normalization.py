@@ -15,7 +15,18 @@ from jax import lax
 
 from ..module import Module, compact
 from . import initializers
-from ._util import check_broadcast, fail, merge_option, normalize_axes
+from ._util import (
+    add,
+    check_broadcast,
+    fail,
+    maximum,
+    merge_option,
+    mul,
+    normalize_axes,
+    reshape,
+    square,
+    sub,
+)
 from .dtypes import Array, Dtype, Initializer, as_array, canonicalize_dtype, cast
 
 Axes = int | Sequence[int]
@@ -24,8 +35,8 @@ Axes = int | Sequence[int]
 def _squared(x: Array) -> Array:
     """``|x|**2``, real also where ``x`` is complex."""
     if jnp.iscomplexobj(x):
-        return lax.square(lax.real(x)) + lax.square(lax.imag(x))
-    return jnp.square(x)
+        return square(lax.real(x)) + square(lax.imag(x))
+    return square(x)
 
 
 def _statistics(
@@ -49,7 +60,7 @@ def _statistics(
             groups = module.axis_index_groups
             together = means[0] if len(means) == 1 else jnp.stack(means)
             together = lax.pmean(together, axis_name, axis_index_groups=groups)
-            means = [together] if len(means) == 1 else list(together)
+            means = [together] if len(means) == 1 else [together[i] for i in range(len(means))]
         return means if len(means) > 1 else means[0]
 
     if not centered:
@@ -57,9 +68,9 @@ def _statistics(
     if module.use_fast_variance:
         mean, mean_squared = mean_of(x, _squared(x))
         # Rounding can push the difference below zero.
-        return mean, jnp.maximum(0.0, mean_squared - _squared(mean))
+        return mean, maximum(0.0, sub(mean_squared, _squared(mean)))
     mean = mean_of(x)
-    return mean, mean_of(_squared(x - jnp.expand_dims(mean, axes)))
+    return mean, mean_of(_squared(sub(x, lax.expand_dims(mean, axes))))
 
 
 def _rescale(
@@ -80,16 +91,16 @@ def _rescale(
     shape = tuple(x.shape[i] for i in features)
     spread = tuple(n if i in features else 1 for i, n in enumerate(x.shape))
     args = [x]
-    y = x if mean is None else x - jnp.expand_dims(mean, axes)
-    factor = lax.rsqrt(jnp.expand_dims(var, axes) + module.epsilon)
+    y = x if mean is None else sub(x, lax.expand_dims(mean, axes))
+    factor = lax.rsqrt(add(lax.expand_dims(var, axes), module.epsilon))
     if module.use_scale:
         scale = module.param("scale", module.scale_init, shape, module.param_dtype)
-        factor = factor * jnp.reshape(scale, spread)
+        factor = mul(factor, reshape(scale, spread))
         args.append(scale)
-    y = y * factor
+    y = mul(y, factor)
     if use_bias:
         bias = module.param("bias", module.bias_init, shape, module.param_dtype)
-        y = y + jnp.reshape(bias, spread)
+        y = add(y, reshape(bias, spread))
         args.append(bias)
     dtype = canonicalize_dtype(*args, dtype=module.dtype)
     return cast(y, dtype)
@@ -187,10 +198,10 @@ class RMSNorm(Module):
 
     Example:
       >>> import jax, jax.numpy as jnp, liftax as nn
-      >>> x = jnp.array([[7.0, 1.0]])
+      >>> x = jnp.array([[5.0, -5.0]])
       >>> y, variables = nn.RMSNorm().init_with_output(jax.random.key(0), x)
       >>> print(y.round(3))
-      [[1.4 0.2]]
+      [[ 1. -1.]]
     """
 
     epsilon: float = 1e-6
