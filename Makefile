@@ -49,8 +49,8 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/.run
+	$(PIP) --editable '.[dev,bench]'
+	@touch $@ $(VENV)/.run $(VENV)/.bench
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[bench]'
