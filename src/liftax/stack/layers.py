@@ -118,6 +118,8 @@ def _give_back(layer: Any) -> None:
     prefix, _, number = name.rpartition("_")
     if number.isdigit() and state.cursors.get(prefix) == int(number) + 1:
         state.cursors[prefix] = int(number)
+    # It is a template now: calling it by itself is an error, and no second set of weights.
+    object.__setattr__(layer, "scope", None)
 
 
 def shared_outside(stack: Stack, detached: Detached, taken: Sequence[Any]) -> list[Scope]:

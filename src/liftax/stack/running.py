@@ -66,7 +66,7 @@ def run_stacked(stack: Stack, x: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _single(
-    stack: Stack, plan: Plan, layer: Any, x: Any, call: Arguments, slices: dict[int | str, Any]
+    stack: Stack, plan: Plan, layer: Any, x: Any, call: Arguments, slices: dict[str, Any]
 ) -> tuple[Any, Any]:
     """Runs a layer before or after the pattern."""
     if plan.remat is None or plan.remat.positions is not None:

@@ -55,13 +55,14 @@ class Arguments:
     ):
         self.args = args
         self.kwargs = kwargs
-        self.sliced: dict[int | str, ByPosition] = {}
+        self.sliced: dict[str, ByPosition] = {}
         names = _positional(blocks[0]) if per_layer else []
         for wanted in per_layer:
             if wanted in kwargs:
-                key: int | str = wanted
+                key, value = wanted, kwargs[wanted]
             elif wanted in names[: len(args)]:
-                key = names.index(wanted)
+                i = names.index(wanted)
+                key, value = str(i), args[i]
             elif any(_takes(block, wanted) for block in blocks):
                 continue  # left to its default
             else:
@@ -70,26 +71,28 @@ class Arguments:
                     f"of {type(blocks[0]).__name__}.__call__; its arguments after the first are "
                     f"{', '.join(names) or 'none'}"
                 )
-            value = kwargs[key] if isinstance(key, str) else args[key]
             self.sliced[key] = by_position(value, at, f"{place}: argument {wanted!r}")
 
     @property
-    def xs(self) -> list[dict[int | str, Any]]:
+    def xs(self) -> list[dict[str, Any]]:
         """For each position of the pattern, what the loop goes over."""
         count = len(next(iter(self.sliced.values())).block) if self.sliced else 0
         return [{key: v.block[p] for key, v in self.sliced.items()} for p in range(count)]
 
-    def single(self, part: str, index: int) -> dict[int | str, Any]:
-        """Returns the slices for one layer of ``before`` or ``after``."""
+    def single(self, part: str, index: int) -> dict[str, Any]:
+        """Returns the slices for one layer of ``before`` or ``after``.
+
+        Keyword arguments are called by their names, others by their numbers.
+        """
         return {key: getattr(v, part)[index] for key, v in self.sliced.items()}
 
     def filled(
-        self, slices: dict[int | str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, slices: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns the arguments for one layer."""
         if not slices:
             return args, kwargs
-        parts = [slices.get(i, arg) for i, arg in enumerate(args)]
+        parts = [slices.get(str(i), arg) for i, arg in enumerate(args)]
         return tuple(parts), {k: slices.get(k, v) for k, v in kwargs.items()}
 
 
