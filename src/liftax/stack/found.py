@@ -99,7 +99,8 @@ def from_layout(
     """The stackings of a model's scans, as `nn.layout` saw them.
 
     Every scan with an axis in some variables gives a stacking; axes of other lifts (`vmap`) stay
-    in the arrays. The layers of a scan at `path` go to `path/layers_{i}`.
+    in the arrays, where they would be if the layers were written out. The layers of a scan at
+    `path` go to `path/layers_{i}`.
 
     Args:
       layout: what `nn.layout(module, ...)` returned.
@@ -126,18 +127,17 @@ def from_layout(
     for node in layout.lifts:  # outermost first
         if node.index not in scans:
             continue
+        above = _lifts_around(layout, node)
+        outer = [other.index for other in above]
         own = [v for v in layout.variables if _stacked_by(v, node.index)]
         for prefix in _cover(node.path, own, layout.variables):
             held = [v for v in own if v.path[: len(prefix)] == prefix]
             keys = frozenset(v.path[len(prefix)] for v in held if len(v.path) > len(prefix))
-            axes: dict[Any, int | None] = {
-                collection: None
-                for collection, role in node.roles.items()
-                if role in ("shared", "carried")
-            }
-            for collection in dict.fromkeys(v.collection for v in held):
-                relative = [_axis(v, node.index, scans) for v in held if v.collection == collection]
-                axes[collection] = _one_axis(relative, prefix)
+            axes = {**_unstacked(node), **_axes(held, node.index, outer)}
+            around = tuple(
+                Around({**_unstacked(other), **_axes(held, other.index, outer[:level])})
+                for level, other in reversed(list(enumerate(above)))
+            )
             new = dataclasses.replace(
                 Stacking.of(
                     prefix,
@@ -147,7 +147,8 @@ def from_layout(
                     metadata_params={PARTITION_NAME: node.axis_name},
                     keys=keys,
                 ),
-                level=_level(layout, node),
+                around=around,
+                level=len(above),
             )
             clash = {layer[len(prefix)] for layer in new.layers if len(layer) > len(prefix)} & keys
             if clash:
@@ -159,13 +160,19 @@ def from_layout(
     return found
 
 
-def _level(layout: Layout, node: LiftNode) -> int:
-    """The number of lifts with an axis around a lift."""
-    count = 0
+def _lifts_around(layout: Layout, node: LiftNode) -> list[LiftNode]:
+    """The lifts with an axis around a lift, outermost first."""
+    found: list[LiftNode] = []
     while node.parent is not None:
         node = layout.lifts[node.parent]
-        count += node.size is not None
-    return count
+        if node.size is not None:
+            found.insert(0, node)
+    return found
+
+
+def _unstacked(node: LiftNode) -> dict[Any, int | None]:
+    """The collections to which a lift gives no axis."""
+    return {c: None for c, role in node.roles.items() if role in ("shared", "carried")}
 
 
 def _stacked_by(v: VariableLayout, lift: int) -> bool:
@@ -193,17 +200,19 @@ def _cover(
         yield from _cover((*path, child), mine, under)
 
 
-def _axis(v: VariableLayout, lift: int, scans: set[int]) -> tuple[int, int]:
-    """The axis once the scans around are gone, and the number of axes that are left then."""
-    axis = next(a.axis for a in v.along if a.lift == lift)
-    assert axis is not None
-    outer = []
-    for a in v.along:
-        if a.lift == lift:
-            break
-        if a.lift in scans and a.axis is not None:
-            outer.append(a.axis)
-    return axis - sum(o < axis for o in outer), len(v.shape) - len(outer)
+def _axes(held: list[VariableLayout], lift: int, outer: list[int]) -> dict[Any, int | None]:
+    """By collection, the axis of a lift in the arrays that it makes: without those around it."""
+    found: dict[Any, int | None] = {}
+    for collection in dict.fromkeys(v.collection for v in held):
+        seen = []
+        for v in held:
+            places = {a.lift: a.axis for a in v.along if a.role == "stacked" and a.axis is not None}
+            if v.collection == collection and lift in places:
+                gone = [places[o] for o in outer if o in places]
+                axis = places[lift]
+                seen.append((axis - sum(g < axis for g in gone), len(v.shape) - len(gone)))
+        found[collection] = _one_axis(seen, held[0].path) if seen else None
+    return found
 
 
 def _one_axis(found: list[tuple[int, int]], path: Path) -> int:
@@ -211,7 +220,7 @@ def _one_axis(found: list[tuple[int, int]], path: Path) -> int:
         if len(candidates) == 1:
             return candidates.pop()
     raise StackingError(
-        f"the variables under {name_of(path)} are not stacked along one axis; describe each with "
+        f"the variables beside {name_of(path)} are not stacked along one axis; describe each with "
         f"Stacking.of(path, depth, axis=...)"
     )
 

@@ -71,6 +71,24 @@ class Taken(Lazy):
         return (*self.base.order, self.index)
 
 
+class Permuted(Lazy):
+    """Another array with its axes in another order, as in `numpy.transpose`."""
+
+    def __init__(self, base: Lazy, order: tuple[int, ...]):
+        self.base, self.permutation = base, order
+        self.shape = _permuted(base.shape, order)
+        self.dtype = base.dtype
+
+    def read(self) -> np.ndarray:
+        """A view of the array."""
+        return self.base.read().transpose(self.permutation)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """As the array itself."""
+        return self.base.order
+
+
 class Joined(Lazy):
     """Arrays alike, stacked along `axis`."""
 
@@ -134,6 +152,34 @@ def take(leaf: Any, index: int, axis: int) -> Any:
     if isinstance(leaf, Lazy):
         return Taken(leaf, index, axis)
     return _view(_numpy(leaf), index, axis)
+
+
+def permute(leaf: Any, order: tuple[int, ...] | None) -> Any:
+    """An array with its axes in another order, as in `numpy.transpose`; None leaves it.
+
+    Example:
+      >>> permute(jax.ShapeDtypeStruct((2, 3), 'float32'), (1, 0)).shape
+      (3, 2)
+    """
+    if order is None:
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return _shape(leaf, _permuted(leaf.shape, order), lambda spec: _permuted(spec, order))
+    if isinstance(leaf, jax.Array):
+        return leaf.transpose(order)
+    if isinstance(leaf, Lazy):
+        return Permuted(leaf, order)
+    return _numpy(leaf).transpose(order)
+
+
+def inverse(order: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The permutation that undoes another one.
+
+    Example:
+      >>> inverse((2, 0, 1))
+      (1, 2, 0)
+    """
+    return None if order is None else tuple(order.index(i) for i in range(len(order)))
 
 
 def join(leaves: Sequence[Any], axis: int) -> Any:
@@ -204,6 +250,10 @@ def _sharding(sharding: Any, ndim: int, change: Any) -> Any:
 
 def _without(entries: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
     return (*entries[:axis], *entries[axis + 1 :])
+
+
+def _permuted(entries: tuple[Any, ...], order: tuple[int, ...]) -> tuple[Any, ...]:
+    return tuple(entries[i] for i in order)
 
 
 def _with(entries: tuple[Any, ...], axis: int, entry: Any) -> tuple[Any, ...]:

@@ -210,7 +210,7 @@ def _united(nodes: list[Any], like: Any, axis: LayerAxis, at: Path, paths: list[
     if all(_is_number(node) for node in nodes):
         arrays = [a for a in jax.tree.leaves(like) if is_array(a)] if like is not MISSING else []
         shape = [1] * (arrays[0].ndim if arrays else 1)
-        where = axis.position(len(shape), paths[0] + at) if arrays else 0
+        where = axis.places(len(shape), paths[0] + at).axis if arrays else 0
         shape[where] = len(nodes)
         return jnp.stack([jnp.asarray(node) for node in nodes]).reshape(shape)
     if all(_is_label(node) for node in nodes):
@@ -329,7 +329,7 @@ def _per_layer(
                 whole: Any = zero
                 for keys, leaf in jax.tree_util.tree_flatten_with_path(get(root, s.path))[0]:
                     if is_array(leaf):
-                        whole = whole + measure(leaf, axis.of(leaf, at + _names(keys)))
+                        whole = whole + measure(leaf, axis.of(leaf, at + _names(keys)).axis)
                 for number, value in zip(numbers, whole, strict=True):
                     sums[number] = sums[number] + value
                 continue

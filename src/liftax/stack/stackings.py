@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import StackingError
 
@@ -58,6 +58,19 @@ class Around:
     def axis_of(self, collection: str) -> int | None:
         """The axis that the lift adds to `collection`."""
         return self.axes.get(collection, self.axes.get(True))
+
+
+class Places(NamedTuple):
+    """The axes of one array in both forms.
+
+    Attributes:
+      axis: where the layer axis lies in the stacked array, at least 0.
+      order: for each axis of a layer's array, which one of the slice it is; None where they are
+        in the same order.
+    """
+
+    axis: int
+    order: tuple[int, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +193,11 @@ class Stacking:
         return self.axis_of(collection) is not None
 
     def axis_of(self, collection: str) -> int | None:
-        """The axis in the stack's own array; see `position` for the whole array."""
+        """The axis in the stack's own array; see `places` for the whole array."""
         return None if self.axes is None else self.axes.get(collection, self.axes.get(True))
 
-    def position(self, collection: str, ndim: int, removed: frozenset[Path]) -> int:
-        """Where the layer axis lies in a whole array of `ndim` axes, at least 0.
+    def places(self, collection: str, ndim: int, removed: frozenset[Path]) -> Places:
+        """Where the layer axis lies in a whole array of `ndim` axes, and what it leaves behind.
 
         Args:
           collection: one that the stacking stacks.
@@ -200,11 +213,21 @@ class Stacking:
         size = ndim - len(around)
         if not -size <= axis < size:
             raise StackingError(f"has {ndim} axes and so no layer axis at {axis}")
-        at = axis % size
-        for other in around:
-            size += 1
-            at += at >= other % size
-        return at
+        layer: list[Any] = list(range(size - 1))
+        whole = layer.copy()
+        whole.insert(axis % size, "layers")
+        for number, other in enumerate(around):
+            whole.insert(other % (len(whole) + 1), f"around {number}")
+        left = [part for part in whole if part != "layers"]
+        # A lift around layers that are stored one by one adds its axis to each of their arrays.
+        for number, other in enumerate(around):
+            if not -len(layer) - 1 <= other <= len(layer):
+                layer = left  # and cannot, where they have too few axes: then nothing moves
+                break
+            layer.insert(other % (len(layer) + 1), f"around {number}")
+        order = tuple(left.index(part) for part in layer)
+        moved = order != tuple(range(len(order)))
+        return Places(whole.index("layers"), order if moved else None)
 
     def present(self, collection: str, removed: frozenset[Path]) -> list[int]:
         """The axes that enclosing lifts have put into the arrays, innermost first."""

@@ -18,8 +18,8 @@ import jax
 from ..core.metadata import is_axis_metadata
 from ..errors import LiftaxError, StackingError
 from .found import as_stackings
-from .leaves import described, is_array, join, take
-from .stackings import Path, Stacking, Stackings, name_of
+from .leaves import described, inverse, is_array, join, permute, take
+from .stackings import Path, Places, Stacking, Stackings, name_of
 from .trees import MISSING, Root, form_of, get, put, remove, roots_replaced
 
 NONE_REMOVED: frozenset[Path] = frozenset()
@@ -115,24 +115,25 @@ class LayerAxis:
         """Whether there is one layer and no axis."""
         return self.stacking.axes is None
 
-    def of(self, array: Any, at: Path) -> int:
+    def of(self, array: Any, at: Path) -> Places:
         """Where the axis lies in a stacked array.
 
         Raises:
           StackingError: it has no such axis, or its size is not the number of layers.
         """
-        axis = self.position(array.ndim, at)
-        if array.shape[axis] != self.count:
+        places = self.places(array.ndim, at)
+        size = array.shape[places.axis]
+        if size != self.count:
             raise StackingError(
-                f"{name_of(at)} is {described(array)}: size {array.shape[axis]} along axis {axis}, "
+                f"{name_of(at)} is {described(array)}: size {size} along axis {places.axis}, "
                 f"where the layout has {self.count} layers for {name_of(self.stacking.path)}"
             )
-        return axis
+        return places
 
-    def position(self, ndim: int, at: Path) -> int:
+    def places(self, ndim: int, at: Path) -> Places:
         """Where the axis lies in a stacked array of `ndim` axes."""
         try:
-            return self.stacking.position(self.collection, ndim, self.removed)
+            return self.stacking.places(self.collection, ndim, self.removed)
         except StackingError as error:
             raise StackingError(
                 f"{name_of(at)} {error}; it is in the stack {name_of(self.stacking.path)}"
@@ -145,7 +146,7 @@ class LayerAxis:
         from the end here too.
         """
         if self.stacking.present(self.collection, self.removed):
-            return self.position(ndim, at)
+            return self.places(ndim, at).axis
         axis = self.stacking.axis_of(self.collection)
         assert axis is not None
         return axis
@@ -176,8 +177,8 @@ def split(node: Any, axis: LayerAxis, at: Path, done: Any = None) -> list[Any]:
         ]
     if not is_array(node):
         return [node] * axis.count
-    where = axis.of(node, at)
-    taken = [take(node, i, where) for i in range(axis.count)]
+    where, order = axis.of(node, at)
+    taken = [permute(take(node, i, where), order) for i in range(axis.count)]
     if done is not None:
         done(node)
     return taken
@@ -190,9 +191,26 @@ def _split_box(box: Any, axis: LayerAxis, at: Path, done: Any) -> list[Any]:
     boxes = [jax.tree.unflatten(treedef, [c[i] for c in contents]) for i in range(axis.count)]
     if not arrays:
         return boxes
-    index = axis.named(arrays[0].ndim, at)
+    ndim = arrays[0].ndim
+    index, order = axis.named(ndim, at), axis.places(ndim, at).order
     with _at_variable(at):
-        return [b.remove_axis(index, axis.stacking.metadata_params) for b in boxes]
+        gone = [b.remove_axis(index, axis.stacking.metadata_params) for b in boxes]
+        return [_names_permuted(b, order) for b in gone]
+
+
+def _names_permuted(box: Any, order: tuple[int, ...] | None) -> Any:
+    """The box with the names of its axes in another order."""
+    if order is None:
+        return box
+    names = getattr(box, "names", None)
+    if not isinstance(names, tuple) or not hasattr(box, "replace"):
+        raise StackingError(
+            f"a lift around the stack has its axis elsewhere where layers are stored one by one, "
+            f"and {type(box).__name__} cannot put the names of its axes in that order: only boxes "
+            f"with names= can"
+        )
+    names = (*names, *(None,) * (len(order) - len(names)))
+    return box.replace(names=tuple(names[i] for i in order))
 
 
 class _at_variable:
@@ -250,8 +268,10 @@ def unite(nodes: Sequence[Any], axis: LayerAxis, at: Path, paths: Any, done: Any
         arrays = [leaf for leaf in leaves if is_array(leaf)]
         if is_axis_metadata(first) and arrays:
             with _at_variable(paths[0] + at):
-                index = axis.named(arrays[0].ndim + 1, at)
-                return made.add_axis(index, axis.stacking.metadata_params)
+                ndim = arrays[0].ndim + 1
+                back = inverse(axis.places(ndim, at).order)
+                made = _names_permuted(made, back)
+                return made.add_axis(axis.named(ndim, at), axis.stacking.metadata_params)
         return made
     for path, node in zip(paths, nodes, strict=True):
         if not _alike(first, node):
@@ -259,7 +279,8 @@ def unite(nodes: Sequence[Any], axis: LayerAxis, at: Path, paths: Any, done: Any
     if not is_array(first):
         return first
     try:
-        made = join(nodes, axis.position(first.ndim + 1, paths[0] + at))
+        where, order = axis.places(first.ndim + 1, paths[0] + at)
+        made = join([permute(node, inverse(order)) for node in nodes], where)
     except StackingError as error:
         raise StackingError(f"{name_of(paths[0] + at)}: {error}") from None
     if done is not None:
@@ -350,8 +371,11 @@ class _Conversion:
                     inner = self.unstack(get(tree, path), s.inside, collection, at + path, gone)
                     tree = put(tree, path, inner)
                 continue
+            whole = get(tree, s.path)
+            if _stands_for_all(whole, s):
+                continue
             axis = LayerAxis(s, collection, removed)
-            pieces = split(get(tree, s.path), axis, at + s.path, self.done)
+            pieces = split(whole, axis, at + s.path, self.done)
             tree = remove(tree, s.path)
             for path, piece in zip(s.layers, pieces, strict=True):
                 if _taken(tree, path):
@@ -397,6 +421,15 @@ class _Conversion:
             axis = LayerAxis(s, collection, removed)
             tree = put(tree, s.path, unite(layers, axis, (), paths, self.done))
         return tree
+
+
+def _stands_for_all(node: Any, s: Stacking) -> bool:
+    """Whether a node without arrays holds the place of a stack, as masks of optimizers leave it.
+
+    It holds that of the layers as well where they lie at the same path.
+    """
+    below = all(path[: len(s.path)] == s.path for path in s.layers)
+    return below and not isinstance(node, Mapping) and not jax.tree.leaves(node)
 
 
 def _taken(tree: Any, path: Path) -> bool:
