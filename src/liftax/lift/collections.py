@@ -133,7 +133,7 @@ def _initialised(
         node: Any = mapped[birth.top][birth.col]
         for name in birth.path:
             node = node[name]
-        births += jax.tree.leaves(node)
+        births += _like(jax.tree.unflatten(birth.treedef, birth.marks), node)
     _, _, out = loop.step(births, [], [], [])
     opening.write_back(outer)
     y = jax.tree.unflatten(side["y_def"], out[: side["n_y"]])
@@ -145,6 +145,16 @@ def _initialised(
         if top._root.log is not None:
             top._root.log.extend(side["log"])
     return y
+
+
+def _like(born: Any, node: Any) -> list[Any]:
+    """Returns the leaves of ``node`` that were ``born`` together.
+
+    A lift within writes a whole subtree at once, and what comes later joins it.
+    """
+    if not isinstance(born, dict):
+        return jax.tree.leaves(node)
+    return [leaf for key in sorted(born) for leaf in _like(born[key], node[key])]
 
 
 def _marker(marks: Marks, opening: Opening, top: int) -> Callable[..., Any]:
