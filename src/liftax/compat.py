@@ -63,6 +63,48 @@ def evaluate(jaxpr: jex.Jaxpr, args: Sequence[Any]) -> list[Any]:
     return [x if isinstance(x, jax.Array) else jax.numpy.asarray(x) for x in found]
 
 
+def evaluate_apart(jaxpr: jex.Jaxpr, args: Sequence[Any], zero: Any) -> list[Any]:
+    """Runs a program inside `jax.jit` with its equations kept apart.
+
+    The compiler fuses operations, contracts a product and a sum into one rounding
+    and folds constants. Between two equations the bits go through an exclusive or
+    with ``zero``, of which it knows nothing, so the numbers are those of `evaluate`.
+
+    Args:
+      zero: a traced uint32 scalar that is 0 at run time.
+    """
+    values: dict[Any, Any] = dict(zip(jaxpr.invars, args, strict=True))
+
+    for eqn in jaxpr.eqns:
+        # A constant is an input where an equation is run by itself: hide its value,
+        # which the compiler would fold (a division becomes a product).
+        given = {v: values[v] for v in eqn.invars if not isinstance(v, _core.Literal)}
+        invars = []
+        for atom in eqn.invars:
+            if isinstance(atom, _core.Literal):
+                value, atom = _apart(atom.val, zero), _core.Var(atom.aval)
+                given[atom] = value
+            invars.append(atom)
+        one = rewire(
+            jaxpr, invars=list(given), outvars=eqn.outvars, eqns=[eqn.replace(invars=invars)]
+        )
+        found = evaluate(one, list(given.values()))
+        found = [_apart(value, zero) for value in found]
+        values.update(zip(eqn.outvars, found, strict=True))
+    return [v.val if isinstance(v, _core.Literal) else values[v] for v in jaxpr.outvars]
+
+
+def _apart(value: Any, zero: Any) -> Any:
+    dtype = jax.typeof(value).dtype
+    if jax.numpy.issubdtype(dtype, jax.numpy.complexfloating):
+        return jax.lax.complex(_apart(jax.lax.real(value), zero), _apart(jax.lax.imag(value), zero))
+    if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+        return value
+    bits = jax.numpy.dtype(f"uint{8 * dtype.itemsize}")
+    hidden = jax.lax.bitcast_convert_type(value, bits) ^ jax.lax.convert_element_type(zero, bits)
+    return jax.lax.bitcast_convert_type(hidden, dtype)
+
+
 def register_constant(primitive: Any, value: Any) -> None:
     """Lowers ``primitive``, which has no inputs, to the constant ``value(**params)``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -11,19 +11,16 @@ from .. import compat
 from ..errors import (
     ApplyScopeInvalidVariablesStructureError,
     ApplyScopeInvalidVariablesTypeError,
-    LazyInitError,
     LeakedTracerError,
     where,
 )
 from . import metadata
 from .filters import Filter, check_filter
-from .rngs import as_streams, describe, is_key
+from .rngs import as_streams, describe
 from .root import Root
 from .scope import Scope
+from .staged import staged
 from .trees import copy_dicts, plain_dicts
-
-if TYPE_CHECKING:
-    import jax.extend.core as jex
 
 
 def bind(
@@ -176,99 +173,6 @@ def lazy_init(
       (2,)
     """
     return staged(init(fn, mutable, flags))
-
-
-_CANNOT_STAGE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.NonConcreteBooleanIndexError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerBoolConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
-
-
-def staged(initialise: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns ``initialise`` without its output and without the work that it needs.
-
-    The function is traced once, cut down to what makes the variables and run
-    equation by equation, so the values are those of the whole program run
-    eagerly. A function that looks at values while it runs cannot be traced; it
-    is run as it is.
-
-    Args:
-      initialise: ``(rngs, *args, **kwargs) -> (y, variables)``.
-
-    Returns:
-      ``(rngs, *args, **kwargs) -> variables``.
-    """
-
-    def run(rngs: Any, *args: Any, **kwargs: Any) -> Any:
-        streams = as_streams(rngs)
-        keys = {name: stream.key for name, stream in streams.items()}
-        leaves, treedef = jax.tree.flatten((keys, args, kwargs))
-        traced = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
-
-        def variables_of(arrays: list[Any]) -> Any:
-            filled = list(leaves)
-            for i, array in zip(traced, arrays, strict=True):
-                filled[i] = array
-            keys, args, kwargs = jax.tree.unflatten(treedef, filled)
-            rebuilt = {n: s._replace(key=keys[n]) for n, s in streams.items()}
-            made = initialise(rebuilt, *args, **kwargs)[1]
-            side["leaves"], side["treedef"] = jax.tree.flatten(made)
-            paths = jax.tree_util.tree_leaves_with_path(made)
-            # What is not traced is a value already: a Python number stays one.
-            side["traced"] = [i for i, x in enumerate(side["leaves"]) if _is_tracer(x)]
-            side["names"] = [jax.tree_util.keystr(paths[i][0]) for i in side["traced"]]
-            return [side["leaves"][i] for i in side["traced"]]
-
-        side: dict[str, Any] = {}
-        inputs = [leaves[i] for i in traced]
-        abstract = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in inputs]
-        try:
-            closed = jax.make_jaxpr(variables_of)(inputs)
-        except _CANNOT_STAGE:
-            if any(abstract):
-                raise
-            return initialise(rngs, *args, **kwargs)[1]
-        made = run_pruned(closed, inputs, abstract, side["names"])
-        for i, value in zip(side["traced"], made, strict=True):
-            side["leaves"][i] = value
-        return jax.tree.unflatten(side["treedef"], side["leaves"])
-
-    return run
-
-
-def run_pruned(
-    closed: jex.ClosedJaxpr, inputs: list[Any], abstract: list[bool], names: list[str]
-) -> list[Any]:
-    """Runs what is left of a program when nothing but its outputs counts."""
-    jaxpr = compat.consts_as_inputs(closed)
-    small, used = compat.prune(jaxpr, [True] * len(jaxpr.outvars))
-    values = [*closed.consts, *inputs]
-    is_abstract = [False] * len(closed.consts) + abstract
-    if any(u and a for u, a in zip(used, is_abstract, strict=True)):
-        needy = [n for i, n in enumerate(names) if _needs(jaxpr, i, is_abstract)]
-        raise LazyInitError(
-            f"lazy_init: the initial value of {', '.join(needy[:4])} depends on an input of "
-            f"which only the shape is given; pass that input as an array"
-        )
-    kept = [v for v, u in zip(values, used, strict=True) if u]
-    return compat.evaluate(small, kept)
-
-
-def _needs(jaxpr: jex.Jaxpr, output: int, unknown: list[bool]) -> bool:
-    """Tells whether an output depends on any of the ``unknown`` inputs."""
-    _, used = compat.prune(jaxpr, [i == output for i in range(len(jaxpr.outvars))])
-    return any(u and a for u, a in zip(used, unknown, strict=True))
-
-
-def _is_tracer(leaf: Any) -> bool:
-    return isinstance(leaf, jax.core.Tracer)
-
-
-def _is_array(leaf: Any) -> bool:
-    return is_key(leaf) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
 
 
 def check_no_tracers(variables: Mapping[str, Any]) -> None:

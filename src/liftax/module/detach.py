@@ -118,7 +118,7 @@ class Detached:
     def fingerprint(self) -> Any:
         """Returns a key: equal for values that are rebuilt alike, whatever their names."""
         order = {id(m): i for i, m in enumerate(self.modules)}
-        return tuple(_fingerprint(value, order) for value in self.values)
+        return tuple(fingerprint(value, order) for value in self.values)
 
     def memory(self) -> Any:
         """Returns what the modules remember that a lift must hand on."""
@@ -133,19 +133,19 @@ class Detached:
                 value._state.cursors = dict(cursors)
 
 
-def _fingerprint(value: Any, order: dict[int, int]) -> Any:
+def fingerprint(value: Any, order: dict[int, int]) -> Any:
     if is_module(value):
         state = value._state
-        fields = tuple(_fingerprint(value.__dict__.get(name), order) for name in value._field_names)
+        fields = tuple(fingerprint(value.__dict__.get(name), order) for name in value._field_names)
         place = order.get(id(value))
         remembered = (state.in_compact, tuple(state.cursors.items()))
         return type(value), place, fields, remembered
     if isinstance(value, Variable):
         return Variable, order.get(id(value)), value.collection, value.name, value.unbox
     if isinstance(value, (list, tuple)):
-        return type(value), tuple(_fingerprint(v, order) for v in value)
+        return type(value), tuple(fingerprint(v, order) for v in value)
     if isinstance(value, dict):
-        return dict, frozenset((k, _fingerprint(v, order)) for k, v in value.items())
+        return dict, frozenset((k, fingerprint(v, order)) for k, v in value.items())
     return typed(value)
 
 

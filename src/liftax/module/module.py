@@ -20,6 +20,7 @@ from ..errors import (
 )
 from . import fields
 from .calls import wrap_methods
+from .detach import fingerprint
 from .naming import is_module, place, register
 from .run import INIT_COLLECTIONS, apply, init, init_with_output
 from .state import DONE, NEW, RUNNING, State, local
@@ -407,6 +408,10 @@ class Module(Variables):
         """
         fn = Module._function(self, method)
         return init(fn, self, mutable)(rngs, *args, **kwargs)
+
+    def _fingerprint(self) -> Any:
+        """Returns a key: equal for modules that compute alike, whatever their names."""
+        return fingerprint(self, {})
 
     def _function(self, method: Any) -> Callable[..., Any]:
         """Returns ``method=`` as a function of a module."""

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import run
 from ..core.filters import DenyList, Filter, union
+from ..core.keys import typed
 from ..core.scope import Scope
+from ..core.staged import Programs, staged
+from .state import local
 
 if TYPE_CHECKING:
     from .module import Module
@@ -104,4 +107,28 @@ def init(
       >>> sorted(make(jax.random.key(0), jnp.ones(3))['params'])
       ['bias', 'kernel']
     """
-    return run.staged(init_with_output(fn, module, mutable, capture_intermediates))
+
+    def identity() -> Any:
+        return fn, module._fingerprint(), typed(_plain(mutable)), capture_intermediates
+
+    return staged(
+        init_with_output(fn, module, mutable, capture_intermediates),
+        lambda: _programs(module),
+        identity,
+    )
+
+
+def _plain(mutable: Filter) -> Any:
+    return frozenset(mutable) if isinstance(mutable, (set, list, tuple)) else mutable
+
+
+def _programs(module: Module) -> Programs | None:
+    """Returns the compiled programs of a module's class; they go with the class."""
+    if local.interceptors:
+        return None
+    cls = type(module)
+    programs = cls.__dict__.get("_init_programs")
+    if programs is None:
+        programs = Programs()
+        type.__setattr__(cls, "_init_programs", programs)
+    return programs
