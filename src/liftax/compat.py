@@ -79,7 +79,7 @@ def evaluate_apart(jaxpr: jex.Jaxpr, args: Sequence[Any], zero: Any) -> list[Any
         # A constant is an input where an equation is run by itself: hide its value,
         # which the compiler would fold (a division becomes a product).
         given = {v: values[v] for v in eqn.invars if not isinstance(v, _core.Literal)}
-        invars = []
+        invars: list[Any] = []
         for atom in eqn.invars:
             if isinstance(atom, _core.Literal):
                 value, atom = _apart(atom.val, zero), _core.Var(atom.aval)
