@@ -70,7 +70,10 @@ class Numbering:
             return self.program(params[_CALLS[name]], inputs)
         if name == "scan":
             return self._scan(params, inputs)
-        if name in ("stop_gradient", "name"):
+        if name == "cond":
+            branches = [self.program(branch, inputs[1:]) for branch in params["branches"]]
+            return [self.of("cond", inputs[0], results) for results in zip(*branches, strict=True)]
+        if name in ("stop_gradient", "name", "random_clone"):
             return inputs
         if all(n in self._constants for n in inputs):
             known = self._fold(eqn, [self._constants[n] for n in inputs])
