@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +41,21 @@ def typed(value: Any) -> Any:
             f"for a list, or define __hash__ and __eq__"
         ) from cause
     return type(value), value
+
+
+def weakly(key: Any) -> Any:
+    """Returns a key like ``key`` that keeps no class and no function alive.
+
+    jax drops what it cached for a function with the function. Where the cache's own
+    keys hold the class that holds the function, nothing is ever dropped.
+    """
+    if type(key) is tuple:
+        return tuple(map(weakly, key))
+    if type(key) is frozenset:
+        return frozenset(map(weakly, key))
+    if isinstance(key, (type, types.FunctionType)):
+        return weakref.ref(key)
+    return key
 
 
 class _Identity:
