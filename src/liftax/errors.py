@@ -303,6 +303,12 @@ class AxisError(LiftError, ValueError):
     code = "LX105"
 
 
+class AxisNameError(LiftError, NameError):
+    """A collective uses the name of an axis that no lift around it gives."""
+
+    code = "LX114"
+
+
 class AxesTreeError(LiftError, ValueError):
     """``in_axes`` or ``out_axes`` is not a prefix of the tree that it describes."""
 

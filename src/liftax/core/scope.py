@@ -347,11 +347,7 @@ class Scope:
         return not self.root._nodes.get(col)
 
     def has_variable(self, col: str, name: str) -> bool:
-        """Tells whether the variable exists here.
-
-        Raises:
-          UnnamedCollectionError: it exists, and a lift in force leaves it outside.
-        """
+        """Tells whether the variable exists here; refuses one that a lift leaves outside."""
         node = self._node(col)
         if node is not None and name in node:
             return True
@@ -364,7 +360,6 @@ class Scope:
 
         Raises:
           UnnamedCollectionError: it exists, and a lift in force leaves it outside.
-          InvalidScopeError: the call has ended.
         """
         root = self._root
         if not root.valid and root.entered_by is None:

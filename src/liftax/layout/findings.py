@@ -50,6 +50,7 @@ _ERRORS = {
     "LX111": ("InvalidFilterError", "Not a collection filter"),
     "LX112": ("PartitioningUnspecifiedError", "A lift adds an unnamed axis to boxed variables"),
     "LX113": ("PartitioningMismatchError", "Axis names that contradict the array or the lift"),
+    "LX114": ("AxisNameError", "A collective over the name of an axis that no lift gives"),
     "LX201": ("SplitSharedError", "A stream is split while its variables are shared"),
     "LX203": ("InvalidRngError", "A stream without a key"),
     "LX301": ("ClosedOverModuleError", "A bound module closed over by a lifted function"),

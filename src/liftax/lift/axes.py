@@ -6,7 +6,7 @@ axis is said here, by the name of the argument or variable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -17,7 +17,13 @@ from ..core import metadata
 from ..core.pack import Group
 from ..core.rngs import describe
 from ..core.roles import broadcast
-from ..errors import AxesTreeError, AxisError, LengthError
+from ..errors import (
+    AxesTreeError,
+    AxisError,
+    LengthError,
+    PartitioningMismatchError,
+    PartitioningUnspecifiedError,
+)
 
 
 class Placed(Protocol):
@@ -43,7 +49,7 @@ def axes_of(axes: Any, tree: Any, at: Placed, argument: str) -> list[Any]:
     if not _expand(axes, tree, found):
         raise AxesTreeError(
             f"{at.place}: {argument} is not a prefix of the tree it describes.\n"
-            f"found: {argument}={_shape_of(axes)} for {_shape_of(tree)}\n"
+            f"found: {argument}={_shape_of(axes, _axis_text)} for {_shape_of(tree)}\n"
             f"expected: one axis for all, or the same containers with an axis at the leaves"
         )
     return found
@@ -69,14 +75,19 @@ def _expand(axes: Any, tree: Any, found: list[Any]) -> bool:
     return all(_expand(a, t, found) for a, t in zip(axis_parts, tree_parts, strict=True))
 
 
-def _shape_of(tree: Any) -> str:
-    """Shows the containers of a tree, with ``*`` (or the axis) at its leaves."""
+def _shape_of(tree: Any, leaf: Callable[[Any], str] = lambda x: "*") -> str:
+    """Shows the containers of a tree, with ``*`` at its leaves or what ``leaf`` says of them."""
     if isinstance(tree, Mapping):
-        return "{" + ", ".join(f"{k!r}: {_shape_of(v)}" for k, v in tree.items()) + "}"
+        return "{" + ", ".join(f"{k!r}: {_shape_of(v, leaf)}" for k, v in tree.items()) + "}"
     if isinstance(tree, (list, tuple)):
-        inside = ", ".join(map(_shape_of, tree))
-        return f"[{inside}]" if isinstance(tree, list) else f"({inside},)"
-    return repr(tree) if _is_axis(tree) else "*"
+        inside = ", ".join(_shape_of(part, leaf) for part in tree)
+        comma = "," * (len(tree) == 1)
+        return f"[{inside}]" if isinstance(tree, list) else f"({inside}{comma})"
+    return "None" if tree is None else leaf(tree)
+
+
+def _axis_text(axis: Any) -> str:
+    return repr(axis) if isinstance(axis, (str, int, float)) else describe(axis)
 
 
 def to_front(x: Any, axis: int) -> Any:
@@ -119,7 +130,8 @@ class Sizes:
                 f"{describe(leaf)}; expected an axis from {-len(shape)} to {len(shape) - 1}"
                 if shape
                 else f"{self.at.place}: {name} is a scalar ({describe(leaf)}) and has no axis "
-                f"{axis}; use broadcast (scan) or None (vmap) for it"
+                f"{axis}; to hand it whole to each iteration use "
+                f"{'nn.broadcast' if self.argument == 'length' else 'None'} for it in in_axes"
             )
         size = shape[axis]
         if self.size is None:
@@ -140,7 +152,7 @@ class Sizes:
             if self._all_fit(jax.tree.leaves(collections), axis):
                 continue
             for path, leaf in jax.tree_util.tree_leaves_with_path(collections):
-                self.see(leaf, axis, f"variable {'/'.join(_names(path))}")
+                self.see(leaf, axis, f"variable {'/'.join(names_on(path))}")
 
     def see_arguments(self, args: Any, axes: list[Any], skip: int = 0) -> None:
         """Notes the sizes of the arguments; ``skip`` is how many stand before them."""
@@ -170,25 +182,47 @@ class Sizes:
         return LengthError(f"{self.at.place}: {text}")
 
 
-def _names(path: Any) -> list[str]:
+def names_on(path: Any) -> list[str]:
+    """Returns the names on a path of JAX's, as text."""
     return [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
 
 
-def unstack(group: Group, axis: int, metadata_params: Mapping[Any, Any], boxed: bool) -> Group:
+def renamed(
+    at: Placed,
+    change: Callable[..., Any],
+    group: Group,
+    axis: int,
+    metadata_params: Mapping[Any, Any],
+) -> Group:
+    """Adds or removes the name of an axis in the boxes of a group.
+
+    Args:
+      at: where the lift stands, for messages.
+      change: ``metadata.add_axis`` or ``metadata.remove_axis``.
+    """
+    try:
+        return tuple(change(collections, axis, metadata_params) for collections in group)
+    except (PartitioningUnspecifiedError, PartitioningMismatchError) as error:
+        raise type(error)(f"{at.place}: {error}") from None
+
+
+def unstack(
+    at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, Any], boxed: bool
+) -> Group:
     """Moves the axis of a group to the front and its name out of the boxes."""
     if not any(group):
         return group
     if boxed:
-        group = tuple(metadata.remove_axis(c, axis, metadata_params) for c in group)
+        group = renamed(at, metadata.remove_axis, group, axis, metadata_params)
     if axis == 0:
         return group
     return jax.tree.map(lambda x: to_front(x, axis), group)
 
 
-def restack(group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
+def restack(at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
     """Undoes `unstack` on what came out."""
     if not any(group):
         return group
     if axis != 0:
         group = jax.tree.map(lambda x: from_front(x, axis), group)
-    return tuple(metadata.add_axis(c, axis, metadata_params) for c in group)
+    return renamed(at, metadata.add_axis, group, axis, metadata_params)

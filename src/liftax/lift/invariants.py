@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 class Birth(NamedTuple):
     """A variable that the body made: its marks, one per leaf of its value.
 
-    ``late`` says that a lift inside the body made it: the value is what that lift
-    left of it, not its first one.
+    ``first`` is its marked value. ``late`` says that a lift inside the body made it: the
+    value is what that lift left of it, not its first one.
     """
 
     carried: bool
@@ -46,6 +46,7 @@ class Birth(NamedTuple):
     path: tuple[str, ...]
     marks: list[str]
     treedef: Any
+    first: Any
     late: bool
 
 
@@ -71,8 +72,8 @@ class Marks:
         # A nested loop leaves its own marks in the same jaxpr: tell them apart.
         names = [f"liftax:{id(self)}:{next(self._number)}" for _ in leaves]
         marked = [checkpoint_name(jnp.asarray(x), n) for x, n in zip(leaves, names, strict=True)]
-        self.births.append(Birth(carried, top, col, path, names, treedef, late))
         value = jax.tree.unflatten(treedef, marked)
+        self.births.append(Birth(carried, top, col, path, names, treedef, value, late))
         self._marked |= {id(x): x for x in (value, *marked)}
         return value
 

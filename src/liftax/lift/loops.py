@@ -12,18 +12,23 @@ import jax.numpy as jnp
 from ..core import metadata
 from ..core.filters import Filter
 from ..core.pack import Group, Opening
-from ..core.rngs import Drawn, describe, replay, rewind, settle
+from ..core.rngs import Drawn, replay, rewind, settle
 from ..core.roles import BROADCAST, CARRY, Roles, broadcast, loop_roles
 from ..core.scope import Scope
 from ..errors import AxesTreeError
 from .axes import Sizes, axes_of, from_front, restack, to_front, unstack
 from .invariants import Birth, Loop, Marks, trace_loop
+from .looperrors import (
+    check_carried,
+    check_out_axes,
+    check_variable_axes,
+    checked_carry,
+    not_a_pair,
+)
 from .looptrees import (
-    carry_error,
     changed,
     created,
     final_of,
-    not_a_pair,
     strengthened,
     updated,
     with_births,
@@ -151,7 +156,7 @@ def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[
                 if axis is not broadcast
             ],
             [
-                unstack(g, a, metadata_params, opening.boxed)
+                unstack(opening, g, a, metadata_params, opening.boxed)
                 for g, a in zip(stacked, axes, strict=True)
             ],
             opening.split_keys(size),
@@ -284,11 +289,18 @@ class _Call:
         rewind(log)
         self.drawn = replay(log, self._is_shared) if self.spec.twice else log
         settle(self.drawn)
-        after = self._checked(carry, out[0])
+        after = checked_carry(opening, carry, self.carry_def, out[0])
         ys, self.y_def = jax.tree.flatten(out[1])
         self.y_axes = axes_of(self.spec.out_axes, out[1], opening, "out_axes")
+        check_out_axes(opening, out[1], self.y_axes, shared=broadcast)
         opening.close(inner)
         return inner, after, ys
+
+    def stacked(self, inner: list[Scope]) -> list[Group]:
+        """Returns what the body wrote along each axis."""
+        groups = [self.opening.written(inner, axis) for axis in self.axes]
+        check_variable_axes(self.opening, groups, self.axes)
+        return groups
 
     def _is_shared(self, col: str) -> bool:
         return self.spec.roles.role(col) == BROADCAST
@@ -310,36 +322,6 @@ class _Call:
         rewind(self.drawn)
         self.drawn = []
 
-    def _checked(self, before: list[Any], carry: Any) -> list[Any]:
-        """Returns the leaves of the new carry; raises if it is not like the old one."""
-        after, after_def = jax.tree.flatten(carry)
-        place = self.opening.place
-        if after_def != self.carry_def:
-            raise carry_error(
-                place,
-                "the carry changes its structure",
-                str(self.carry_def),
-                str(after_def),
-                "return a carry of the same containers as the one that comes in",
-            )
-        for i, (old, new) in enumerate(zip(before, after, strict=True)):
-            a, b = jax.typeof(old), jax.typeof(new)
-            if a.shape == b.shape and (a.dtype == b.dtype or a.weak_type):
-                continue
-            tree = jax.tree.unflatten(self.carry_def, range(len(before)))
-            name = "carry" + jax.tree_util.keystr(jax.tree_util.tree_leaves_with_path(tree)[i][0])
-            if a.shape == b.shape:
-                hint = "cast it to the dtype that comes in, or hand in the wider one"
-            elif a.shape[:-1] == b.shape[:-1]:
-                hint = (
-                    f"the residual width is {a.shape[-1]} and the body makes {b.shape[-1]}, "
-                    f"so set its features to {a.shape[-1]}"
-                )
-            else:
-                hint = "the carry must keep its shape"
-            raise carry_error(place, f"{name} changes", describe(a), describe(b), hint)
-        return after
-
     # --- the loop ---------------------------------------------------------------
 
     def _directly(self, carry: list[Any], xs: Any) -> _Result:
@@ -352,7 +334,8 @@ class _Call:
             if created(carry_vars, self.carried):
                 raise _Retrace
             kept = updated(c[1], carry_vars)
-            return (after, kept), (ys, [opening.written(inner, a) for a in self.axes])
+            check_carried(opening, c[1], kept)
+            return (after, kept), (ys, self.stacked(inner))
 
         (carry, carry_vars), (ys, stacked) = self.spec.loop(
             step, (carry, self.carried), xs, length=self.size, **self.spec.options
@@ -447,7 +430,7 @@ class _Call:
             log.extend(self.drawn)
         opening.write_back(writable(opening, result.carry_vars))
         for group, axis in zip(result.stacked, self.axes, strict=True):
-            opening.write_back(restack(group, axis, self.spec.metadata_params))
+            opening.write_back(restack(opening, group, axis, self.spec.metadata_params))
         moving, fixed = iter(result.ys), iter(result.constant)
         ys = [
             next(fixed) if axis is broadcast else from_front(next(moving), axis)
@@ -477,12 +460,14 @@ class _Flat:
         marks.clear()
         group = jax.tree.unflatten(self.var_def, c[self.n_carry :])
         inner, carry, ys = call.body(c[: self.n_carry], group, jax.tree.unflatten(self.x_def, x))
-        kept = jax.tree.leaves(updated(group, opening.written(inner, CARRY)))
+        after = updated(group, opening.written(inner, CARRY))
+        check_carried(opening, group, after)
+        kept = jax.tree.leaves(after)
         births = [
             leaf
             for birth in marks.births
             if birth.carried
-            for leaf in final_of(inner[birth.top], birth, opening.place)
+            for leaf in final_of(inner[birth.top], birth, opening)
         ]
         shared = changed(opening.written(inner, BROADCAST), call.shared, marks)
         shared_leaves, self.shared_def = jax.tree.flatten(shared)
@@ -501,7 +486,7 @@ class _Flat:
             else:
                 moving.append(ys[i])
         self.n_ys = len(moving)
-        stacked = [opening.written(inner, axis) for axis in call.axes]
+        stacked = call.stacked(inner)
         stacked_leaves, self.stacked_def = jax.tree.flatten(stacked)
         return [*carry, *kept], births, [*moving, *stacked_leaves], [*shared_leaves, *constant]
 

@@ -9,26 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ..core.pack import Group, Opening
-from ..core.rngs import describe
-from ..errors import BodyReturnError, CarryError
-from .invariants import Marks
-
-
-def not_a_pair(place: str, out: Any) -> BodyReturnError:
-    found = describe(out) if not isinstance(out, (tuple, list)) else f"{len(out)} values"
-    return BodyReturnError(
-        f"{place}: the body must return a pair (carry, ys).\n"
-        f"found: {found}\n"
-        f"expected: return carry, ys; where there is nothing to stack, return carry, None"
-    )
-
-
-def carry_error(place: str, what: str, before: str, after: str, hint: str) -> CarryError:
-    return CarryError(
-        f"{place}: {what} from one iteration to the next.\n"
-        f"found: {after} comes out of the body\n"
-        f"expected: {before}, as it went in; {hint}"
-    )
+from .axes import Placed
+from .invariants import Birth, Marks
+from .looperrors import check_variable
 
 
 def updated(before: Any, after: Any) -> Any:
@@ -84,21 +67,14 @@ def written_first(opening: Opening, marks: Marks, carried: bool, leaves: list[An
     return found
 
 
-def final_of(scope: Any, birth: Any, place: str) -> list[Any]:
+def final_of(scope: Any, birth: Birth, at: Placed) -> list[Any]:
     """Returns the value, at the end of the body, of a variable born in it."""
     node = scope._nodes[birth.col]
     for name in birth.path:
         node = node[name]
-    leaves, treedef = jax.tree.flatten(node)
-    if treedef != birth.treedef:
-        raise carry_error(
-            place,
-            f"variable {'/'.join((birth.col, *birth.path))} changes its structure",
-            str(birth.treedef),
-            str(treedef),
-            "write a value of the same containers",
-        )
-    return [jnp.asarray(leaf) for leaf in leaves]
+    if node is not birth.first:
+        check_variable(at, (birth.col, *birth.path), birth.first, node)
+    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(node)]
 
 
 def with_births(group: Group, marks: Marks, born: list[Any]) -> Group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,9 +12,10 @@ from ..core import metadata
 from ..core.filters import Filter
 from ..core.pack import Opening
 from ..core.roles import BROADCAST, Roles, axis_rows, broadcast, split_pairs
-from ..errors import AxesTreeError, LoopDependentError
-from .axes import Sizes, axes_of
+from ..errors import AxesTreeError, AxisNameError, LiftaxError, LoopDependentError
+from .axes import Sizes, axes_of, renamed
 from .invariants import split_shared
+from .looperrors import check_out_axes, check_variable_axes
 
 
 def vmap(
@@ -70,6 +72,12 @@ def mapper(
     roles = Roles("vmap", rows, split_pairs(split_rngs, "vmap"))
     axes = roles.axes()
     shares_params = roles.role("params") == BROADCAST
+    for axis in jax.tree.leaves(out_axes):
+        if not isinstance(axis, int):
+            raise AxesTreeError(
+                f"vmap: out_axes expected ints, or None for a value that is the same for each "
+                f"example; found {axis!r}"
+            )
 
     def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
         def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
@@ -91,11 +99,13 @@ def mapper(
             leaves, treedef = jax.tree.flatten(args)
             moving = [i for i, axis in enumerate(leaf_axes) if axis is not None]
             taken = [
-                tuple(metadata.remove_axis(c, axis, metadata_params) for c in group)
+                renamed(opening, metadata.remove_axis, group, axis, metadata_params)
                 for group, axis in zip(stacked, axes, strict=True)
             ]
+            finished = False
 
             def body(parts: list[Any], taken: list[Any], split_keys: Any) -> Any:
+                nonlocal finished
                 filled = list(leaves)
                 for i, part in zip(moving, parts, strict=True):
                     filled[i] = part
@@ -112,6 +122,11 @@ def mapper(
                 )
                 opening.close(inner)
                 written = [opening.written(inner, axis) for axis in axes]
+                if out_axes != 0:
+                    y_axes = axes_of(out_axes, y, opening, "out_axes")
+                    check_out_axes(opening, y, y_axes, shared=None)
+                check_variable_axes(opening, written, axes)
+                finished = True
                 return y, opening.written(inner, BROADCAST), written
 
             run = jax.vmap(
@@ -125,23 +140,57 @@ def mapper(
             try:
                 y, same, written = run([leaves[i] for i in moving], taken, opening.split_keys(size))
             except ValueError as cause:
-                if "out_axes" not in str(cause) or "None" not in str(cause):
+                # Once the body has returned, nothing but a value without an axis can be wrong.
+                found = _UNSHARED.search(str(cause)) if finished else None
+                if found is None:
                     raise
                 if opening.initializing and roles.split("params") and shares_params:
                     raise split_shared(opening.place, "a parameter") from cause
-                raise LoopDependentError(
-                    f"{opening.place}: an output or a variable that is shared along the axis "
-                    f"differs from example to example.\n"
-                    f"expected: for variables an axis in variable_axes (None shares them; "
-                    f"split_rngs of their stream must then be False); for outputs one in out_axes"
-                ) from cause
+                raise _differs(opening.place, int(found[1]), found[2]) from cause
+            except NameError as cause:
+                unbound = _UNBOUND.search(str(cause))
+                if unbound is None or isinstance(cause, LiftaxError):
+                    raise
+                raise _no_axis(opening.place, unbound[1], axis_name) from cause
             opening.write_back(same)
             for group, axis in zip(written, axes, strict=True):
-                opening.write_back(
-                    tuple(metadata.add_axis(c, axis, metadata_params) for c in group)
-                )
+                named = renamed(opening, metadata.add_axis, group, axis, metadata_params)
+                opening.write_back(named)
             return y
 
         return mapped
 
     return lift
+
+
+# How JAX says that a value without an axis has one after all, and that no axis has a name.
+_UNSHARED = re.compile(r"out_axes\[(\d)\]((?:\[[^\]]*\])*), got axis spec None")
+_UNBOUND = re.compile(r"unbound axis name:? (\w+)")
+
+
+def _differs(place: str, part: int, path: str) -> LoopDependentError:
+    """What is shared along the axis, and isn't the same for each example."""
+    if part == 0:
+        return LoopDependentError(
+            f"{place}: output{path} has no axis in out_axes (None), but differs from example to "
+            f"example.\n"
+            f"expected: out_axes=0 for it, or the same value for each example"
+        )
+    names = re.findall(r"\['([^']*)'\]", path)
+    return LoopDependentError(
+        f"{place}: variable {'/'.join(names)} is shared along the axis, but what is written to it "
+        f"differs from example to example.\n"
+        f"expected: variable_axes={{{names[0]!r}: 0}} for one of its own for each example, or the "
+        f"same value for each, e.g. by jax.lax.pmean over axis_name"
+    )
+
+
+def _no_axis(place: str, name: str, axis_name: Any) -> AxisNameError:
+    """A collective over a name that no vmap around it gives."""
+    return AxisNameError(
+        f"{place}: a collective inside uses the axis name {name!r}, which no lift around it "
+        f"gives.\n"
+        f"found: axis_name={axis_name!r} in this vmap\n"
+        f"expected: axis_name={name!r} in the vmap whose examples it goes over, or the name that "
+        f"is given in the collective"
+    )

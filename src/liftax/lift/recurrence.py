@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,9 +44,7 @@ def remat_scan(
       >>> variables['params']['w'].shape
       (4, 5, 3, 3)
     """
-    levels = tuple(lengths)
-    if not levels:
-        raise LengthError("remat_scan: lengths is empty; expected one length for each level")
+    levels = _levels(lengths)
 
     def loop(fn: Callable[..., Any], length: int) -> Callable[..., Any]:
         return scan(
@@ -79,6 +77,27 @@ def remat_scan(
         return fn(scope, carry)[0]
 
     return run
+
+
+def _levels(lengths: Any) -> tuple[int, ...]:
+    """Returns ``lengths``, checked."""
+    if isinstance(lengths, str) or not isinstance(lengths, Iterable):
+        raise LengthError(
+            f"remat_scan: lengths expected one length for each level, e.g. (4, 5), or (20,) for "
+            f"one level; found {type(lengths).__name__}"
+        )
+    levels = tuple(lengths)
+    if not levels:
+        raise LengthError("remat_scan: lengths is empty; expected one length for each level")
+    for level in levels:
+        if isinstance(level, bool) or not hasattr(level, "__index__"):
+            raise LengthError(
+                f"remat_scan: lengths expected ints, one for each level; found "
+                f"{type(level).__name__} among them"
+            )
+        if level.__index__() < 1:
+            raise LengthError(f"remat_scan: lengths={levels}: {level} is not positive")
+    return levels
 
 
 def while_loop(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ..core.filters import Filter
-from ..core.keys import typed
+from ..core.keys import typed, weakly
 from ..core.pack import Opening, pure
 from ..core.roles import THROUGH, through_roles
 from ..errors import StaticArgumentError
@@ -45,6 +45,9 @@ def remat(
     """
     lift = rematter(variables, rngs, concrete, prevent_cse, policy, static_argnames)
     return lift(fn, static_argnums)
+
+
+checkpoint = remat
 
 
 def rematter(
@@ -287,7 +290,7 @@ class Jit:
             donated = self._donated(args, static)
             kept = [None if i in donated else x for i, x in enumerate(static.dynamic)]
             given = {i: static.dynamic[i] for i in donated}
-            call = _Call(key, body, opening)
+            call = _Call(weakly(key), body, opening)
             values = opening.values(THROUGH)
             out, written, effects = run(call, values, keys, kept, given)
             leaves, traced, treedef = effects.outputs

@@ -135,9 +135,11 @@ class Detached:
 
 def fingerprint(value: Any, order: dict[int, int]) -> Any:
     if is_module(value):
-        state = value._state
+        state = value.__dict__.get("_state")
         fields = tuple(fingerprint(value.__dict__.get(name), order) for name in value._field_names)
         place = order.get(id(value))
+        if state is None:  # __post_init__ without super: the call that follows says so
+            return type(value), fields
         remembered = (state.in_compact, tuple(state.cursors.items()))
         return type(value), place, fields, remembered
     if isinstance(value, Variable):
