@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -117,7 +118,10 @@ def _has_shape(node: Any) -> bool:
 
 def _tried(path: Path, call: Callable[[], Any]) -> Any:
     """What a call of Orbax returns; whatever it raises is a damaged checkpoint."""
+    log = logging.getLogger("absl")
+    level = log.level
     try:
+        log.setLevel(logging.ERROR)  # what is wrong is said once, in the error
         with warnings.catch_warnings():
             # Where arrays lay on the devices of another machine does not matter here.
             warnings.simplefilter("ignore")
@@ -125,3 +129,5 @@ def _tried(path: Path, call: Callable[[], Any]) -> Any:
     except Exception as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: not a whole Orbax checkpoint: {first[:200]}") from error
+    finally:
+        log.setLevel(level)

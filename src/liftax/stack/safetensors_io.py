@@ -70,6 +70,8 @@ def read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
 def _reason(path: Path, text: str) -> str:
     """What the library said, and the first variable that the file is too short for."""
     text = text.removeprefix("Error while deserializing header: ").splitlines()[0]
+    if "not fully covered" in text:
+        text = "the file has more bytes than its header speaks of"
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -295,7 +295,8 @@ def filled(like: Any, tree: Any, at: tuple[str, ...] = ()) -> Any:
             raise CheckpointError(f"{_name((*at, name))} is missing from the checkpoint")
     for name, part in tree.items():
         if name not in dict(parts) and jax.tree.leaves(part):
-            raise CheckpointError(f"{_name((*at, name))} is in the checkpoint, but not in like=")
+            first = next(iter(flat(part, (*at, name))))[0]
+            raise CheckpointError(f"{first} is in the checkpoint, but not in like=")
     made = [filled(part, tree.get(name, {}), (*at, name)) for name, part in parts]
     if isinstance(like, Mapping):
         return dict(zip(like, made, strict=True))
