@@ -80,6 +80,12 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
         {},
         "feature_group_count=2 is not supported",
     ),
+    "ConvLocal-window": (
+        nn.ConvLocal(4, (7,), padding="VALID"),
+        (X,),
+        {},
+        "the window fits nowhere",
+    ),
     "ConvTranspose-causal": (
         nn.ConvTranspose(3, (3,), padding="CAUSAL"),
         (X,),

@@ -199,6 +199,12 @@ class _Conv(Module):
             )
             options |= {"precision": self.precision, "filter_shape": size}
             space = out.shape[1:-1]
+            if 0 in space:
+                raise fail(
+                    self,
+                    f"the window fits nowhere into the input of shape {x.shape}.",
+                    "Change kernel_size=, kernel_dilation= or padding=.",
+                )
             kernel_shape = (*space, math.prod(size) * channels, self.features)
             bias_shape = (*space, self.features)
         _check_mask(self, kernel_shape)
