@@ -25,8 +25,7 @@ Example:
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import core as core
 from . import errors as errors
@@ -43,33 +42,16 @@ from .core.roles import Out as Out
 from .core.roles import broadcast as broadcast
 from .core.variable import Variable as Variable
 from .errors import LiftWarning as LiftWarning
+from .lazy import lazy
 from .module.calls import compact as compact
 from .module.calls import compact_name_scope as compact_name_scope
 from .module.calls import nowrap as nowrap
-from .module.functional import cond as cond
-from .module.functional import custom_vjp as custom_vjp
-from .module.functional import grad as grad
-from .module.functional import jvp as jvp
-from .module.functional import switch as switch
-from .module.functional import value_and_grad as value_and_grad
-from .module.functional import vjp as vjp
-from .module.loops import remat_scan as remat_scan
-from .module.loops import scan as scan
-from .module.loops import vmap as vmap
-from .module.loops import while_loop as while_loop
 from .module.module import Module as Module
 from .module.run import apply as apply
 from .module.run import init as init
 from .module.run import init_with_output as init_with_output
 from .module.sharing import merge_param as merge_param
 from .module.sharing import share_scope as share_scope
-from .module.staging import add_metadata_axis as add_metadata_axis
-from .module.staging import checkpoint as checkpoint
-from .module.staging import fold_rngs as fold_rngs
-from .module.staging import jit as jit
-from .module.staging import map_variables as map_variables
-from .module.staging import named_call as named_call
-from .module.staging import remat as remat
 from .module.state import disable_named_call as disable_named_call
 from .module.state import enable_named_call as enable_named_call
 from .module.state import intercept_methods as intercept_methods
@@ -159,6 +141,24 @@ if TYPE_CHECKING:
     from .layers.weight_norm import WeightNorm as WeightNorm
     from .layout.build import layout as layout
     from .layout.model import Layout as Layout
+    from .module.functional import cond as cond
+    from .module.functional import custom_vjp as custom_vjp
+    from .module.functional import grad as grad
+    from .module.functional import jvp as jvp
+    from .module.functional import switch as switch
+    from .module.functional import value_and_grad as value_and_grad
+    from .module.functional import vjp as vjp
+    from .module.loops import remat_scan as remat_scan
+    from .module.loops import scan as scan
+    from .module.loops import vmap as vmap
+    from .module.loops import while_loop as while_loop
+    from .module.staging import add_metadata_axis as add_metadata_axis
+    from .module.staging import checkpoint as checkpoint
+    from .module.staging import fold_rngs as fold_rngs
+    from .module.staging import jit as jit
+    from .module.staging import map_variables as map_variables
+    from .module.staging import named_call as named_call
+    from .module.staging import remat as remat
     from .module.summary import summary as summary
     from .module.summary import tabulate as tabulate
     from .spmd import LogicallyPartitioned as LogicallyPartitioned
@@ -187,135 +187,139 @@ if TYPE_CHECKING:
     from .stack.store import to_layers as to_layers
     from .stack.store import to_stacked as to_stacked
 
-_HOME = {
-    "PReLU": "layers.activation",
-    "celu": "layers.activation",
-    "elu": "layers.activation",
-    "gelu": "layers.activation",
-    "glu": "layers.activation",
-    "hard_sigmoid": "layers.activation",
-    "hard_silu": "layers.activation",
-    "hard_swish": "layers.activation",
-    "hard_tanh": "layers.activation",
-    "leaky_relu": "layers.activation",
-    "log_sigmoid": "layers.activation",
-    "log_softmax": "layers.activation",
-    "logsumexp": "layers.activation",
-    "normalize": "layers.activation",
-    "one_hot": "layers.activation",
-    "relu": "layers.activation",
-    "relu6": "layers.activation",
-    "selu": "layers.activation",
-    "sigmoid": "layers.activation",
-    "silu": "layers.activation",
-    "soft_sign": "layers.activation",
-    "softmax": "layers.activation",
-    "softplus": "layers.activation",
-    "standardize": "layers.activation",
-    "swish": "layers.activation",
-    "tanh": "layers.activation",
-    "combine_masks": "layers.attention",
-    "dot_product_attention": "layers.attention",
-    "dot_product_attention_weights": "layers.attention",
-    "fused_dot_product_attention": "layers.attention",
-    "make_attention_mask": "layers.attention",
-    "make_causal_mask": "layers.attention",
-    "BatchApply": "layers.combinators",
-    "Sequential": "layers.combinators",
-    "Conv": "layers.conv",
-    "ConvLocal": "layers.conv",
-    "ConvTranspose": "layers.conv",
-    "ones": "layers.initializers",
-    "ones_init": "layers.initializers",
-    "zeros": "layers.initializers",
-    "zeros_init": "layers.initializers",
-    "Dense": "layers.linear",
-    "DenseGeneral": "layers.linear",
-    "Einsum": "layers.linear",
-    "Embed": "layers.linear",
-    "MultiHeadAttention": "layers.multihead",
-    "MultiHeadDotProductAttention": "layers.multihead",
-    "SelfAttention": "layers.multihead",
-    "BatchNorm": "layers.normalization",
-    "GroupNorm": "layers.normalization",
-    "InstanceNorm": "layers.normalization",
-    "LayerNorm": "layers.normalization",
-    "RMSNorm": "layers.normalization",
-    "avg_pool": "layers.pooling",
-    "max_pool": "layers.pooling",
-    "min_pool": "layers.pooling",
-    "pool": "layers.pooling",
-    "ConvLSTMCell": "layers.recurrent",
-    "GRUCell": "layers.recurrent",
-    "LSTMCell": "layers.recurrent",
-    "MGUCell": "layers.recurrent",
-    "OptimizedLSTMCell": "layers.recurrent",
-    "RNNCellBase": "layers.recurrent",
-    "SimpleCell": "layers.recurrent",
-    "Bidirectional": "layers.rnn",
-    "RNN": "layers.rnn",
-    "Dropout": "layers.stochastic",
-    "SpectralNorm": "layers.weight_norm",
-    "WeightNorm": "layers.weight_norm",
-    "layout": "layout.build",
-    "Layout": "layout.model",
-    "summary": "module.summary",
-    "tabulate": "module.summary",
-    "LogicallyPartitioned": "spmd",
-    "RulesFallback": "spmd",
-    "get_logical_axis_rules": "spmd",
-    "logical_axis_rules": "spmd",
-    "logical_to_mesh": "spmd",
-    "logical_to_mesh_axes": "spmd",
-    "logical_to_mesh_sharding": "spmd",
-    "set_logical_axis_rules": "spmd",
-    "with_logical_constraint": "spmd",
-    "with_logical_partitioning": "spmd",
-    "load_checkpoint": "stack.formats",
-    "save_checkpoint": "stack.formats",
-    "stackings_of": "stack.found",
-    "layer_counts": "stack.perlayer",
-    "layer_norms": "stack.perlayer",
-    "map_layers": "stack.perlayer",
-    "StackLayout": "stack.places",
-    "stack_layouts": "stack.places",
-    "Remat": "stack.plan",
-    "override_stacks": "stack.plan",
-    "ByPosition": "stack.slices",
-    "Stack": "stack.stack",
-    "Stacking": "stack.stackings",
-    "to_layers": "stack.store",
-    "to_stacked": "stack.store",
-}
-_MODULES = {
-    "activation": "layers.activation",
-    "attention": "layers.attention",
-    "combinators": "layers.combinators",
-    "dtypes": "layers.dtypes",
-    "initializers": "layers.initializers",
-    "linear": "layers.linear",
-    "normalization": "layers.normalization",
-    "pooling": "layers.pooling",
-    "recurrent": "layers.recurrent",
-    "stochastic": "layers.stochastic",
-    "recipes": "recipes",
-    "spmd": "spmd",
-}
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "BatchApply": "layers.combinators",
+        "BatchNorm": "layers.normalization",
+        "Bidirectional": "layers.rnn",
+        "ByPosition": "stack.slices",
+        "Conv": "layers.conv",
+        "ConvLSTMCell": "layers.recurrent",
+        "ConvLocal": "layers.conv",
+        "ConvTranspose": "layers.conv",
+        "Dense": "layers.linear",
+        "DenseGeneral": "layers.linear",
+        "Dropout": "layers.stochastic",
+        "Einsum": "layers.linear",
+        "Embed": "layers.linear",
+        "GRUCell": "layers.recurrent",
+        "GroupNorm": "layers.normalization",
+        "InstanceNorm": "layers.normalization",
+        "LSTMCell": "layers.recurrent",
+        "LayerNorm": "layers.normalization",
+        "Layout": "layout.model",
+        "LogicallyPartitioned": "spmd",
+        "MGUCell": "layers.recurrent",
+        "MultiHeadAttention": "layers.multihead",
+        "MultiHeadDotProductAttention": "layers.multihead",
+        "OptimizedLSTMCell": "layers.recurrent",
+        "PReLU": "layers.activation",
+        "RMSNorm": "layers.normalization",
+        "RNN": "layers.rnn",
+        "RNNCellBase": "layers.recurrent",
+        "Remat": "stack.plan",
+        "RulesFallback": "spmd",
+        "SelfAttention": "layers.multihead",
+        "Sequential": "layers.combinators",
+        "SimpleCell": "layers.recurrent",
+        "SpectralNorm": "layers.weight_norm",
+        "Stack": "stack.stack",
+        "StackLayout": "stack.places",
+        "Stacking": "stack.stackings",
+        "WeightNorm": "layers.weight_norm",
+        "activation": "layers.activation",
+        "add_metadata_axis": "module.staging",
+        "attention": "layers.attention",
+        "avg_pool": "layers.pooling",
+        "celu": "layers.activation",
+        "checkpoint": "module.staging",
+        "combinators": "layers.combinators",
+        "combine_masks": "layers.attention",
+        "cond": "module.functional",
+        "custom_vjp": "module.functional",
+        "dot_product_attention": "layers.attention",
+        "dot_product_attention_weights": "layers.attention",
+        "dtypes": "layers.dtypes",
+        "elu": "layers.activation",
+        "fold_rngs": "module.staging",
+        "fused_dot_product_attention": "layers.attention",
+        "gelu": "layers.activation",
+        "get_logical_axis_rules": "spmd",
+        "glu": "layers.activation",
+        "grad": "module.functional",
+        "hard_sigmoid": "layers.activation",
+        "hard_silu": "layers.activation",
+        "hard_swish": "layers.activation",
+        "hard_tanh": "layers.activation",
+        "initializers": "layers.initializers",
+        "jit": "module.staging",
+        "jvp": "module.functional",
+        "layer_counts": "stack.perlayer",
+        "layer_norms": "stack.perlayer",
+        "layout": "layout.build",
+        "leaky_relu": "layers.activation",
+        "linear": "layers.linear",
+        "load_checkpoint": "stack.formats",
+        "log_sigmoid": "layers.activation",
+        "log_softmax": "layers.activation",
+        "logical_axis_rules": "spmd",
+        "logical_to_mesh": "spmd",
+        "logical_to_mesh_axes": "spmd",
+        "logical_to_mesh_sharding": "spmd",
+        "logsumexp": "layers.activation",
+        "make_attention_mask": "layers.attention",
+        "make_causal_mask": "layers.attention",
+        "map_layers": "stack.perlayer",
+        "map_variables": "module.staging",
+        "max_pool": "layers.pooling",
+        "min_pool": "layers.pooling",
+        "named_call": "module.staging",
+        "normalization": "layers.normalization",
+        "normalize": "layers.activation",
+        "one_hot": "layers.activation",
+        "ones": "layers.initializers",
+        "ones_init": "layers.initializers",
+        "override_stacks": "stack.plan",
+        "pool": "layers.pooling",
+        "pooling": "layers.pooling",
+        "recipes": "recipes",
+        "recurrent": "layers.recurrent",
+        "relu": "layers.activation",
+        "relu6": "layers.activation",
+        "remat": "module.staging",
+        "remat_scan": "module.loops",
+        "save_checkpoint": "stack.formats",
+        "scan": "module.loops",
+        "selu": "layers.activation",
+        "set_logical_axis_rules": "spmd",
+        "sigmoid": "layers.activation",
+        "silu": "layers.activation",
+        "soft_sign": "layers.activation",
+        "softmax": "layers.activation",
+        "softplus": "layers.activation",
+        "spmd": "spmd",
+        "stack_layouts": "stack.places",
+        "stackings_of": "stack.found",
+        "standardize": "layers.activation",
+        "stochastic": "layers.stochastic",
+        "summary": "module.summary:summary",
+        "swish": "layers.activation",
+        "switch": "module.functional",
+        "tabulate": "module.summary",
+        "tanh": "layers.activation",
+        "to_layers": "stack.store",
+        "to_stacked": "stack.store",
+        "value_and_grad": "module.functional",
+        "vjp": "module.functional",
+        "vmap": "module.loops",
+        "while_loop": "module.loops",
+        "with_logical_constraint": "spmd",
+        "with_logical_partitioning": "spmd",
+        "zeros": "layers.initializers",
+        "zeros_init": "layers.initializers",
+    },
+)
 
-_TOOLS = {"Any", "TYPE_CHECKING", "annotations", "importlib", "compat", "lift", "module"}
-__all__ = sorted({n for n in globals() if not n.startswith("_")} - _TOOLS | {*_HOME, *_MODULES})
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        value = importlib.import_module(f"{__name__}.{_MODULES[name]}")
-    elif name in _HOME:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+_TOOLS = {"TYPE_CHECKING", "annotations", "compat", "lazy", "lift", "module"}
+__all__ = [name for name in __dir__() if not name.startswith("_") and name not in _TOOLS]

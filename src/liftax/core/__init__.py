@@ -1,8 +1,6 @@
 """The functional core: scopes, variables, streams, and lifts over functions of scopes."""
 
-import importlib
-from typing import Any
-
+from ..lazy import lazy
 from . import metadata as meta  # noqa: F401
 from .filters import DenyList as DenyList
 from .metadata import AxisMetadata as AxisMetadata
@@ -18,14 +16,19 @@ from .run import lazy_init as lazy_init
 from .scope import Scope as Scope
 from .variable import Variable as Variable
 
-_LIFTS = {
-    'custom_vjp', 'jit', 'jvp', 'remat', 'remat_scan', 'scan', 'vjp', 'vmap', 'while_loop',
-}  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    # The lifts are above the core, so they are looked up when they are asked for.
-    if name == "lift" or name in _LIFTS:
-        lift = importlib.import_module("liftax.core.lift")
-        return lift if name == "lift" else getattr(lift, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# The lifts stand above the core, so they are looked up when they are asked for.
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "lift": "lift",
+        "custom_vjp": "lift",
+        "jit": "lift",
+        "jvp": "lift",
+        "remat": "lift",
+        "remat_scan": "lift",
+        "scan": "lift",
+        "vjp": "lift",
+        "vmap": "lift",
+        "while_loop": "lift",
+    },
+)
