@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from ..core.roles import BROADCAST, CARRY, Roles, broadcast, loop_roles
 from ..core.scope import Scope
 from ..errors import AxesTreeError
 from .axes import Sizes, axes_of, from_front, restack, to_front, unstack
-from .invariants import Birth, Loop, Marks, trace_loop
+from .invariants import Loop, Marks, trace_loop
 from .looperrors import (
     check_carried,
     check_out_axes,
@@ -25,13 +25,11 @@ from .looperrors import (
     checked_carry,
     not_a_pair,
 )
+from .loopflat import FlatBody, Result
 from .looptrees import (
-    changed,
     created,
-    final_of,
     strengthened,
     updated,
-    with_births,
     writable,
     written_first,
 )
@@ -191,16 +189,6 @@ class Spec:
     shared: Sequence[Scope] = ()
 
 
-class _Result(NamedTuple):
-    """What comes out of the loop, in leaves and groups."""
-
-    carry: list[Any]
-    carry_vars: Group
-    ys: list[Any]
-    constant: list[Any]
-    stacked: list[Group]
-
-
 class _Retrace(Exception):
     """A carried variable appeared in a body that was traced straight into the loop."""
 
@@ -234,7 +222,7 @@ class _Call:
         self.y_def: Any = None
         self.y_axes: list[Any] = []
 
-    def run(self, carry: list[Any], xs: Any) -> _Result:
+    def run(self, carry: list[Any], xs: Any) -> Result:
         """Runs the loop from the carry's leaves."""
         if self._traces_first(carry):
             return self._in_parts(carry, xs)
@@ -324,7 +312,7 @@ class _Call:
 
     # --- the loop ---------------------------------------------------------------
 
-    def _directly(self, carry: list[Any], xs: Any) -> _Result:
+    def _directly(self, carry: list[Any], xs: Any) -> Result:
         """Hands the body to `jax.lax.scan`, which traces it."""
         opening = self.opening
 
@@ -340,16 +328,16 @@ class _Call:
         (carry, carry_vars), (ys, stacked) = self.spec.loop(
             step, (carry, self.carried), xs, length=self.size, **self.spec.options
         )
-        return _Result(carry, carry_vars, ys, [], stacked)
+        return Result(carry, carry_vars, ys, [], stacked)
 
-    def _in_parts(self, carry: list[Any], xs: Any) -> _Result:
+    def _in_parts(self, carry: list[Any], xs: Any) -> Result:
         """Traces the body to a jaxpr, runs what stands before the loop, then the loop."""
         opening = self.opening
         self.marks = marks = Marks()
         var_leaves, var_def = jax.tree.flatten(self.carried)
         x_leaves, x_def = jax.tree.flatten(xs)
         n = len(carry)
-        flat = _Flat(self, n, var_def, x_def, marks)
+        flat = FlatBody(self, n, var_def, x_def, marks)
         first = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x_leaves]
         before = [*carry, *var_leaves]
         split = self.spec.roles.split("params") is True
@@ -380,14 +368,14 @@ class _Call:
 
     def _peeled(
         self,
-        flat: _Flat,
+        flat: FlatBody,
         loop: Loop,
         shared: list[Any],
         before: list[Any],
         born: list[Any],
         xs: Any,
         x: list[Any],
-    ) -> _Result:
+    ) -> Result:
         """Runs the first iteration by itself, then the loop over the rest.
 
         For carried variables that a lift inside the body made: their first value is
@@ -422,7 +410,7 @@ class _Call:
         stacked = jax.tree.map(join, one.stacked, more.stacked)
         return more._replace(ys=ys, stacked=stacked)
 
-    def finish(self, result: _Result) -> Any:
+    def finish(self, result: Result) -> Any:
         """Writes the variables back and puts the outputs together."""
         opening = self.opening
         log = next((top._root.log for top in opening.tops if top._root.log is not None), None)
@@ -438,78 +426,3 @@ class _Call:
         ]
         carry = jax.tree.unflatten(self.carry_def, result.carry)
         return carry, jax.tree.unflatten(self.y_def, ys)
-
-
-class _Flat:
-    """The body of a scan over lists of leaves, as `trace_loop` takes it."""
-
-    def __init__(self, call: _Call, n_carry: int, var_def: Any, x_def: Any, marks: Marks):
-        self.call = call
-        self.n_carry = n_carry
-        self.var_def = var_def
-        self.x_def = x_def
-        self.marks = marks
-        self.names: list[str] = []
-        self.n_ys = 0
-        self.shared_def: Any = None
-        self.stacked_def: Any = None
-
-    def __call__(self, c: list[Any], x: list[Any]) -> Any:
-        call, marks = self.call, self.marks
-        opening = call.opening
-        marks.clear()
-        group = jax.tree.unflatten(self.var_def, c[self.n_carry :])
-        inner, carry, ys = call.body(c[: self.n_carry], group, jax.tree.unflatten(self.x_def, x))
-        after = updated(group, opening.written(inner, CARRY))
-        check_carried(opening, group, after)
-        kept = jax.tree.leaves(after)
-        births = [
-            leaf
-            for birth in marks.births
-            if birth.carried
-            for leaf in final_of(inner[birth.top], birth, opening)
-        ]
-        shared = changed(opening.written(inner, BROADCAST), call.shared, marks)
-        shared_leaves, self.shared_def = jax.tree.flatten(shared)
-        self.names = [
-            "variable " + "/".join(str(getattr(k, "key", k)) for k in path[1:])
-            for path, _ in jax.tree_util.tree_leaves_with_path(shared)
-        ]
-        numbered = jax.tree.unflatten(call.y_def, range(len(ys)))
-        constant, moving = [], []
-        for (path, i), axis in zip(
-            jax.tree_util.tree_leaves_with_path(numbered), call.y_axes, strict=True
-        ):
-            if axis is broadcast:
-                self.names.append("output ys" + jax.tree_util.keystr(path))
-                constant.append(ys[i])
-            else:
-                moving.append(ys[i])
-        self.n_ys = len(moving)
-        stacked = call.stacked(inner)
-        stacked_leaves, self.stacked_def = jax.tree.flatten(stacked)
-        return [*carry, *kept], births, [*moving, *stacked_leaves], [*shared_leaves, *constant]
-
-    def name_of(self, i: int) -> str:
-        """Names an invariant: a shared variable that was written, an output, a birth."""
-        if i < len(self.names):
-            return self.names[i]
-        births: list[Birth] = [b for b in self.marks.births if not b.carried for _ in b.marks]
-        birth = births[i - len(self.names)]
-        return "variable " + "/".join((birth.col, *birth.path))
-
-    def result(
-        self, carry: list[Any], born: list[Any], ys: list[Any], invariants: list[Any]
-    ) -> _Result:
-        """Sorts the leaves that came out; writes the shared variables."""
-        n, n_shared = self.n_carry, self.shared_def.num_leaves
-        shared = jax.tree.unflatten(self.shared_def, invariants[:n_shared])
-        self.call.opening.write_back(shared)
-        carry_vars = jax.tree.unflatten(self.var_def, carry[n:])
-        return _Result(
-            carry[:n],
-            with_births(carry_vars, self.marks, born),
-            ys[: self.n_ys],
-            invariants[n_shared:],
-            jax.tree.unflatten(self.stacked_def, ys[self.n_ys :]),
-        )
