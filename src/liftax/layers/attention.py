@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from ..module import Module
-from ._util import check_broadcast, fail
+from ._util import check_broadcast, dot_general, fail
 from .dtypes import Array, Dtype, PrecisionLike, as_array, cast, promote_dtype
 
 
@@ -54,9 +55,33 @@ def _no_clash(name: str, einsums: Sequence[Any], precision: Any, dot: Any) -> bo
 
 
 def _default_einsum(precision: Any, dot: Any) -> Callable[..., Any]:
-    if dot is None:
-        return functools.partial(jnp.einsum, precision=precision)
-    return functools.partial(jnp.einsum, precision=precision, _dot_general=dot)
+    if dot is not None:
+        return functools.partial(jnp.einsum, precision=precision, _dot_general=dot)
+
+    def einsum(equation: str, a: Array, b: Array) -> Array:
+        # What jnp.einsum comes to here, without the search for it.
+        if a.dtype == b.dtype and not isinstance(precision, tuple):
+            return _QUICK[equation](a, b, precision)
+        return jnp.einsum(equation, a, b, precision=precision)
+
+    return einsum
+
+
+def _logits(query: Array, key: Array, precision: Any) -> Array:
+    n = query.ndim
+    batch = (*range(n - 3), n - 2)
+    return dot_general(query, key, (((n - 1,), (n - 1,)), (batch, batch)), precision)
+
+
+def _average(weights: Array, value: Array, precision: Any) -> Array:
+    n = value.ndim
+    batch = ((*range(n - 3), n - 2), tuple(range(n - 2)))
+    y = dot_general(value, weights, (((n - 3,), (n - 1,)), batch), precision)
+    return lax.transpose(y, (*range(n - 3), n - 1, n - 3, n - 2))
+
+
+_LOGITS, _AVERAGE = "...qhd,...khd->...hqk", "...hqk,...khd->...qhd"
+_QUICK = {_LOGITS: _logits, _AVERAGE: _average}
 
 
 def dot_product_attention_weights(
@@ -128,7 +153,7 @@ def dot_product_attention_weights(
     # The root is taken in the default float dtype, then rounded to that of the query.
     default_float = jax.dtypes.canonicalize_dtype(float)
     root = np.sqrt(np.asarray(query.shape[-1], default_float)).astype(dtype)
-    weights = einsum("...qhd,...khd->...hqk", query / root, key)
+    weights = einsum(_LOGITS, query / root, key)
     if bias is not None:
         weights = weights + bias
     if mask is not None:
@@ -214,7 +239,7 @@ def dot_product_attention(
     )
     einsum = attn_weights_value_einsum if custom else _default_einsum(precision, einsum_dot_general)
     assert einsum is not None
-    return einsum("...hqk,...khd->...qhd", weights, value)
+    return einsum(_AVERAGE, weights, value)
 
 
 def fused_dot_product_attention(

@@ -42,6 +42,7 @@ def flip_sequences(
     # Position t comes from position n - 1 - t, n being the sequence's length. In the padding
     # that is negative, and counts from the end.
     index = jnp.arange(length - 1, -1, -1)
+    index = jnp.reshape(index, (1,) * seq_lengths.ndim + (length,))
     index = (index + jnp.expand_dims(seq_lengths, -1)) % length
     if time_major:
         index = jnp.moveaxis(index, -1, 0)
