@@ -30,9 +30,8 @@ def typed(value: Any) -> Any:
         return type(value), value.hex()
     if isinstance(value, (jax.Array, np.ndarray)):
         return _Identity(value)
-    fingerprint = getattr(value, "_fingerprint", None)
-    if fingerprint is not None:
-        return fingerprint()
+    if hasattr(type(value), "_fingerprint"):
+        return value._fingerprint()
     try:
         hash(value)
     except TypeError as cause:
