@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -98,6 +99,9 @@ def rematter(
         return rematted
 
     return lift
+
+
+_PROGRAMS = 1024  # programs that one lifted class or function keeps
 
 
 class _Body:
@@ -202,19 +206,30 @@ class _Fixed:
         self.value = value
 
 
-class _Call:
-    """One call of a jitted lift: a key for the cache, and the body for a miss."""
+class _Program:
+    """What `jax.jit` made of the bodies of one key.
 
-    def __init__(self, key: Any, body: _Body, opening: Opening):
-        self.key = key
-        self.body: _Body | None = body
-        self.opening: Opening | None = opening
+    A function of its own: jax keeps one cache for each function, and drops it with the
+    function. The body waits by thread, as nothing of a model may be among the arguments,
+    which stay in jax's caches.
+    """
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Call) and self.key == other.key
+    def __init__(self, donate: bool, options: Mapping[str, Any]):
+        waiting = self.waiting = threading.local()
 
-    def __hash__(self) -> int:
-        return hash(self.key)
+        def run(variables: Any, keys: Any, kept: Any, donated: Any) -> Any:
+            body, opening = waiting.call
+            return _staged_call(body, opening, variables, keys, kept, donated)
+
+        self.jitted = jax.jit(run, donate_argnums=(3,) if donate else (), **options)
+
+    def __call__(self, body: _Body, opening: Opening, *inputs: Any) -> Any:
+        before = getattr(self.waiting, "call", None)
+        self.waiting.call = body, opening
+        try:
+            return self.jitted(*inputs)
+        finally:
+            self.waiting.call = before
 
 
 @jax.tree_util.register_static
@@ -225,18 +240,26 @@ class _Effects:
       outputs: the leaves that are not traced, their places, and the structure.
       counters: relative path -> stream -> how many keys were drawn.
       side: what the modules remember, e.g. how many submodules they named.
+
+    Equal ones are one key of jax's caches, which then do not grow with every model.
     """
 
     def __init__(self, outputs: Any, counters: Any, side: Any):
         self.outputs = outputs
         self.counters = counters
         self.side = side
+        leaves, traced, treedef = outputs
+        self.key = typed(([_plain(leaf) for leaf in leaves], traced, treedef, counters, side))
 
     def __eq__(self, other: object) -> bool:
-        return self is other
+        return isinstance(other, _Effects) and self.key == other.key
 
     def __hash__(self) -> int:
-        return id(self)
+        return hash(self.key)
+
+
+def _plain(leaf: Any) -> Any:
+    return leaf if leaf is None or isinstance(leaf, (str, bytes)) else id(leaf)
 
 
 class Jit:
@@ -259,17 +282,18 @@ class Jit:
         self.static_argnames = static_argnames
         self.donate = {donate_argnums} if isinstance(donate_argnums, int) else set(donate_argnums)
         self.options = dict(options)
-        self.jitted = self._jitted()
+        self.programs: dict[Any, _Program] = {}
 
-    def _jitted(self) -> Any:
-        donate = (4,) if self.donate else ()
+    def _program(self, key: Any) -> _Program:
+        found = self.programs.get(key)
+        if found is None:
+            while len(self.programs) >= _PROGRAMS:
+                self.programs.pop(next(iter(self.programs), None), None)
+            found = self.programs.setdefault(key, self._new_program())
+        return found
 
-        # A function of its own: jax keeps one cache for each function, and drops it
-        # with the function.
-        def run(call: Any, variables: Any, keys: Any, kept: Any, donated: Any) -> Any:
-            return _staged_call(call, variables, keys, kept, donated)
-
-        return jax.jit(run, static_argnums=(0,), donate_argnums=donate, **self.options)
+    def _new_program(self) -> _Program:
+        return _Program(bool(self.donate), self.options)
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         def jitted(scope: Any, *args: Any, **kwargs: Any) -> Any:
@@ -286,13 +310,12 @@ class Jit:
             # Draws that an outer loop still has to settle must not be found again by
             # another call, and a listener must hear every call.
             shared = all(t._root.log is None and t._root.rec is None for t in opening.tops)
-            run = self.jitted if shared else self._jitted()
+            run = self._program(weakly(key)) if shared else self._new_program()
             donated = self._donated(args, static)
             kept = [None if i in donated else x for i, x in enumerate(static.dynamic)]
             given = {i: static.dynamic[i] for i in donated}
-            call = _Call(weakly(key), body, opening)
             values = opening.values(THROUGH)
-            out, written, effects = run(call, values, keys, kept, given)
+            out, written, effects = run(body, opening, values, keys, kept, given)
             leaves, traced, treedef = effects.outputs
             leaves = list(leaves)
             for i, value in zip(traced, out, strict=True):
@@ -321,11 +344,9 @@ class Jit:
         return found
 
 
-def _staged_call(call: _Call, variables: Any, keys: Any, kept: Any, donated: Any) -> Any:
-    body, opening = call.body, call.opening
-    # The cache keeps the call; it must not keep the model's scopes with it.
-    call.body = call.opening = None
-    assert body is not None and opening is not None
+def _staged_call(
+    body: _Body, opening: Opening, variables: Any, keys: Any, kept: Any, donated: Any
+) -> Any:
     dynamic = [donated.get(i, x) for i, x in enumerate(kept)]
     out, written = body(variables, keys, dynamic)
     outside = [None if i in body.traced else leaf for i, leaf in enumerate(body.leaves)]
