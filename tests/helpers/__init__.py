@@ -1,0 +1,1 @@
+"""What the tests share: the two implementations side by side, exact comparison, counting."""

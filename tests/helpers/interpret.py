@@ -1,0 +1,101 @@
+"""Evaluates a traced program one primitive at a time, loops as Python loops.
+
+Compiling hundreds of tiny scans takes minutes, nearly all of it in XLA. A table of tests compares
+what was traced instead: each primitive compiles once per shape and is then shared by all entries.
+Nothing is fused, so two programs that do the same arithmetic agree to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+
+
+def interpret(fn: Callable[..., Any], *args: Any) -> Any:
+    """`fn(*args)`, by tracing it and then running its primitives one at a time."""
+    closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+    flat = _evaluate(closed, jax.tree.leaves(args))
+    return jax.tree.unflatten(jax.tree.structure(shape), flat)
+
+
+def _evaluate(program: Any, args: Sequence[Any]) -> list[Any]:
+    jaxpr, consts = (
+        (program.jaxpr, program.consts) if isinstance(program, jex.ClosedJaxpr) else (program, ())
+    )
+    values: dict[Any, Any] = {}
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, jex.Literal) else values[atom]
+
+    values.update(zip(jaxpr.constvars, consts, strict=True))
+    values.update(zip(jaxpr.invars, args, strict=True))
+    for eqn in jaxpr.eqns:
+        found = _apply(eqn, [read(atom) for atom in eqn.invars])
+        values.update(zip(eqn.outvars, found, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _apply(eqn: Any, args: list[Any]) -> Sequence[Any]:
+    name, params = eqn.primitive.name, eqn.params
+    if name in _CALLS:
+        return _evaluate(params[_CALLS[name]], args)
+    if name == "scan":
+        return _scan(params, args)
+    if name == "while":
+        return _while(params, args)
+    if name == "cond":
+        index = min(max(int(args[0]), 0), len(params["branches"]) - 1)
+        return _evaluate(params["branches"][index], args[1:])
+    out = eqn.primitive.bind(*args, **params)
+    return out if eqn.primitive.multiple_results else [out]
+
+
+def _scan(params: dict[str, Any], args: list[Any]) -> list[Any]:
+    consts, carries = params["num_consts"], params["num_carry"]
+    closed, carry = args[:consts], args[consts : consts + carries]
+    scanned = args[consts + carries :]
+    outputs: list[list[Any]] = []
+    order = range(params["length"])
+    for index in reversed(order) if params["reverse"] else order:
+        found = _evaluate(params["jaxpr"], [*closed, *carry, *(x[index] for x in scanned)])
+        carry = found[:carries]
+        outputs.append(found[carries:])
+    if params["reverse"]:
+        outputs.reverse()
+    if not outputs:
+        shapes = params["jaxpr"].out_avals[carries:]
+        return [*carry, *(jnp.zeros((0, *aval.shape), aval.dtype) for aval in shapes)]
+    return [*carry, *(_stack(column) for column in zip(*outputs, strict=True))]
+
+
+def _stack(column: Sequence[Any]) -> Any:
+    if jax.dtypes.issubdtype(jnp.asarray(column[0]).dtype, jax.dtypes.prng_key):
+        return jnp.stack(column)
+    return jnp.asarray(np.stack([np.asarray(value) for value in column]))
+
+
+def _while(params: dict[str, Any], args: list[Any]) -> list[Any]:
+    split = params["cond_nconsts"]
+    both = split + params["body_nconsts"]
+    test, body, state = args[:split], args[split:both], args[both:]
+    while bool(_evaluate(params["cond_jaxpr"], [*test, *state])[0]):
+        state = _evaluate(params["body_jaxpr"], [*body, *state])
+    return list(state)
