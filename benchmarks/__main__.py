@@ -57,7 +57,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"  ({name} took {time.perf_counter() - start:.0f} s)", flush=True)
     if options.results:
         save(tables, described, options, Path(options.results))
+    if options.docs:
+        how = (
+            f"{described['processor']}, {described['cores']} cores, Python {described['python']}, "
+            f"jax {described['jax']}; {options.rounds} rounds, {options.clock} clock"
+        )
+        print(f"wrote {fill_docs(Path(options.docs), tables, how)} tables into {options.docs}")
     return 0
+
+
+def fill_docs(path: Path, tables: Sequence[Table], how: str) -> int:
+    """Replace the figures of these tables in a page, and say how many had a place there."""
+    text, filled = path.read_text(), 0
+    for table in tables:
+        if not table.cells:
+            continue
+        start, end = f"<!-- figures: {table.name} -->\n", "<!-- end of figures -->"
+        before, found, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if found and closed:
+            notes = "".join(f"- {note}\n" for note in table.notes)
+            body = f"\n{table.markdown()}\n\n{notes}- taken on {how}\n\n"
+            text = before + start + body + end + after
+            filled += 1
+    path.write_text(text)
+    return filled
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -74,6 +98,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", help="comma-separated; by hand always takes part")
     parser.add_argument(
         "--results", metavar="DIR", help="also write results.json, results.md and plots there"
+    )
+    parser.add_argument(
+        "--docs",
+        metavar="FILE",
+        help="put the tables into FILE, between <!-- figures: NAME --> and <!-- end of figures -->",
     )
     options = parser.parse_args(arguments)
     for name in options.names:
@@ -93,8 +122,7 @@ def measure(name: str, settings: Settings) -> list[Table]:
     except ImportError as error:
         return [Table(name, what, [], notes=[f"skipped: {error}"])]
     function: Callable[..., Any] = getattr(module, function_name)
-    found = function() if name == "layers" else function(settings)
-    return [table for table in found or [] if isinstance(table, Table)]
+    return list(function(settings))
 
 
 def save(

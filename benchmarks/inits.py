@@ -1,11 +1,13 @@
 """Initialisation: time of the first and of later calls, and what its program computes.
 
-A cold call is the first in a fresh process, after JAX itself was warmed up by one small program.
-``python -m benchmarks.inits PEER eager|jit CASE`` is that process.
+The first and second call are those of a fresh process, after JAX itself was warmed up by one
+small program; ``python -m benchmarks.inits PEER eager|jit CASE`` is that process. Warm calls come
+later still.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from benchmarks.timing import Sample, Settings, interleave
 
 STACKS = {"scanned": Config(), "unrolled": Config(lengths=(), unrolled=12)}
 COLD_ROUNDS = 3
+WARM_ROUNDS = 5  # at most: an eager init can take seconds
 
 
 def run(settings: Settings) -> list[Table]:
@@ -35,7 +38,7 @@ def run(settings: Settings) -> list[Table]:
     for name, config in STACKS.items():
         put_program(sizes, name, config, peers)
         put_warm(times, name, config, peers, settings)
-        put_cold(times, name, peers)
+    put_cold(times, "scanned", peers)
     for row in times.cells:
         if "eager" in row:
             times.targets[row] = "<= 1.20x by hand, jit"
@@ -75,20 +78,24 @@ def put_warm(
 ) -> None:
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
     for peer_name, peer in peers.items():
-        for mode in ("eager", "jit"):
+        # Compiling the unrolled init takes everyone long; only the reference needs it.
+        modes = ("eager", "jit") if config.lengths or peer_name == BASELINE else ("eager",)
+        for mode in modes:
             call = initialising(peer, config, jit=mode == "jit")
             try:
+                call()
                 call()
             except Exception as error:  # one peer's fault must not hide the others' figures
                 table.note(f"{peer_name}: {name} {mode} failed, {error_text(error)}")
             else:
                 calls[peer_name, mode] = call
     keyed = {f"{mode}/{peer_name}": call for (peer_name, mode), call in calls.items()}
-    put(table, f"{name}, warm", interleave(keyed, settings, warm_up=1, wall=True))
+    settings = dataclasses.replace(settings, rounds=min(settings.rounds, WARM_ROUNDS))
+    put(table, f"{name}, warm", interleave(keyed, settings, warm_up=0, wall=True))
 
 
 def put_cold(table: Table, name: str, peers: dict[str, Peer]) -> None:
-    seconds: dict[str, list[float]] = {}
+    calls: tuple[dict[str, list[float]], ...] = ({}, {})
     for _ in range(COLD_ROUNDS):
         for peer_name in peers:
             for mode in ("eager", "jit"):
@@ -96,10 +103,12 @@ def put_cold(table: Table, name: str, peers: dict[str, Peer]) -> None:
                     found = cold(peer_name, mode, name)
                 except RuntimeError as error:
                     table.note(f"{peer_name}: {name} {mode} failed cold, {error_text(error)}")
-                else:
-                    seconds.setdefault(f"{mode}/{peer_name}", []).append(found)
-    samples = {key: Sample(tuple(v)) for key, v in seconds.items() if len(v) == COLD_ROUNDS}
-    put(table, f"{name}, cold", samples)
+                    continue
+                for seconds, value in zip(calls, found, strict=True):
+                    seconds.setdefault(f"{mode}/{peer_name}", []).append(value)
+    for which, seconds in zip(("first call", "second call"), calls, strict=True):
+        full = {k: Sample(tuple(v)) for k, v in seconds.items() if len(v) == COLD_ROUNDS}
+        put(table, f"{name}, {which}", full)
 
 
 def put(table: Table, row: str, samples: dict[str, Sample]) -> None:
@@ -110,8 +119,8 @@ def put(table: Table, row: str, samples: dict[str, Sample]) -> None:
         table.put_samples(f"{row}, {mode}", found, reference=base)
 
 
-def cold(peer_name: str, mode: str, stack: str) -> float:
-    """Seconds of the first init in a process of its own."""
+def cold(peer_name: str, mode: str, stack: str) -> list[float]:
+    """Seconds of the first two inits in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.inits", peer_name, mode, stack],
         capture_output=True,
@@ -119,18 +128,20 @@ def cold(peer_name: str, mode: str, stack: str) -> float:
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1:])
-    return float(json.loads(done.stdout.splitlines()[-1]))
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(peer_name: str, mode: str, stack: str) -> None:
-    """Print the seconds that the first init of this process takes."""
+    """Print the seconds that the first two inits of this process take."""
     call = initialising(load(peer_name), STACKS[stack], jit=mode == "jit")
     jax.jit(lambda x: x + 1)(jnp.zeros(1)).block_until_ready()
     jax.random.key(0).block_until_ready()
-    start = time.perf_counter()
-    call()
-    print(json.dumps(time.perf_counter() - start))
+    times = [time.perf_counter()]
+    for _ in range(2):
+        call()
+        times.append(time.perf_counter())
+    print(json.dumps([times[1] - times[0], times[2] - times[1]]))
 
 
 if __name__ == "__main__":

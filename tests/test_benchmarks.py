@@ -257,6 +257,20 @@ def test_command_lists_saves_and_refuses(capsys: pytest.CaptureFixture[str], tmp
     assert (tmp_path / "eager.png").exists()
 
 
+def test_figures_go_into_their_place_in_a_page(tmp_path: Any) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- figures: t -->\nold\n<!-- end of figures -->\nb\n")
+    table, other = Table("t", "title", ["liftax"]), Table("u", "title", ["liftax"])
+    for t in (table, other):
+        t.put_counts("row", {"liftax": 1}, base=None)
+    assert command.fill_docs(page, [table, other], "a machine") == 1
+    text = page.read_text()
+    assert text.startswith("a\n<!-- figures: t -->\n")
+    assert text.endswith("- taken on a machine\n\n<!-- end of figures -->\nb\n")
+    assert "| row | 1 |" in text
+    assert "old" not in text
+
+
 def test_profile_sorts(capsys: pytest.CaptureFixture[str]) -> None:
     assert profile.main(["eager", "--repeats", "1", "--lines", "3"]) == 0
     out = capsys.readouterr().out
