@@ -172,6 +172,48 @@ def test_scans_that_are_no_stack():
     assert layers["params"]["Dense_0"] is variables["params"]["Dense_0"]
 
 
+class Recurrent(nn.Module):
+    """A scan in the block of a stack."""
+
+    @nn.compact
+    def __call__(self, x):
+        class Body(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return nn.Dense(4)(x), None
+
+        scan = nn.scan(Body, variable_axes={"params": 1}, split_rngs={"params": True}, length=3)
+        return scan(name="scan")(nn.Dense(4)(x), None)[0]
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_scans_in_stacks_in_vmaps(axis):
+    def around(store):
+        members = nn.vmap(
+            nn.Stack,
+            in_axes=None,
+            axis_size=5,
+            variable_axes={"params": 1},
+            split_rngs={"params": True},
+        )
+        return members(Recurrent(), depth=2, param_axis=axis, store=store)
+
+    layout = nn.stackings_of(around("stacked"), jax.random.key(0), X)
+    variables = random_like(abstract(around("stacked")))
+    layers = nn.to_layers(variables, layout)
+    same(nn.to_stacked(layers, layout), variables)
+    found = layers["params"]["layers_1"]["scan"]["layers_2"]["Dense_0"]["kernel"]
+    assert found.shape == (4, 5, 4)
+    # Only the stack is taken apart where the model stores its layers one by one.
+    outer = nn.stackings_of(around("layers"), jax.random.key(0), X)
+    half = nn.to_layers(variables, outer)
+    shapes = abstract(around("layers"))
+    assert jax.tree.map(np.shape, half) == jax.tree.map(lambda s: s.shape, shapes)
+    kernel = half["params"]["layers_1"]["scan"]["Dense_0"]["kernel"]
+    assert kernel.shape == (4, 5, 3, 4)
+    np.testing.assert_array_equal(kernel[:, :, 2], found)
+
+
 def test_layout_of_a_scanned_model():
     class Body(nn.Module):
         @nn.compact
@@ -364,6 +406,14 @@ def test_keys_and_labels_and_traced_arrays():
 
     grad = jax.jit(jax.grad(loss))(jnp.ones((1, 3, 2)))
     np.testing.assert_array_equal(grad[0, :, 0], [1, 0, 2])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_many_layers(axis):
+    array = jnp.arange(3 * 200.0).reshape((200, 3) if axis == 0 else (3, 200))
+    layout = nn.Stacking.of("blocks", 200, axis=axis)
+    layers = nn.to_layers(tree(array), layout)
+    same(nn.to_stacked(layers, layout)["params"]["blocks"]["a"], array)
 
 
 def test_donate():

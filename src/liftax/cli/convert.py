@@ -97,6 +97,7 @@ def _whole(text: str) -> int:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Plans the conversion from shapes, carries it out tensor by tensor, and compares."""
     from ..stack.formats import open_checkpoint
+    from ..stack.stackings import name_of
     from ..stack.stream import write
 
     check_output(args.target, ".safetensors")
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 plan,
                 extra=found.metadata,
                 recorded=found.checksums,
-                step=lambda name, size: progress(name=name, bytes=f"{size:,}"),
+                step=lambda name, size: progress(name=name_of(name), bytes=f"{size:,}"),
             )
     except LiftaxError as error:
         raise CommandError(str(error)) from error
@@ -302,10 +303,12 @@ def _counted(tensors: Mapping[str, Any]) -> str:
 
 
 def _table(plan: Plan, checksums: Mapping[str, str] | None, console: Console) -> None:
+    from ..stack.stackings import name_of
+
     rows = []
     for layer, names in plan.layers.items():
         size = sum(plan.variables[name].nbytes for name in names)
-        row = (layer, f"{len(names):,}", f"{size:,}")
+        row = (name_of(layer), f"{len(names):,}", f"{size:,}")
         rows.append(row if checksums is None else (*row, checksums[layer]))
     columns = ("layer", "variables", "bytes") + (() if checksums is None else ("checksum",))
     console.table(columns, rows, right=(1, 2))

@@ -17,7 +17,7 @@ from .leaves import described, is_array
 from .msgpack_io import looks_like_msgpack, read_msgpack
 from .orbax_io import read_orbax
 from .safetensors_io import KEY, looks_like_safetensors, read_safetensors
-from .stackings import Stackings
+from .stackings import Stackings, name_of
 from .store import to_layers, to_stacked
 from .stream import Described, planned, read_described, write
 from .tensors import InMemory, Keep, children, filled, flat, nested, read_all, unboxed
@@ -164,7 +164,9 @@ def _verify(found: Checkpoint) -> None:
     for name, checksum in found.checksums.items():
         variable = plan.variables.get(name)
         if variable is None or variable.checksum() != checksum:
-            raise CheckpointError(f"{name} is damaged: its checksum is not the one in the file")
+            raise CheckpointError(
+                f"{name_of(name)} is damaged: its checksum is not the one in the file"
+            )
 
 
 def save_checkpoint(path: str | os.PathLike[str], tree: Any, *, layout: Any = None) -> None:
@@ -202,7 +204,7 @@ def _wrapped(tree: Any) -> Any:
             return {name: walk(part, (*at, name)) for name, part in parts}
         if not is_array(node):
             return node
-        name = "/".join(at) or "the tree"
+        name = name_of(at) if at else "the tree"
         if isinstance(node, jax.core.Tracer):
             raise CheckpointError(f"{name} is traced: save outside of jit and grad")
         if isinstance(node, jax.ShapeDtypeStruct):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..core.metadata import PARTITION_NAME
@@ -22,10 +22,7 @@ def as_stackings(layout: Any) -> Stackings:
     Raises:
       StackingError: `layout` is nothing of that kind, or two descriptions contradict each other.
     """
-    found: Stackings = ()
-    for part in _parts(layout):
-        for stacking in part:
-            found = insert(found, stacking)
+    found = _nested(_parts(layout))
     if not found:
         raise StackingError(
             "the layout has no stacked layers: no Stack, and no scan whose variables have an axis "
@@ -34,20 +31,27 @@ def as_stackings(layout: Any) -> Stackings:
     return found
 
 
-def _parts(layout: Any) -> Iterator[Stackings]:
+def _nested(parts: Iterable[Stacking], same: bool = False) -> Stackings:
+    """Each stacking inside of the one around it; that one must come first."""
+    found: Stackings = ()
+    for part in parts:
+        found = insert(found, part, same)
+    return found
+
+
+def _parts(layout: Any) -> Iterator[Stacking]:
+    """The stackings that something describes, those around others first."""
     if isinstance(layout, Stacking):
-        yield (layout,)
+        yield layout
     elif isinstance(layout, Layout):
-        yield from_layout(layout)
+        yield from from_layout(layout)
     elif hasattr(layout, "full_axis") and hasattr(layout, "place"):
-        yield _from_stack(layout)
+        yield from _from_stack(layout)
     elif callable(getattr(layout, "layout", None)) and not isinstance(layout, type):
         yield from _parts(layout.layout())
     elif isinstance(layout, Iterable) and not isinstance(layout, (str, bytes, Mapping)):
-        ordered = list(layout)
         # A stack around another one comes first, whatever the order they are given in.
-        ordered.sort(key=lambda part: len(getattr(part, "path", ())))
-        for part in ordered:
+        for part in sorted(layout, key=lambda part: len(getattr(part, "path", ()))):
             yield from _parts(part)
     else:
         raise StackingError(
@@ -88,14 +92,13 @@ def _from_stack(layout: Any) -> Stackings:
             numbers=tuple(members),
             around=around,
             beyond=beyond,
+            level=len(around),
         )
         for name, members in parts.items()
     )
 
 
-def from_layout(
-    layout: Layout, *, names: str = "layers_{}", within: Callable[[Path], bool] = lambda path: True
-) -> Stackings:
+def from_layout(layout: Layout, *, names: str = "layers_{}") -> Stackings:
     """The stackings of a model's scans, as `nn.layout` saw them.
 
     Every scan with an axis in some variables gives a stacking; axes of other lifts (`vmap`) stay
@@ -105,7 +108,6 @@ def from_layout(
     Args:
       layout: what `nn.layout(module, ...)` returned.
       names: the path of layer number `{}`, from the path of the scan.
-      within: which scans to take, by path; all by default.
 
     Raises:
       StackingError: a variable of the model is already called as a layer would be.
@@ -122,10 +124,13 @@ def from_layout(
       >>> found.axes, found.layers[0]
       ({'params': 1}, ('layers_0',))
     """
-    scans = {node.index for node in layout.lifts if node.kind == "scan" and within(node.path)}
-    found: Stackings = ()
-    for node in layout.lifts:  # outermost first
-        if node.index not in scans:
+    return _nested(_scans(layout, names), same=True)
+
+
+def _scans(layout: Layout, names: str = "layers_{}") -> Iterator[Stacking]:
+    """The scans one by one, those around others first."""
+    for node in layout.lifts:
+        if node.kind != "scan":
             continue
         above = _lifts_around(layout, node)
         outer = [other.index for other in above]
@@ -156,8 +161,7 @@ def from_layout(
                     f"the scan at {name_of(prefix)} has variables called {min(clash)!r}, as its "
                     f"layers would be: give the layers other names with names='iteration_{{}}'"
                 )
-            found = insert(found, new, same=True)
-    return found
+            yield new
 
 
 def _lifts_around(layout: Layout, node: LiftNode) -> list[LiftNode]:
@@ -226,9 +230,10 @@ def _one_axis(found: list[tuple[int, int]], path: Path) -> int:
 
 
 def stackings_of(model: Any, rngs: Any, *args: Any, **kwargs: Any) -> Stackings:
-    """The stackings of a model: of its Stacks, and of the scans outside of them.
+    """The stackings of a model: of its Stacks and of its scans.
 
-    The model is traced abstractly; nothing is computed.
+    The model is traced abstractly; nothing is computed. Scans in the layers of a Stack that stores
+    them one by one are left as they are.
 
     Args:
       model: an unbound module.
@@ -238,20 +243,23 @@ def stackings_of(model: Any, rngs: Any, *args: Any, **kwargs: Any) -> Stackings:
 
     Returns:
       What `to_layers` and `to_stacked` take as the layout; empty for a model without any.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> model = nn.Stack(nn.Dense(4), depth=3)
+      >>> x = jax.ShapeDtypeStruct((2, 4), 'float32')
+      >>> (found,) = nn.stackings_of(model, jax.random.key(0), x)
+      >>> found.path, found.layers
+      (('block_0',), (('layers_0',), ('layers_1',), ('layers_2',)))
     """
     from ..layout import layout
     from .places import stack_layouts
 
     stacks = stack_layouts(model, rngs, *args, **kwargs)
-    paths = [tuple(stack.path) for stack in stacks]
-
-    def outside(path: Path) -> bool:
-        return not any(path[: len(stack)] == stack for stack in paths)
-
-    found: Stackings = ()
-    for stacking in from_layout(layout(model, rngs, *args, **kwargs), within=outside):
-        found = insert(found, stacking)
-    for part in _parts(stacks):
-        for stacking in part:
-            found = insert(found, stacking)
-    return found
+    by_layers = [tuple(stack.path) for stack in stacks if stack.store == "layers"]
+    scans = [
+        scan
+        for scan in _scans(layout(model, rngs, *args, **kwargs))
+        if not any(scan.path[: len(stack)] == stack for stack in by_layers)
+    ]
+    return _nested(sorted([*scans, *_parts(stacks)], key=lambda s: len(s.path)), same=True)

@@ -212,9 +212,44 @@ def _take_jax(array: jax.Array, index: int, axis: int) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(array, index, axis, keepdims=False)
 
 
+# A program with a thousand operands takes long to compile; one with these few does not.
+_AT_ONCE = 64
+
+
+def _join_jax(arrays: tuple[Any, ...], axis: int) -> jax.Array:
+    if len(arrays) <= _AT_ONCE or not all(map(_on_one_device, arrays)):
+        return _stack(arrays, axis)
+    whole = _begin(arrays[:_AT_ONCE], len(arrays), axis)
+    for start in range(_AT_ONCE, len(arrays), _AT_ONCE):
+        whole = _put(whole, arrays[start : start + _AT_ONCE], start, axis)
+    return whole
+
+
+def _on_one_device(array: Any) -> bool:
+    return (
+        isinstance(array, jax.Array)
+        and not isinstance(array, jax.core.Tracer)
+        and not jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended)
+        and len(array.devices()) == 1
+    )
+
+
 @functools.partial(jax.jit, static_argnums=1)
-def _join_jax(arrays: tuple[jax.Array, ...], axis: int) -> jax.Array:
+def _stack(arrays: tuple[Any, ...], axis: int) -> jax.Array:
     return jnp.stack(arrays, axis)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _begin(arrays: tuple[Any, ...], count: int, axis: int) -> jax.Array:
+    part = jnp.stack(arrays, axis)
+    shape = (*part.shape[:axis], count, *part.shape[axis + 1 :])
+    return jax.lax.dynamic_update_slice_in_dim(jnp.zeros(shape, part.dtype), part, 0, axis)
+
+
+@functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _put(whole: jax.Array, arrays: tuple[Any, ...], start: int, axis: int) -> jax.Array:
+    part = jnp.stack(arrays, axis)
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
 
 
 def _numpy(leaf: Any) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from .leaves import Lazy
+from .stackings import name_of
 from .tensors import BY_NAME, Keep, Mapped
 
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
@@ -261,4 +262,4 @@ class _Scanner:
 
 
 def _name(path: tuple[str, ...]) -> str:
-    return "/".join(part[:100] for part in path) or "the checkpoint"
+    return name_of(part[:100] for part in path) if path else "the checkpoint"

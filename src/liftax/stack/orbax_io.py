@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import CheckpointError, MissingExtraError
 from .leaves import Lazy
+from .stackings import name_of
 from .tensors import Keep, to_plain
 
 _MARK = "_METADATA"
@@ -128,6 +129,8 @@ def _tried(path: Path, call: Callable[[], Any]) -> Any:
             return call()
     except Exception as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: not a whole Orbax checkpoint: {first[:200]}") from error
+        raise CheckpointError(
+            f"{path}: not a whole Orbax checkpoint: {name_of(first[:200])}"
+        ) from error
     finally:
         log.setLevel(level)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import CheckpointError, MissingExtraError
 from .leaves import Lazy
+from .stackings import name_of
 from .tensors import CODE_OF, CODES, Mapped, flat, nested, raw_bytes
 
 KEY = "liftax"
@@ -57,7 +58,7 @@ def read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
         dtype = CODES.get(entry["dtype"])
         if dtype is None:
             raise CheckpointError(
-                f"{path}: {name} has the dtype {entry['dtype']}, not one of numpy"
+                f"{path}: {name_of(name)} has the dtype {entry['dtype']}, not one of numpy"
             )
         start = 8 + length + entry["data_offsets"][0]
         leaves[name] = Mapped(data, start, dtype, tuple(entry["shape"]))
@@ -84,8 +85,8 @@ def _reason(path: Path, text: str) -> str:
         past = []
     if past:
         end, name = past[0]
-        text = f"{name} ends at byte {end:,}, but the file at {size:,}: it was cut short"
-    return f"{path}: not a whole safetensors file: {text}"
+        text = f"{name_of(name)} ends at byte {end:,}, but the file at {size:,}: it was cut short"
+    return f"{path}: not a whole safetensors file: {name_of(text)}"
 
 
 def header_of(tensors: Mapping[str, Lazy], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
@@ -99,7 +100,9 @@ def header_of(tensors: Mapping[str, Lazy], metadata: Mapping[str, str]) -> tuple
     """
     for name, tensor in tensors.items():
         if tensor.dtype.newbyteorder("=") not in CODE_OF:
-            raise CheckpointError(f"{name} is {tensor.dtype}, which safetensors files cannot hold")
+            raise CheckpointError(
+                f"{name_of(name)} is {tensor.dtype}, which safetensors files cannot hold"
+            )
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, tensors[name].order))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
@@ -137,7 +140,9 @@ def write_safetensors(
         for chunk in tensors[name].chunks():
             written += file.write(raw_bytes(chunk))
         if written != tensors[name].nbytes:
-            raise CheckpointError(f"{name}: read {written} bytes, expected {tensors[name].nbytes}")
+            raise CheckpointError(
+                f"{name_of(name)}: read {written} bytes, expected {tensors[name].nbytes}"
+            )
         step(name, written)
 
 

@@ -118,6 +118,11 @@ class Stacking:
                 f"two layers of the stack at {name_of(self.path)} have one path; "
                 f"let names= tell them apart, as in 'layers_{{}}'"
             )
+        if self.numbers and len(self.numbers) != len(self.layers):
+            raise StackingError(
+                f"{len(self.numbers)} numbers for {len(self.layers)} layers at "
+                f"{name_of(self.path)}: each layer has one"
+            )
         if self.axes is None and len(self.layers) != 1:
             raise StackingError(f"{len(self.layers)} layers at {name_of(self.path)} need axes=")
 
@@ -321,13 +326,16 @@ class Stacking:
 
 
 def name_of(path: str | Iterable[str]) -> str:
-    """A path with slashes, for reading.
+    """A path with slashes, for reading; names in files may hold anything.
 
     Example:
-      >>> name_of(("decoder", "blocks")), name_of(())
-      ('decoder/blocks', 'the root')
+      >>> name_of(("decoder", "blocks")), name_of(()), name_of("two\\nlines")
+      ('decoder/blocks', 'the root', 'two\\\\nlines')
     """
-    return (path if isinstance(path, str) else "/".join(path)) or "the root"
+    text = path if isinstance(path, str) else "/".join(path)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text or "the root"
 
 
 def split_path(path: str | Iterable[str]) -> Path:

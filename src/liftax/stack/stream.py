@@ -29,7 +29,7 @@ from .safetensors_io import (
     tensors_of,
     write_safetensors,
 )
-from .stackings import Stacking, Stackings
+from .stackings import Stacking, Stackings, name_of
 from .store import to_layers, to_stacked
 from .tensors import Summed, combined, escape, flat
 from .trees import Root, form_of, roots_replaced
@@ -60,7 +60,8 @@ class Plan:
 
     def checksums(self) -> dict[str, str]:
         """The checksum of each variable in the layers form; reads what was not read before."""
-        return {name: variable.checksum() for name, variable in self.variables.items()}
+        found = {name: self.variables[name].checksum() for name in _in_order(self.variables)}
+        return {name: found[name] for name in self.variables}
 
     def by_layer(self) -> dict[str, str]:
         """One checksum for each layer."""
@@ -69,6 +70,11 @@ class Plan:
             layer: combined({name: sums[name] for name in names})
             for layer, names in self.layers.items()
         }
+
+
+def _in_order(variables: Mapping[str, Summed]) -> list[str]:
+    """The names, so that what is slices of one array is read one after the other."""
+    return sorted(variables, key=lambda name: variables[name].order)
 
 
 def planned(
@@ -161,7 +167,8 @@ def described(plan: Plan, extra: Mapping[str, str], checksums: Mapping[str, str]
             values[name] = {"complex": [value.real, value.imag]}
         else:
             raise CheckpointError(
-                f"{name} is {type(value).__name__}: neither an array nor a number, a string or None"
+                f"{name_of(name)} is {type(value).__name__}: neither an array nor a number, a "
+                f"string or None"
             )
     layers = {
         layer: combined({name: checksums[name] for name in names})
@@ -206,7 +213,9 @@ def read_described(text: str) -> Described:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"the metadata of liftax are damaged: {error}") from error
+        raise CheckpointError(
+            f"the metadata of liftax are damaged: {name_of(str(error))}"
+        ) from error
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -246,7 +255,8 @@ def write(
         for name, checksum in (recorded or {}).items():
             if sums.get(name, checksum) != checksum:
                 raise CheckpointError(
-                    f"{name} is damaged: its checksum is {sums[name]}, the file says {checksum}"
+                    f"{name_of(name)} is damaged: its checksum is {sums[name]}, the file says "
+                    f"{checksum}"
                 )
         # Checksums are all of one length, so the header keeps its own.
         file.seek(0)
@@ -261,13 +271,17 @@ def _verify(path: Path, plan: Plan, sums: Mapping[str, str]) -> None:
     tree, _ = read_safetensors(path)
     layers = to_layers(tree, plan.stackings) if plan.stackings else tree
     found = dict(_leaves(_summed(layers)))
-    for name in sums:
-        if name not in found or found[name].checksum() != sums[name]:
+    if found.keys() != sums.keys():
+        name = min(found.keys() ^ sums.keys())
+        raise CheckpointError(
+            f"{name_of(name)} is in only one of what was read and what was written"
+        )
+    for name in _in_order(found):
+        if found[name].checksum() != sums[name]:
             raise CheckpointError(
-                f"{name} was not written as it was read: is the disk damaged, or the memory?"
+                f"{name_of(name)} was not written as it was read: is the disk damaged, or the "
+                f"memory?"
             )
-    if len(found) != len(sums):
-        raise CheckpointError(f"{min(found.keys() - sums.keys())} was written, but never read")
 
 
 def _check_room(path: Path, needed: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from ..core.metadata import is_axis_metadata
 from ..errors import CheckpointError
 from .leaves import Lazy, described, is_array
+from .stackings import name_of
 
 # The dtypes that a file may have, under the names of the safetensors format. Nothing else is ever
 # made from the name that stands in a file.
@@ -256,7 +257,9 @@ def nested(leaves: Mapping[str, Any]) -> Any:
             if not isinstance(node, dict):
                 break
         if not isinstance(node, dict) or last in node:
-            raise CheckpointError(f"{name} lies inside of another variable, or has two values")
+            raise CheckpointError(
+                f"{name_of(name)} lies inside of another variable, or has two values"
+            )
         node[last] = leaf
     return tree
 
@@ -296,7 +299,7 @@ def filled(like: Any, tree: Any, at: tuple[str, ...] = ()) -> Any:
     for name, part in tree.items():
         if name not in dict(parts) and jax.tree.leaves(part):
             first = next(iter(flat(part, (*at, name))))[0]
-            raise CheckpointError(f"{first} is in the checkpoint, but not in like=")
+            raise CheckpointError(f"{name_of(first)} is in the checkpoint, but not in like=")
     made = [filled(part, tree.get(name, {}), (*at, name)) for name, part in parts]
     if isinstance(like, Mapping):
         return dict(zip(like, made, strict=True))
@@ -331,4 +334,4 @@ def _as_kind(like: Any, found: Any) -> Any:
 
 
 def _name(at: tuple[str, ...]) -> str:
-    return "/".join(at) or "the checkpoint"
+    return name_of(at) if at else "the checkpoint"
