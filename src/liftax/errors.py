@@ -345,6 +345,18 @@ class BranchError(LiftError, TypeError):
     code = "LX109"
 
 
+class ConditionError(BranchError):
+    """The condition of a cond, switch or while loop is not one bool, or not one index."""
+
+    code = "LX115"
+
+
+class DifferentiationError(LiftError, TypeError):
+    """A function, its tangents or its cotangents do not fit the derivative asked for."""
+
+    code = "LX116"
+
+
 class StaticArgumentError(LiftError, ValueError):
     """A static argument is out of range, unhashable, or named twice."""
 

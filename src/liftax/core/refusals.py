@@ -96,7 +96,7 @@ def check_named(scope: Scope, col: str) -> None:
             raise UnnamedCollectionError(
                 f"{_inside(scope, root)}: a write to collection {col!r} would be lost.\n"
                 f"found: {found}{_meant(roles, col)}\n"
-                f"expected: {_argument(roles.lift, col)}"
+                f"expected: {_argument(roles.lift, col, row is not None)}"
             )
 
 
@@ -127,8 +127,10 @@ def _has(outside: Scope, col: str, path: tuple[str, ...]) -> bool:
     return node is not None
 
 
-def _argument(lift: str, col: str) -> str:
-    """The arguments of a lift that would name a collection."""
+def _argument(lift: str, col: str, named: bool = False) -> str:
+    """The arguments of a lift that would let a collection in, and out."""
+    if lift == "map_variables" and named:
+        return "init=True, to make what is missing, or mutable=True, to write it, in map_variables"
     argument = _ARGUMENTS.get(lift, "variables={0!r} (or True)").format(col)
     return f"{argument} in the call of {lift}"
 

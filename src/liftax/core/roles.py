@@ -186,7 +186,7 @@ class Roles:
 
 def _close(at: Any, lift: str, argument: str, missing: Iterable[str], loose: list[str]) -> None:
     for name in missing if loose else ():
-        near = difflib.get_close_matches(name, loose, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(name, loose, n=1, cutoff=0.75)
         if near:
             raise UnusedFilterError(
                 f"{at.place}: {argument} of {lift} names {name!r}, which matches nothing here; "

@@ -51,6 +51,8 @@ _ERRORS = {
     "LX112": ("PartitioningUnspecifiedError", "A lift adds an unnamed axis to boxed variables"),
     "LX113": ("PartitioningMismatchError", "Axis names that contradict the array or the lift"),
     "LX114": ("AxisNameError", "A collective over the name of an axis that no lift gives"),
+    "LX115": ("ConditionError", "A condition that is not one value"),
+    "LX116": ("DifferentiationError", "A function that does not fit the derivative asked for"),
     "LX201": ("SplitSharedError", "A stream is split while its variables are shared"),
     "LX203": ("InvalidRngError", "A stream without a key"),
     "LX301": ("ClosedOverModuleError", "A bound module closed over by a lifted function"),

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ..core.filters import Filter
 from ..core.pack import Group, Opening, pure
 from ..core.roles import THROUGH, Roles, Row, through_roles
-from ..errors import LiftError
+from ..errors import DifferentiationError
+from . import diffchecks
 
 DIFFERENTIATED = "differentiated"
 
@@ -39,7 +40,7 @@ def _run(opening: Opening, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _no_reduce(reduce_axes: Any, lift: str) -> None:
     if tuple(reduce_axes):
-        raise LiftError(
+        raise DifferentiationError(
             f"{lift}: reduce_axes is no longer supported by JAX; reduce the cotangents with "
             f"jax.lax.psum after {lift}"
         )
@@ -86,7 +87,8 @@ def vjp(
 
     def outputs(chosen: Group, *primals: Any) -> Any:
         y, written = run(chosen, others, keys, primals)
-        return (y[0], (written, y[1])) if has_aux else (y, (written, None))
+        y, aux = diffchecks.with_aux(opening, y) if has_aux else (y, None)
+        return y, (written, aux)
 
     y, pull, (written, aux) = jax.vjp(
         outputs, opening.values(DIFFERENTIATED), *primals, has_aux=True
@@ -94,18 +96,23 @@ def vjp(
     for group in written:
         opening.write_back(group)
     single = opening.tree is None or len(opening.tops) == 1
-    pullback = jax.tree_util.Partial(_PullBack(single), pull)
+    pullback = jax.tree_util.Partial(_PullBack(single, opening.place), pull)
     return (y, pullback, aux) if has_aux else (y, pullback)
 
 
 class _PullBack:
     """Applies a vjp and shows the variables' cotangents by scope."""
 
-    def __init__(self, single: bool):
+    def __init__(self, single: bool, place: str):
         self.single = single
+        self.place = place  # for messages, no part of what makes two of them equal
 
     def __call__(self, pull: Callable[..., Any], y_bar: Any) -> Any:
-        variables_bar, *rest = pull(y_bar)
+        try:
+            variables_bar, *rest = pull(y_bar)
+        except (TypeError, ValueError) as cause:
+            diffchecks.check_cotangent(self.place, y_bar, cause)
+            raise
         return (variables_bar[0] if self.single else list(variables_bar), *rest)
 
     def __eq__(self, other: object) -> bool:
@@ -148,14 +155,12 @@ def value_and_grad(
 
     def outputs(*primals: Any) -> Any:
         y, written = run(values, keys, primals, {})
-        return (y[0], (written, y[1])) if has_aux else (y, (written, None))
+        y, aux = diffchecks.with_aux(opening, y) if has_aux else (y, None)
+        return y, (written, aux)
 
     y, pull, (written, aux) = jax.vjp(outputs, *primals, has_aux=True)
     opening.write_back(written)
-    if jnp.shape(y) != ():
-        raise LiftError(
-            f"{opening.place}: the function must return a scalar; found shape {jnp.shape(y)}"
-        )
+    diffchecks.check_scalar(opening, y)
     grads = pull(jnp.ones_like(y))
     return ((y, aux), grads) if has_aux else (y, grads)
 
@@ -207,12 +212,14 @@ def jvp(
     opening = Opening(through_roles("jvp", variables, rngs), scope, fn)
     given = [variable_tangents] if isinstance(variable_tangents, Mapping) else variable_tangents
     if len(given) != len(opening.tops):
-        raise LiftError(
+        raise DifferentiationError(
             f"{opening.place}: variable_tangents expected one dict of collections for each of "
             f"{len(opening.tops)} scopes; found {len(given)}"
         )
     run = pure(opening, fn)
     values, keys = opening.values(THROUGH), opening.keys(False)
+    if not opening.initializing:
+        diffchecks.check_named(opening, values, given)
     chosen = tuple(
         {c: _part(node, tangent[c]) for c, node in group.items() if c in tangent}
         for group, tangent in zip(values, given, strict=True)
@@ -226,9 +233,13 @@ def jvp(
         )
         return run(moved, keys, tuple(primals), {})
 
-    (y, written), (y_dot, _) = jax.jvp(
-        outputs, (chosen, tuple(primals)), (directions, tuple(tangents))
-    )
+    try:
+        (y, written), (y_dot, _) = jax.jvp(
+            outputs, (chosen, tuple(primals)), (directions, tuple(tangents))
+        )
+    except (TypeError, ValueError) as cause:
+        diffchecks.check_tangents(opening, primals, tangents, chosen, directions, cause)
+        raise
     opening.write_back(written)
     return y, y_dot
 
@@ -236,10 +247,7 @@ def jvp(
 def _part(node: Any, like: Any) -> Any:
     """Returns the part of a nested dict that another one has."""
     if isinstance(node, Mapping) and isinstance(like, Mapping):
-        missing = [k for k in like if k not in node]
-        if missing:
-            raise LiftError(f"jvp: variable_tangents has {missing[0]!r}, which is no variable")
-        return {k: _part(node[k], v) for k, v in like.items()}
+        return {k: _part(node[k], v) for k, v in like.items() if k in node}
     return node
 
 
@@ -309,25 +317,24 @@ def custom_vjp(
             # the call stood, and leaves the counts as they are now.
             after = opening.counted()
             opening.set_counters(before)
-            (y, residuals), written = _run(opening, forward_fn)(
-                chosen, others, keys, filled(moving)
-            )
+            out, written = _run(opening, forward_fn)(chosen, others, keys, filled(moving))
             opening.set_counters(after)
+            y, residuals = diffchecks.with_residuals(opening, out)
             return (y, written), residuals
 
         def backward(residuals: Any, bars: Any) -> Any:
             y_bar, _ = bars
-            variables_bar, *moving_bar = backward_fn(
-                *(fixed[i] for i in sorted(fixed)), residuals, y_bar
-            )
+            out = backward_fn(*(fixed[i] for i in sorted(fixed)), residuals, y_bar)
+            variables_bar, *moving_bar = diffchecks.with_variables(place, out, len(moving))
             chosen_bar = (variables_bar,) if single else tuple(variables_bar)
+            diffchecks.check_cotangents(place, kinds, (chosen_bar, moving_bar))
             return chosen_bar, None, None, moving_bar
 
         run = jax.custom_vjp(primal)
         run.defvjp(forward, backward)
-        y, written = run(
-            opening.values(DIFFERENTIATED), opening.values(THROUGH), opening.keys(False), moving
-        )
+        chosen, place = opening.values(DIFFERENTIATED), opening.place
+        kinds = (chosen, moving)
+        y, written = run(chosen, opening.values(THROUGH), opening.keys(False), moving)
         for group in written:
             opening.write_back(group)
         return y

@@ -7,13 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.filters import Filter
 from ..core.pack import Group, Opening
 from ..core.rngs import describe
 from ..core.roles import THROUGH, through_roles
-from ..errors import BranchError
+from ..errors import BranchError, ConditionError
 from .invariants import Birth, Loop, Marks, trace_loop
+from .looperrors import kind_of
 
 
 def cond(
@@ -34,9 +36,13 @@ def cond(
       >>> float(apply(lambda s, p, x: lift.cond(p, double, negate, s, x))({}, True, 3.0))
       6.0
     """
-    if jnp.shape(pred) != ():
-        raise BranchError(f"cond: pred must be a scalar, found {describe(pred)}")
     opening = Opening(through_roles("cond", variables, rngs), scope, true_fun)
+    if not _is_scalar(pred, np.generic):
+        raise ConditionError(
+            f"{opening.place}: pred must be a scalar: one bool for all.\n"
+            f"found: {kind_of(pred)}\n"
+            f"expected: bool[], e.g. by .all() or .any(); jnp.where chooses value by value"
+        )
 
     def select(branches: Sequence[Callable[..., Any]], *args: Any) -> Any:
         return jax.lax.cond(pred, *branches, *args)
@@ -63,11 +69,24 @@ def switch(
     if not branches:
         raise BranchError("switch: branches is empty; expected at least one function")
     opening = Opening(through_roles("switch", variables, rngs), scope, branches[0])
+    if not _is_scalar(index, np.integer):
+        raise ConditionError(
+            f"{opening.place}: index must be a scalar of an integer type: one branch for all.\n"
+            f"found: {kind_of(index)}\n"
+            f"expected: int32[] from 0 to {len(branches) - 1}"
+        )
 
     def select(chosen: Sequence[Callable[..., Any]], *args: Any) -> Any:
         return jax.lax.switch(index, chosen, *args)
 
     return _branch(opening, select, list(branches), operands)
+
+
+def _is_scalar(value: Any, dtype: type) -> bool:
+    if isinstance(value, (bool, int, float)):
+        return bool(np.issubdtype(type(value), dtype))
+    found = getattr(value, "dtype", None)
+    return found is not None and np.shape(value) == () and bool(jnp.issubdtype(found, dtype))
 
 
 def _branch(
@@ -81,16 +100,23 @@ def _branch(
     if opening.can_write(THROUGH):
         return _traced(opening, select, functions, operands, values, keys)
 
-    def pure(fn: Callable[..., Any]) -> Callable[..., Any]:
+    returned: dict[int, Any] = {}
+
+    def pure(i: int, fn: Callable[..., Any]) -> Callable[..., Any]:
         def run(*operands: Any) -> Any:
             inner = opening.enter([values], [keys])
-            y = opening.call(fn, inner, operands, {})
+            y = returned[i] = opening.call(fn, inner, operands, {})
             opening.close(inner)
             return y
 
         return run
 
-    return select([pure(fn) for fn in functions], *operands)
+    try:
+        return select([pure(i, fn) for i, fn in enumerate(functions)], *operands)
+    except TypeError as cause:
+        if len(returned) == len(functions):
+            _check_same(opening, [returned[i] for i in range(len(functions))], cause)
+        raise
 
 
 class _Branch:
@@ -99,7 +125,9 @@ class _Branch:
     loop: Loop
     y_def: Any
     y_avals: list[Any]
+    y: Any
     written: dict[tuple[Any, ...], Any]
+    values: dict[tuple[Any, ...], Any]
 
     def __init__(self) -> None:
         self.marks = Marks()
@@ -125,7 +153,7 @@ def _traced(
     leaves, treedef = jax.tree.flatten(operands)
     for fn in functions:
         traced.append(_trace(opening, fn, leaves, treedef, values, keys))
-    _check_outputs(opening.place, traced)
+    _check_same(opening, [branch.y for branch in traced])
     common = set.intersection(*(set(b.births()) for b in traced))
     early: dict[tuple[Any, ...], list[Any]] = {}
     for branch in traced:
@@ -160,7 +188,16 @@ def _traced(
         return call
 
     early_places = list(early)
-    y, written = select([run(b) for b in traced], leaves, list(early.values()))
+    try:
+        y, written = select([run(b) for b in traced], leaves, list(early.values()))
+    except TypeError as cause:
+        for top, col, path in places:
+            name = f"variable {'/'.join((col, *path))}"
+            stands = [b.values[top, col, path] for b in traced if (top, col, path) in b.values]
+            if len(stands) < len(traced) and _stands(values, (top, col, path)):
+                stands.append(_at(values, (top, col, path)))
+            _check_same(opening, stands, cause, name)
+        raise
     treedefs = {p: b.written[p] for b in traced for p in b.written}
     group: Group = tuple({} for _ in opening.tops)
     for place, found in zip(places, written, strict=True):
@@ -183,12 +220,14 @@ def _trace(
         for i, scope in enumerate(inner):
             scope._root.on_birth = _marker(branch.marks, opening, i)
         y = opening.call(fn, inner, jax.tree.unflatten(treedef, carry), {})
+        branch.y = y
         y_leaves, branch.y_def = jax.tree.flatten(y)
         y_leaves = [jnp.asarray(leaf) for leaf in y_leaves]
         branch.y_avals = [jax.typeof(leaf) for leaf in y_leaves]
         branch.written = {}
         out = []
-        for place, value in _written(opening, inner, values).items():
+        branch.values = _written(opening, inner, values)
+        for place, value in branch.values.items():
             found, branch.written[place] = jax.tree.flatten(value)
             out += found
         opening.close(inner)
@@ -238,19 +277,40 @@ def _split(leaves: list[Any], treedefs: dict[Any, Any]) -> list[list[Any]]:
     return [[next(values) for _ in range(d.num_leaves)] for d in treedefs.values()]
 
 
-def _check_outputs(place: str, branches: list[_Branch]) -> None:
-    first = branches[0]
-    for i, other in enumerate(branches[1:], 1):
-        if other.y_def != first.y_def:
+def _stands(group: Group, place: tuple[Any, ...]) -> bool:
+    try:
+        _at(group, place)
+    except KeyError:
+        return False
+    return True
+
+
+def _check_same(
+    opening: Opening, values: list[Any], cause: Exception | None = None, name: str = ""
+) -> None:
+    """Raises BranchError where the branches make different kinds of values.
+
+    Args:
+      opening: for the place.
+      values: what each branch returns, or leaves in a variable.
+      cause: JAX's own error, where it has noticed first.
+      name: the variable; empty for what is returned.
+    """
+    does, ends = ("leave", f" in {name}") if name else ("return", "")
+    first: Any
+    leaves, first = jax.tree.flatten(values[0])
+    for i, value in enumerate(values[1:], 1):
+        others, other = jax.tree.flatten(value)
+        if other != first:
             raise BranchError(
-                f"{place}: the branches return different structures.\n"
-                f"found: {other.y_def} from branch {i}\n"
-                f"expected: {first.y_def}, as branch 0 returns"
-            )
-        for a, b in zip(first.y_avals, other.y_avals, strict=True):
+                f"{opening.place}: the branches {does} different structures{ends}.\n"
+                f"found: {kind_of(value)} from branch {i}\n"
+                f"expected: {kind_of(values[0])}, as branch 0 {does}s"
+            ) from cause
+        for a, b in zip(map(jax.typeof, leaves), map(jax.typeof, others), strict=True):
             if (a.shape, a.dtype) != (b.shape, b.dtype):
                 raise BranchError(
-                    f"{place}: the branches return different arrays.\n"
+                    f"{opening.place}: the branches {does} different arrays{ends}.\n"
                     f"found: {describe(b)} from branch {i}\n"
-                    f"expected: {describe(a)}, as branch 0 returns"
-                )
+                    f"expected: {describe(a)}, as branch 0 {does}s"
+                ) from cause

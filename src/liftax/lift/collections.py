@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from ..core import metadata
-from ..core.filters import Filter, in_filter
+from ..core.filters import Filter, in_filter, names_of
 from ..core.pack import Group, Opening, pure
 from ..core.rngs import Drawn, replay, rewind, settle
 from ..core.roles import THROUGH, Roles, Row, axis_rows, through_roles
+from ..errors import ApplyScopeInvalidVariablesTypeError, UnusedFilterError
 from .invariants import Marks, trace_loop
+from .looperrors import kind_of
 
 MAPPED = "mapped"
 
@@ -51,6 +54,8 @@ def map_variables(
       -6.0
     """
     writes = init or mutable
+    map_in = _checked(map_in_fn, "trans_in_fn")
+    map_out = _checked(map_out_fn, "trans_out_fn")
     roles = Roles(
         "map_variables",
         [
@@ -62,6 +67,7 @@ def map_variables(
 
     def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
         opening = Opening(roles, scope, fn)
+        _check_used(opening, mapped_collections)
         outside = opening.values(MAPPED)
         through = opening.values(THROUGH)
         keys = opening.keys(False)
@@ -71,14 +77,14 @@ def map_variables(
             return inner, lambda: opening.call(fn, inner, args, kwargs)
 
         if init and opening.can_write(MAPPED):
-            return _initialised(opening, run, outside, map_in_fn, map_out_fn)
-        inside = tuple(map_in_fn(v) for v in outside)
+            return _initialised(opening, run, outside, map_in, map_out)
+        inside = tuple(map_in(opening, v) for v in outside)
         inner, call = run(inside)
         y = call()
         if writes:
             changed = opening.written(inner, MAPPED)
             if any(changed):
-                opening.write_back(tuple(map_out_fn(v) if v else v for v in changed))
+                opening.write_back(tuple(map_out(opening, v) if v else v for v in changed))
         opening.write_back(opening.written(inner, THROUGH))
         opening.close(inner)
         return y
@@ -86,12 +92,46 @@ def map_variables(
     return mapped
 
 
+def _checked(fn: Callable[..., Any], argument: str) -> Callable[..., Any]:
+    """Returns ``fn`` with a check of what it returns."""
+
+    def checked(opening: Opening, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+        made = fn(variables)
+        if not isinstance(made, Mapping) or not all(
+            isinstance(node, Mapping) for node in made.values()
+        ):
+            raise ApplyScopeInvalidVariablesTypeError(
+                f"{opening.place}: {argument} must return a mapping of collections.\n"
+                f"found: {kind_of(made)}\n"
+                f"expected: {{'params': ...}}, each collection a mapping, as what it is given"
+            )
+        return made
+
+    return checked
+
+
+def _check_used(opening: Opening, mapped: Filter) -> None:
+    """Raises UnusedFilterError where the name of a mapped collection is mistyped."""
+    here = {col for top in opening.tops for col in top.collections()}
+    names = names_of(mapped)
+    if names <= here:
+        return
+    here |= {"params"} if opening.initializing else set()
+    for name in names - here:
+        near = difflib.get_close_matches(name, here - names, n=1, cutoff=0.8)
+        if near:
+            raise UnusedFilterError(
+                f"{opening.place}: mapped_collections names {name!r}, which matches nothing here; "
+                f"did you mean {near[0]!r}?"
+            )
+
+
 def _initialised(
     opening: Opening,
     run: Callable[..., Any],
     outside: Group,
-    map_in_fn: Callable[..., Any],
-    map_out_fn: Callable[..., Any],
+    map_in: Callable[..., Any],
+    map_out: Callable[..., Any],
 ) -> Any:
     """Makes the mapped variables as the body makes them, then runs it on the mapped ones.
 
@@ -101,7 +141,7 @@ def _initialised(
     """
     marks = Marks()
     side: dict[str, Any] = {}
-    inside = tuple(map_in_fn(v) if v else {} for v in outside)
+    inside = tuple(map_in(opening, v) if v else {} for v in outside)
 
     def body(carry: list[Any], x: list[Any]) -> Any:
         log: list[Drawn] = []
@@ -126,8 +166,8 @@ def _initialised(
 
     loop = trace_loop(body, [], [], marks, lambda i: "a variable", opening.place)
     made = _nested(opening, marks, loop.shared)
-    outer = tuple(map_out_fn(v) if v else {} for v in made)
-    mapped = tuple(map_in_fn(v) if v else {} for v in outer)
+    outer = tuple(map_out(opening, v) if v else {} for v in made)
+    mapped = tuple(map_in(opening, v) if v else {} for v in outer)
     births: list[Any] = []
     for birth in marks.births:
         node: Any = mapped[birth.top][birth.col]
@@ -139,7 +179,7 @@ def _initialised(
     y = jax.tree.unflatten(side["y_def"], out[: side["n_y"]])
     changed, through = jax.tree.unflatten(side["written_def"], out[side["n_y"] :])
     if any(changed):
-        opening.write_back(tuple(map_out_fn(v) if v else v for v in changed))
+        opening.write_back(tuple(map_out(opening, v) if v else v for v in changed))
     opening.write_back(through)
     for top in opening.tops[:1]:
         if top._root.log is not None:

@@ -19,7 +19,7 @@ from .axes import Placed, names_on
 def not_a_pair(place: str, out: Any) -> BodyReturnError:
     return BodyReturnError(
         f"{place}: the body must return a pair (carry, ys).\n"
-        f"found: {_kind(out)}\n"
+        f"found: {kind_of(out)}\n"
         f"expected: return carry, ys; where there is nothing to stack, return carry, None"
     )
 
@@ -105,8 +105,8 @@ def check_variable(at: Placed, path: tuple[str, ...], old: Any, new: Any) -> Non
         raise carry_error(
             at.place,
             f"{name} changes its structure",
-            _kind(old),
-            _kind(new),
+            kind_of(old),
+            kind_of(new),
             "write a value of the same containers",
         )
     for a, b in zip(before, after, strict=True):
@@ -117,14 +117,14 @@ def check_variable(at: Placed, path: tuple[str, ...], old: Any, new: Any) -> Non
 def _difference(old: Any, new: Any, path: str = "") -> tuple[str, str, str] | None:
     """Finds where two trees first differ: the path there, and what stands there in each."""
     if type(old) is not type(new):
-        return None if _is_leaf(old) and _is_leaf(new) else (path, _kind(old), _kind(new))
+        return None if _is_leaf(old) and _is_leaf(new) else (path, kind_of(old), kind_of(new))
     if isinstance(old, Mapping):
         if set(old) != set(new):
-            return path, _kind(old), _kind(new)
+            return path, kind_of(old), kind_of(new)
         parts = [(f"[{k!r}]", old[k], new[k]) for k in old]
     elif isinstance(old, (list, tuple)):
         if len(old) != len(new):
-            return path, _kind(old), _kind(new)
+            return path, kind_of(old), kind_of(new)
         parts = [(f"[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
     else:
         return None
@@ -136,8 +136,8 @@ def _is_leaf(value: Any) -> bool:
     return jax.tree_util.all_leaves((value,))
 
 
-def _kind(value: Any) -> str:
-    """Names a value by its container or its dtype and shape."""
+def kind_of(value: Any) -> str:
+    """Names a value by its container, or by its dtype and shape; never by its contents."""
     if value is None:
         return "None"
     if isinstance(value, Mapping):

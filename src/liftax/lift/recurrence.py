@@ -10,7 +10,9 @@ import jax
 from ..core.filters import Filter
 from ..core.pack import Opening
 from ..core.roles import BROADCAST, CARRY, Roles, Row, split_pairs
-from ..errors import LengthError, ScopeVariableNotFoundError
+from ..errors import ConditionError, LengthError, ScopeVariableNotFoundError
+from .axes import names_on
+from .looperrors import check_carried, checked_carry, kind_of
 from .loops import scan
 from .staging import remat
 
@@ -148,16 +150,25 @@ def while_loop(
         inner = enter(variables, step)
         result = opening.call(cond_fn, inner, (carry,), {})
         opening.close(inner)
+        if not isinstance(result, bool) and not (
+            getattr(result, "dtype", None) == "bool" and result.shape == ()
+        ):
+            raise ConditionError(
+                f"{opening.place}: cond_fn must return one bool.\n"
+                f"found: {kind_of(result)}\n"
+                f"expected: bool[], e.g. x.sum() < 9, or by .all() or .any()"
+            )
         return result
 
     def advance(state: Any) -> Any:
-        step, variables, carry = state
+        step, variables, before = state
         inner = enter(variables, step)
-        carry = opening.call(body_fn, inner, (carry,), {}, carry=True)
+        carry = opening.call(body_fn, inner, (before,), {}, carry=True)
+        checked_carry(opening, *jax.tree.flatten(before), carry)
         after = opening.written(inner, CARRY)
         opening.close(inner)
         new = [
-            jax.tree_util.keystr(path)
+            "/".join(names_on(path[1:]))
             for path, _ in jax.tree_util.tree_leaves_with_path(after)
             if path not in {p for p, _ in jax.tree_util.tree_leaves_with_path(variables)}
         ]
@@ -167,7 +178,8 @@ def while_loop(
                 f"loop may run zero times. Make them before the loop: call the body once on "
                 f"the initial carry where self.is_initializing()"
             )
-        kept = tuple({**before, **now} for before, now in zip(variables, after, strict=True))
+        kept = tuple({**old, **now} for old, now in zip(variables, after, strict=True))
+        check_carried(opening, variables, kept)
         return step + 1, kept, carry
 
     _, carried, carry = jax.lax.while_loop(test, advance, (0, carried, init))

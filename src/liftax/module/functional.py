@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..core.filters import Filter
-from ..errors import LiftError
+from ..errors import DifferentiationError, StaticArgumentError
 from ..lift import autodiff, branches
 from .lifted import call_functions
 
@@ -53,9 +53,9 @@ def vjp(
       >>> x_bar.shape
       (3,)
     """
-    (body,), scopes, args = call_functions([fn], mdl, primals)
+    (body,), scopes, args = call_functions("vjp", [fn], mdl, primals)
     if len(scopes) > 1 and not multi_scope:
-        raise LiftError(
+        raise DifferentiationError(
             f"vjp: the module holds {len(scopes) - 1} other modules, at places of their own; "
             f"pass multi_scope=True for a list of cotangents, one for each"
         )
@@ -106,7 +106,7 @@ def value_and_grad(
       >>> y.shape, grads[0].shape
       ((), (3,))
     """
-    (body,), scopes, args = call_functions([fn], mdl, primals)
+    (body,), scopes, args = call_functions("value_and_grad", [fn], mdl, primals)
     return autodiff.value_and_grad(
         body,
         scopes,
@@ -168,7 +168,7 @@ def jvp(
       >>> bool((y == y_dot).all())  # the bias starts at zero
       True
     """
-    (body,), scopes, args = call_functions([fn], mdl, tuple(primals))
+    (body,), scopes, args = call_functions("jvp", [fn], mdl, tuple(primals))
     return autodiff.jvp(body, scopes, args, tangents, variable_tangents, variables, rngs)
 
 
@@ -212,10 +212,22 @@ def custom_vjp(
       [[1.0], [-1.0]]
     """
     numbers = [nondiff_argnums] if isinstance(nondiff_argnums, int) else list(nondiff_argnums)
+    if 0 in numbers:
+        raise StaticArgumentError(
+            "custom_vjp: nondiff_argnums has 0, which is the module itself; the arguments after "
+            "it count from 1. What is differentiated of the module is set by grad_vars"
+        )
     counted = [n - 1 if n > 0 else n for n in numbers]
 
     def run(mdl: Any, *args: Any) -> Any:
-        bodies, scopes, plain = call_functions([fn, forward_fn], mdl, args)
+        for n in numbers:
+            if not -len(args) <= n <= len(args):
+                raise StaticArgumentError(
+                    f"custom_vjp of {getattr(fn, '__name__', 'a function')}: nondiff_argnums has "
+                    f"{n}, the call has {len(args)} arguments besides the module; expected 1 to "
+                    f"{len(args)}, or {-len(args)} to -1 from the end"
+                )
+        bodies, scopes, plain = call_functions("custom_vjp", [fn, forward_fn], mdl, args)
         lifted = autodiff.custom_vjp(bodies[0], bodies[1], backward_fn, grad_vars, counted)
         return lifted(scopes, *plain)
 
@@ -258,7 +270,7 @@ def cond(
       >>> sorted(Gate().init(jax.random.key(0), jax.numpy.ones(3), False)['params'])
       ['yes']
     """
-    bodies, scopes, args = call_functions([true_fun, false_fun], mdl, operands)
+    bodies, scopes, args = call_functions("cond", [true_fun, false_fun], mdl, operands)
     return branches.cond(pred, bodies[0], bodies[1], scopes, *args, variables=variables, rngs=rngs)
 
 
@@ -300,7 +312,7 @@ def switch(
     """
     if not branches:
         return _switch(index, [], None)
-    bodies, scopes, args = call_functions(list(branches), mdl, operands)
+    bodies, scopes, args = call_functions("switch", list(branches), mdl, operands)
     return _switch(index, bodies, scopes, *args, variables=variables, rngs=rngs)
 
 

@@ -20,6 +20,7 @@ from ..errors import (
     TransformedMethodReturnValueError,
     TransformTargetError,
 )
+from ..lift.looperrors import kind_of
 from .calls import wrapped
 from .detach import Detached, without_modules
 from .naming import is_module
@@ -113,7 +114,7 @@ def lift_target(
         raise TransformTargetError(
             f"{name.lower()}: methods= goes with a module class; the target is a function"
         )
-    return lift_function(target, core_lift)
+    return lift_function(name.lower(), target, core_lift)
 
 
 def _lift_class(name: str, target: type, lifts: Mapping[str, CoreLift]) -> type:
@@ -144,13 +145,13 @@ def _lift_method(fn: Callable[..., Any], core_lift: CoreLift, cls: type) -> Call
     return lifted
 
 
-def lift_function(fn: Callable[..., Any], core_lift: CoreLift) -> Callable[..., Any]:
+def lift_function(name: str, fn: Callable[..., Any], core_lift: CoreLift) -> Callable[..., Any]:
     """Lifts a function whose first argument is a module (or a container of them)."""
     method = wrapped(fn)
 
     @functools.wraps(fn)
     def lifted(module: Any, *args: Any, **kwargs: Any) -> Any:
-        return _run(method, core_lift, module, args, kwargs, None, fn)
+        return _run(method, core_lift, module, args, kwargs, None, fn, name)
 
     lifted.nowrap = True  # type: ignore[attr-defined]
     return lifted
@@ -164,6 +165,7 @@ def _run(
     kwargs: dict[str, Any],
     cls: type | None,
     target: Any,
+    lift: str = "",
 ) -> Any:
     """Runs a lifted method or function."""
     if is_module(module) and module.scope is None:
@@ -171,33 +173,46 @@ def _run(
         return method(module, *args, **kwargs)
     plain, fill, taken = without_modules((args, kwargs))
     detached = Detached([module, *taken], cls)
-    _check_bound(detached, target, module)
+    _check_bound(detached, lift, target, module)
     body = Body(method, target, detached, fill)
     args, kwargs = plain
     return core_lift(body)(detached.scopes, *args, **kwargs)
 
 
 def call_functions(
-    functions: Sequence[Callable[..., Any]], module: Any, args: tuple[Any, ...]
+    lift: str, functions: Sequence[Callable[..., Any]], module: Any, args: tuple[Any, ...]
 ) -> tuple[list[Body], list[Any], tuple[Any, ...]]:
     """Detaches a module for a lift that calls functions of it at once.
 
     Returns:
       the functions as bodies over scopes, the scopes, and the arguments without
       the modules among them.
+
+    Raises:
+      TransformTargetError: a function is none, or there is no bound module.
     """
+    for i, fn in enumerate(functions):
+        if not callable(fn):
+            raise TransformTargetError(
+                f"{lift}: function {i} expected a function whose first argument is a module; "
+                f"found {kind_of(fn)}. Pass the function itself, not what it returns"
+            )
     plain, fill, taken = without_modules((args, {}))
     detached = Detached([module, *taken])
-    _check_bound(detached, functions[0], module)
+    _check_bound(detached, lift, functions[0], module)
     bodies = [Body(wrapped(fn), fn, detached, fill) for fn in functions]
     return bodies, detached.scopes, plain[0]
 
 
-def _check_bound(detached: Detached, target: Any, module: Any) -> None:
+def _check_bound(detached: Detached, lift: str, target: Any, module: Any) -> None:
     if not detached.scopes:
+        name = getattr(target, "__name__", kind_of(target))
+        found = f"an unbound {type(module).__name__}" if is_module(module) else kind_of(module)
         raise TransformTargetError(
-            f"{getattr(target, '__name__', target)}: the first argument of a lifted function "
-            f"must be a bound module; found {type(module).__name__}"
+            f"{lift} of {name}: the first argument of a lifted function must be a bound module, "
+            f"or a container of them.\n"
+            f"found: {found}\n"
+            f"expected: a module made in setup or in a compact method, or the module itself (self)"
         )
 
 

@@ -289,7 +289,7 @@ def while_loop(
       >>> int(i), int(variables['state']['steps'])
       (16, 4)
     """
-    bodies, scopes, (start,) = call_functions([cond_fn, body_fn], mdl, (init,))
+    bodies, scopes, (start,) = call_functions("while_loop", [cond_fn, body_fn], mdl, (init,))
     return recurrence.while_loop(
         bodies[0], bodies[1], scopes, start, carry_variables, broadcast_variables, split_rngs
     )
