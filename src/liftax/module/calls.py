@@ -90,8 +90,8 @@ def compact_name_scope(fn: F) -> F:
       ...     def __call__(self, x):
       ...         return self.down(self.up(x))
       >>> variables = Two().init(jax.random.key(0), jax.numpy.ones(3))
-      >>> {name: sorted(sub) for name, sub in variables['params'].items()}
-      {'up': ['Dense_0'], 'down': ['Dense_0']}
+      >>> {name: sorted(sub) for name, sub in sorted(variables['params'].items())}
+      {'down': ['Dense_0'], 'up': ['Dense_0']}
     """
 
     @functools.wraps(fn)
