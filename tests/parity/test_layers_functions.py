@@ -103,6 +103,19 @@ def _same(run: Callable[[Library], Callable[..., Any]], *args: Any) -> None:
         assert_same(_evaluate(found, args), _evaluate(expected, args))
 
 
+def _traced(run: Callable[[Library], Any]) -> Any:
+    """What both compute, one primitive at a time; nothing is run twice where programs agree."""
+    programs = [
+        jax.make_jaxpr(lambda lib=lib: run(lib), return_shape=True)() for lib in (ours(), linen())
+    ]
+    (found, shapes), (expected, expected_shapes) = programs
+    assert jax.tree.map(str, shapes) == jax.tree.map(str, expected_shapes)
+    values = _evaluate(found, [])
+    if not same_program(found, expected):
+        assert_same(values, _evaluate(expected, []))
+    return jax.tree.unflatten(jax.tree.structure(shapes), values)
+
+
 SEQUENCE, IMAGE, VOLUME = array((2, 6, 3), jnp.float32), (2, 5, 6, 2), (1, 3, 4, 4, 2)
 
 
@@ -249,7 +262,7 @@ def test_decoding_position_by_position() -> None:
             cache = new["cache"]
         return variables, jnp.concatenate(out, 1), cache
 
-    variables, y, _ = both(decode)
+    variables, y, _ = _traced(decode)
     nn = ours().nn
     whole = nn.MultiHeadDotProductAttention(num_heads=2)
     causal = whole.apply({"params": variables["params"]}, x, mask=nn.make_causal_mask(x[..., 0]))
@@ -278,7 +291,7 @@ def test_decoding_in_a_scan_over_layers() -> None:
         )
         return variables, y, z, new
 
-    _, _, _, new = both(decode)
+    _, _, _, new = _traced(decode)
     (cache,) = new["cache"].values()
     assert cache["cache_index"].tolist() == [2, 2, 2]
 
@@ -313,3 +326,23 @@ def test_carry_of_sequences_in_several_batch_axes() -> None:
     carry, y = rnn.apply(variables, x, seq_lengths=lengths)
     last = jnp.take_along_axis(y, (lengths - 1)[..., None, None], axis=2)[:, :, 0]
     assert_same(carry, last)
+
+
+@pytest.mark.skipif(ON_FLAX, reason="an improvement on flax")
+def test_weight_norm_around_a_layer_with_state() -> None:
+    """flax does not let the layer inside write its batch statistics."""
+    nn, x = ours().nn, array((3, 4), jnp.float32)
+
+    class Inner(nn.Module):  # type: ignore[name-defined, misc]
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.BatchNorm(use_running_average=False)(nn.Dense(2)(x))
+
+    class Outer(nn.Module):  # type: ignore[name-defined, misc]
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.WeightNorm(Inner())(x)
+
+    variables = Outer().init(jax.random.key(0), x)
+    _, new = Outer().apply(variables, x, mutable=["batch_stats"])
+    assert (new["batch_stats"]["Inner_0"]["BatchNorm_0"]["mean"] != 0).all()
