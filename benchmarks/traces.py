@@ -155,6 +155,7 @@ MIXED: Mapping[str, tuple[Level, ...]] = {
     "scan in jit in ...": (jit, scan),
     "jit in remat in vmap in scan in ...": (scan, vmap, remat, jit),
 }
+PHASES = ("init", "apply", "grad")
 NOT_DIFFERENTIABLE = {"while_loop"}
 
 
@@ -214,13 +215,13 @@ def body_calls(nn: Any, levels: tuple[Level, ...], depth: int, *, grad: bool) ->
 
 
 def run(settings: Settings) -> list[Table]:
-    """One row for each lift and phase; a cell lists the counts at depth 1 to 6."""
+    """A cell lists the counts at depth 1 to 6."""
     del settings  # nothing is timed, and the peers without lifts take no part
     table = Table(
         "traces",
         "calls of the body as Python, nested 1 to 6 deep",
         list(LIBRARIES),
-        unit="lift, phase",
+        unit="lift: phases",
     )
     libraries: dict[str, Any] = {}
     for library, module_name in LIBRARIES.items():
@@ -229,14 +230,32 @@ def run(settings: Settings) -> list[Table]:
         except ImportError as error:
             table.note(f"{library}: missing, cannot be imported: {error}")
     for name, levels in {**{n: (lift,) for n, lift in ALONE.items()}, **MIXED}.items():
-        for library, nn in libraries.items():
-            fill(table, library, nn, name, levels)
+        put(
+            table,
+            name,
+            {lib: counted(table, lib, nn, name, levels) for lib, nn in libraries.items()},
+        )
     for row in table.cells:
-        table.targets[row] = "1 1 1 1 1 1"
+        table.targets[row] = " ".join("1" for _ in DEPTHS)
     return [table]
 
 
-def fill(table: Table, library: str, nn: Any, name: str, levels: tuple[Level, ...]) -> None:
+def put(table: Table, name: str, found: Mapping[str, Mapping[str, str]]) -> None:
+    """Rows of one lift; phases whose counts are alike in every library share a row."""
+    rows: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for phase in PHASES:
+        counts = tuple((lib, phases[phase]) for lib, phases in found.items() if phase in phases)
+        if counts:
+            rows.setdefault(counts, []).append(phase)
+    for counts, phases in rows.items():
+        for library, text in counts:
+            table.put_text(f"{name}: {', '.join(phases)}", library, text)
+
+
+def counted(
+    table: Table, library: str, nn: Any, name: str, levels: tuple[Level, ...]
+) -> dict[str, str]:
+    """Phase -> the counts at each depth, as far as the library gets."""
     counts: dict[str, list[int]] = {}
     try:
         for depth in DEPTHS:
@@ -246,5 +265,4 @@ def fill(table: Table, library: str, nn: Any, name: str, levels: tuple[Level, ..
     except Exception as error:  # one lift's fault must not hide the others' figures
         reached = min((len(c) for c in counts.values()), default=0)
         table.note(f"{library}, {name}: failed at depth {reached + 1}, {error_text(error)}")
-    for phase, numbers in counts.items():
-        table.put_text(f"{name}, {phase}", library, " ".join(map(str, numbers)))
+    return {phase: " ".join(map(str, numbers)) for phase, numbers in counts.items()}
