@@ -103,13 +103,13 @@ class Module(Variables):
             if state.in_setup:
                 if name in type(self).__dataclass_fields__:
                     raise SetAttributeInModuleSetupError(
-                        f"{self._where()}: setup assigns the field {name!r}; fields are set when "
+                        f"{self._module_where()}: setup assigns the field {name!r}; fields are set when "
                         f"the module is made, give the attribute another name"
                     )
                 value = register(self, name, value)
             elif self.scope is not None:
                 raise SetAttributeFrozenModuleError(
-                    f"{self._where()}: attribute {name!r} was assigned outside setup. Modules "
+                    f"{self._module_where()}: attribute {name!r} was assigned outside setup. Modules "
                     f"are frozen: return the value, or keep it with self.variable('cache', "
                     f"{name!r}, ...) or self.sow"
                 )
@@ -128,7 +128,7 @@ class Module(Variables):
                     return own[name]
             if isinstance(inspect.getattr_static(type(self), name, None), property):
                 raise DescriptorAttributeError(
-                    f"{self._where()}: the property {name!r} reads an attribute that does not exist"
+                    f"{self._module_where()}: the property {name!r} reads an attribute that does not exist"
                 )
         raise AttributeError(
             f"{type(self).__name__!r} object has no attribute {name!r}. What setup defines is "
@@ -319,7 +319,7 @@ class Module(Variables):
           >>> nn.Dense(2).apply(variables, jnp.ones((4, 3))).shape
           (4, 2)
         """
-        fn = Module._function(self, method)
+        fn = Module._function_of_method(self, method)
         return apply(fn, self, mutable, capture_intermediates)(
             variables, *args, rngs=rngs, **kwargs
         )
@@ -344,7 +344,7 @@ class Module(Variables):
           >>> y.shape
           (2,)
         """
-        fn = Module._function(self, method)
+        fn = Module._function_of_method(self, method)
         return init_with_output(fn, self, mutable, capture_intermediates)(rngs, *args, **kwargs)
 
     def init(
@@ -379,7 +379,7 @@ class Module(Variables):
           >>> jax.tree.map(jnp.shape, variables)
           {'params': {'bias': (2,), 'kernel': (3, 2)}}
         """
-        fn = Module._function(self, method)
+        fn = Module._function_of_method(self, method)
         return init(fn, self, mutable, capture_intermediates)(rngs, *args, **kwargs)
 
     def lazy_init(
@@ -406,14 +406,14 @@ class Module(Variables):
           >>> nn.Dense(2).lazy_init(jax.random.key(0), x)['params']['kernel'].shape
           (3, 2)
         """
-        fn = Module._function(self, method)
+        fn = Module._function_of_method(self, method)
         return init(fn, self, mutable)(rngs, *args, **kwargs)
 
     def _fingerprint(self) -> Any:
         """Returns a key: equal for modules that compute alike, whatever their names."""
         return fingerprint(self, {})
 
-    def _function(self, method: Any) -> Callable[..., Any]:
+    def _function_of_method(self, method: Any) -> Callable[..., Any]:
         """Returns ``method=`` as a function of a module."""
         if not is_module(self):
             raise _not_an_instance()

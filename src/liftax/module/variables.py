@@ -25,13 +25,13 @@ class Variables:
     scope: Scope | None
     _state: State
 
-    def _where(self) -> str:
+    def _module_where(self) -> str:
         scope = self.scope
         if scope is None:
             return f"module {type(self).__name__} (unbound)"
         return f"{scope._where()} ({type(self).__name__})"
 
-    def _bound(self, use: str) -> Scope:
+    def _bound_scope(self, use: str) -> Scope:
         if self.scope is None:
             raise UnboundModuleError(
                 f"{type(self).__name__}: {use} needs a bound module; use it inside init or "
@@ -39,17 +39,17 @@ class Variables:
             )
         return self.scope
 
-    def _declaring(self, what: str, name: str, col: str) -> Scope:
-        scope = self._bound(what)
+    def _declaring_scope(self, what: str, name: str, col: str) -> Scope:
+        scope = self._bound_scope(what)
         state = self._state
         if not (state.in_compact or state.in_setup):
             raise UndeclaredError(
-                f"{self._where()}: {what} {name!r} was declared outside setup and outside a "
+                f"{self._module_where()}: {what} {name!r} was declared outside setup and outside a "
                 f"compact method; move it to setup, or decorate the method with @nn.compact"
             )
         if scope.name_reserved(name, col):
             raise NameInUseError(
-                f"{self._where()}: the name {name!r} is in use and cannot also be {what} {name!r}"
+                f"{self._module_where()}: the name {name!r} is in use and cannot also be {what} {name!r}"
             )
         return scope
 
@@ -82,7 +82,7 @@ class Variables:
           >>> Bias().init(jax.random.key(0), jnp.ones((2, 3)))['params']['bias'].shape
           (3,)
         """
-        scope = self._declaring("parameter", name, "params")
+        scope = self._declaring_scope("parameter", name, "params")
         value = scope.param(name, init_fn, *init_args, unbox=unbox, **init_kwargs)
         self._state.children[name] = None
         return value
@@ -115,30 +115,30 @@ class Variables:
           >>> Count().apply({'state': {'calls': 4}}, mutable='state')[1]
           {'state': {'calls': 5}}
         """
-        scope = self._declaring("variable", name, col)
+        scope = self._declaring_scope("variable", name, col)
         made = scope.variable(col, name, init_fn, *init_args, unbox=unbox, **init_kwargs)
         self._state.children[name] = None
         return made
 
     def has_variable(self, col: str, name: str) -> bool:
         """Tells whether the module has the variable."""
-        return self._bound("has_variable").has_variable(col, name)
+        return self._bound_scope("has_variable").has_variable(col, name)
 
     def get_variable(self, col: str, name: str, default: Any = None) -> Any:
         """Returns a variable's value, boxed if it is, or ``default`` if it is missing."""
-        return self._bound("get_variable").get_variable(col, name, default)
+        return self._bound_scope("get_variable").get_variable(col, name, default)
 
     def put_variable(self, col: str, name: str, value: Any) -> None:
         """Writes a variable of a mutable collection, making it if it is missing."""
-        self._bound("put_variable").put_variable(col, name, value)
+        self._bound_scope("put_variable").put_variable(col, name, value)
 
     def is_mutable_collection(self, col: str) -> bool:
         """Tells whether the collection may be written in this call."""
-        return self._bound("is_mutable_collection").is_mutable_collection(col)
+        return self._bound_scope("is_mutable_collection").is_mutable_collection(col)
 
     def has_rng(self, name: str) -> bool:
         """Tells whether a key was handed in for the stream."""
-        return self._bound("has_rng").has_rng(name)
+        return self._bound_scope("has_rng").has_rng(name)
 
     def make_rng(self, name: str = "params") -> jax.Array:
         """Draws the next key of a stream; see ``Scope.make_rng``.
@@ -158,21 +158,21 @@ class Variables:
           >>> Noise().apply({}, jnp.ones(3), rngs={'noise': jax.random.key(0)}).shape
           (3,)
         """
-        return self._bound("make_rng").make_rng(name)
+        return self._bound_scope("make_rng").make_rng(name)
 
     def is_initializing(self) -> bool:
         """Tells whether this call makes variables: ``init``, not ``apply``."""
-        return self._bound("is_initializing").get_flag("initializing", False)
+        return self._bound_scope("is_initializing").get_flag("initializing", False)
 
     @property
     def variables(self) -> dict[str, Any]:
         """The module's variables, collection -> nested dict."""
-        return self._bound("variables").variables()
+        return self._bound_scope("variables").variables()
 
     @property
     def path(self) -> tuple[str, ...]:
         """The names from the root module down to this one."""
-        return self._bound("path").path
+        return self._bound_scope("path").path
 
     def sow(
         self,
@@ -206,7 +206,7 @@ class Variables:
           >>> Probe().apply({}, 3.0, mutable='intermediates')
           (3.0, {'intermediates': {'x': (3.0,)}})
         """
-        scope = self._bound("sow")
+        scope = self._bound_scope("sow")
         if not scope.is_mutable_collection(col):
             scope.check_named(col)
             return False
@@ -240,7 +240,7 @@ class Variables:
           >>> float(jax.grad(loss)(variables['perturbations'])['h'])
           6.0
         """
-        scope = self._bound("perturb")
+        scope = self._bound_scope("perturb")
         if not scope.has_variable(collection, name):
             if not scope.is_mutable_collection(collection):
                 scope.check_named(collection)
