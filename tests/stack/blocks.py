@@ -13,8 +13,14 @@ from liftax.stack.places import stacked
 RUNS = ("scan", "loop", "scan of 2", "scan of sqrt")
 STORES = ("stacked", "layers")
 KEY = jax.random.key(0)
-RNGS = {"params": jax.random.key(1), "dropout": jax.random.key(2)}
+# Keys that compile quickly inside loops.
+RNGS = {name: jax.random.key(i, impl="unsafe_rbg") for i, name in enumerate(["params", "dropout"])}
 X = jax.random.normal(jax.random.key(3), (2, 4))
+
+
+def dense(features, **options):
+    """A dense layer whose initializer compiles quickly."""
+    return nn.Dense(features, kernel_init=nn.initializers.uniform(0.8), **options)
 
 
 class Residual(nn.Module):
@@ -24,7 +30,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = nn.Dense(x.shape[-1])(nn.tanh(x))
+        h = dense(x.shape[-1])(nn.tanh(x))
         h = nn.Dropout(self.rate, deterministic=self.rate == 0)(h)
         return x + checkpoint_name(h, "branch")
 
@@ -34,7 +40,7 @@ class Wide(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return x + nn.Dense(x.shape[-1], name="down")(nn.relu(nn.Dense(6, name="up")(x)))
+        return x + dense(x.shape[-1], name="down")(nn.relu(dense(6, name="up")(x)))
 
 
 class Scale(nn.Module):
@@ -42,7 +48,7 @@ class Scale(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return x * self.param("gain", nn.initializers.normal(1.0), (1,))
+        return x * self.param("gain", nn.initializers.uniform(1.0), (1,))
 
 
 class WithOutputs(nn.Module):
@@ -52,7 +58,7 @@ class WithOutputs(nn.Module):
 
     @nn.compact
     def __call__(self, x, rate, scale=1.0, *, index=None):
-        h = nn.Dense(x.shape[-1])(x)
+        h = dense(x.shape[-1])(x)
         ys = {"mean": h.mean(), "index": index, "h": jnp.zeros(3 + self.extra) + h.sum()}
         return x + rate * scale * h, ys
 
@@ -63,7 +69,7 @@ class Normed(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        return x + nn.Dropout(0.3, deterministic=not train)(nn.Dense(x.shape[-1])(x))
+        return x + nn.Dropout(0.3, deterministic=not train)(dense(x.shape[-1])(x))
 
 
 class Uses(nn.Module):
@@ -73,7 +79,7 @@ class Uses(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return x + nn.Dense(x.shape[-1])(nn.tanh(self.inner(x)))
+        return x + dense(x.shape[-1])(nn.tanh(self.inner(x)))
 
 
 class Counts(nn.Module):
@@ -83,7 +89,7 @@ class Counts(nn.Module):
     def __call__(self, x):
         n = self.variable("count", "n", lambda: jnp.zeros((), jnp.int32))
         n.value += 1
-        return nn.tanh(nn.Dense(x.shape[-1])(x) + n.value)
+        return nn.tanh(dense(x.shape[-1])(x) + n.value)
 
 
 def same(a, b, rtol=1e-5, atol=1e-6):
@@ -107,13 +113,13 @@ def as_stacked(stack, variables):
 
 
 def loss_and_grads(module, variables, *args, rngs=None, **kwargs):
-    """One jitted value and gradient by the parameters."""
+    """A value and its gradient by the variables."""
 
     def loss(variables):
         out = module.apply(variables, *args, rngs=rngs, **kwargs)
         return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(out))
 
-    return jax.jit(jax.value_and_grad(loss))(variables)
+    return jax.value_and_grad(loss)(variables)
 
 
 def every_way(stack, *, runs=RUNS, stores=STORES, remats=(None,)):
@@ -157,6 +163,6 @@ def counting(calls):
         @nn.compact
         def __call__(self, x):
             calls.n += 1
-            return nn.tanh(nn.Dense(x.shape[-1])(x))
+            return nn.tanh(dense(x.shape[-1])(x))
 
     return Counting

@@ -7,13 +7,13 @@ import pytest
 from stack.blocks import (
     KEY,
     RNGS,
-    X,
     Counts,
     Residual,
     Scale,
     Uses,
     Wide,
     WithOutputs,
+    X,
     as_stacked,
     equal,
     same,
@@ -32,7 +32,7 @@ def made(module, *args, **kwargs):
     return jax.eval_shape(lambda key: module.init(key, *args, **kwargs), KEY)
 
 
-# --- names -----------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------
 
 
 def test_one_block():
@@ -143,7 +143,7 @@ def test_called_twice_uses_its_layers_twice():
     same(Model("scan", "layers").apply(by_layer, X), Model().apply(variables, X))
 
 
-# --- arguments and outputs ----------------------------------------------------------------------
+# --- arguments and outputs --------------------------------------------------------------
 
 
 def outputs_by_hand(stack, variables, x, rates, scale):
@@ -231,7 +231,7 @@ def test_ends_may_change_the_shape():
     same(stack.clone(remat=nn.Remat()).apply(variables, jnp.asarray([1, 2])), y)
 
 
-# --- one layer ------------------------------------------------------------------------------------
+# --- one layer --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("store", ["stacked", "layers"])
@@ -254,7 +254,7 @@ def test_layers_one_by_one(store):
     assert stack[1].scope is None
 
 
-# --- what is refused --------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------
 
 
 class Holder(nn.Module):
@@ -394,7 +394,7 @@ def test_variables_of_another_depth():
         nn.Stack(Scale(), depth=4, store="layers").apply(by_layer, X)
 
 
-# --- ties ---------------------------------------------------------------------------------------------
+# --- ties -------------------------------------------------------------------------------
 
 
 def test_shared_with_the_model_around():
