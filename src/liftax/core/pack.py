@@ -191,10 +191,19 @@ class Opening:
 
     def folded_keys(self) -> Group:
         """Draws one key of each stream that goes in, to be the base of a new stream."""
-        return tuple(
-            {n: top.make_rng(n) for n in top.rngs if self.roles.split(n) is not None}
-            for top in self.tops
-        )
+        groups = []
+        for top in self.tops:
+            drawn = {}
+            for name in top.rngs:
+                if self.roles.split(name) is None:
+                    continue
+                drawn[name] = top.make_rng(name)
+                log = top._root.log
+                if log and name == "params" and self.initializing:
+                    # The parameters inside are made from it, whatever trace they are of.
+                    log[-1] = log[-1]._replace(collection="params", again=True)
+            groups.append(drawn)
+        return tuple(groups)
 
     def split_keys(self, size: int) -> Group:
         """Returns the keys of the split streams, stacked along a new first axis."""
@@ -274,7 +283,7 @@ class Opening:
         outside = {id(top._root): top._root for top in self.tops}
         before = [(root, root.valid, root.entered_by) for root in outside.values()]
         for root, _, _ in before:
-            root.valid, root.entered_by = False, self.label
+            root.valid, root.entered_by = False, self
         rec = inner[0]._root.rec if inner else None
         if rec is not None:
             rec.enter(self.event(**event))

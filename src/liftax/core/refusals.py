@@ -21,6 +21,7 @@ from ..errors import (
     ScopeParamNotFoundError,
     ScopeParamShapeError,
     ScopeVariableNotFoundError,
+    TiedModulesError,
     UnnamedCollectionError,
     where,
 )
@@ -41,20 +42,31 @@ _ARGUMENTS = {
 
 def not_valid(scope: Scope) -> LiftaxError:
     """A scope whose call has ended, or has handed it to a lift that runs now."""
-    lift = scope._root.entered_by
-    if lift is None:
+    opening = scope._root.entered_by
+    if opening is None:
         return InvalidScopeError(
             f"{scope._where()}: used after the call that made it had ended. "
             f"Pass values out of init or apply, not scopes or bound modules."
         )
-    name = scope.name or "module"
+    fn = getattr(opening.target, "__name__", "body")
+    name = scope.name if scope.name and scope.name.isidentifier() else "module"
+    if any(scope.path == top.path for top in opening.tops):
+        found = "the lifted function uses the module from outside, not its own first argument"
+        expected = (
+            f"expected: the argument in its place:\n"
+            f"    def {fn}(mdl, ...): ...   # and mdl inside, not self"
+        )
+    else:
+        found = "the lifted function closes over this module (or scope)"
+        expected = (
+            f"expected: the module as an argument of the lifted function:\n"
+            f"    def {fn}(mdl, {name}, ...): ...   # not: def {fn}(mdl, ...)\n"
+            f"    lifted(self, {name}, ...)"
+        )
     return ClosedOverModuleError(
-        f"{scope._where()}: used inside {lift}, which it was not passed to.\n"
-        f"found: the lifted function closes over this module (or scope), so the lift cannot "
-        f"give it its own axis, keys and variables\n"
-        f"expected: the module as an argument of the lifted function:\n"
-        f"    def body(mdl, {name}, ...): ...   # not: def body(mdl, ...)\n"
-        f"    lifted(self, {name}, ...)"
+        f"{scope._where()}: used inside {opening.label}, which it was not passed to.\n"
+        f"found: {found}, so the lift cannot give it its own axis, keys and variables\n"
+        f"{expected}"
     )
 
 
@@ -196,9 +208,26 @@ def check_shape(
     expected = jax.tree.leaves(jax.eval_shape(abstract))
     for have, want in zip(jax.tree.leaves(value), expected, strict=False):
         if jnp.shape(have) != jnp.shape(want):
+            _check_cut(scope, name, jnp.shape(have), jnp.shape(want))
             raise ScopeParamShapeError(
                 f"{scope._where()}: parameter {name!r} has shape {jnp.shape(have)}, its "
                 f"initializer makes {jnp.shape(want)}.\n"
                 f"Check the module's fields and the inputs against those that the variables "
                 f"were made for."
             )
+
+
+def _check_cut(scope: Scope, name: str, have: tuple[int, ...], want: tuple[int, ...]) -> None:
+    """Raises TiedModulesError where a lift of this call gave a parameter an axis of its own."""
+    made_here = scope._root.flags.get("initializing", False)
+    if not made_here or ("params", (*scope.path, name)) in scope._root.made_plain:
+        return
+    if any(have[:i] + have[i + 1 :] == want for i in range(len(have))):
+        variable = "/".join(("params", *scope.path, name))
+        raise TiedModulesError(
+            f"{scope._where()}: variable {variable} was made inside a lift, with an axis of the "
+            f"lift, and is used outside of it.\n"
+            f"found: one module used both inside and outside of a lift: shape {have}\n"
+            f"expected: shape {want}; share 'params' in the lift (variable_broadcast='params' in "
+            f"scan, variable_axes={{'params': None}} in vmap), or take a module for each"
+        )

@@ -73,11 +73,12 @@ class Stream(NamedTuple):
 class Draw:
     """A draw whose counter is settled when the loop body that made it has ended."""
 
-    __slots__ = ("counter", "path")
+    __slots__ = ("counter", "path", "twin")
 
     def __init__(self, path: tuple[str | int, ...], counter: int):
         self.path = path
         self.counter = counter
+        self.twin: Draw | None = None  # the same draw in another trace of the body
 
     def value(self) -> np.uint32:
         return np.uint32(path_hash((*self.path, self.counter)))
@@ -86,13 +87,15 @@ class Draw:
 class Drawn(NamedTuple):
     """An entry of a log: counts of the path, stream, draw, and collection it was made for.
 
-    ``draw`` is None for a count that Linen's first trace uses up to no effect.
+    ``draw`` is None for a count that one of Linen's traces uses up to no effect;
+    ``again`` says that the second trace counts it though the first made its variable.
     """
 
     counts: dict[str, int]
     stream: str
     draw: Draw | None
     collection: str | None
+    again: bool = False
 
 
 draw_p = compat.Primitive("liftax_draw")
@@ -119,20 +122,36 @@ def replay(log: list[Drawn], hoisted: Callable[[str], bool]) -> list[Drawn]:
         return entry.collection is not None and hoisted(entry.collection)
 
     first = [entry if early(entry) else entry._replace(draw=None) for entry in log]
-    return first + [entry for entry in log if not early(entry)]
+    second = [
+        entry._replace(draw=None) if early(entry) else entry
+        for entry in log
+        if entry.again or not early(entry)
+    ]
+    return first + second
 
 
 def settle(log: list[Drawn]) -> None:
     """Counts the entries of a log, settling their draws."""
-    for counts, stream, draw, _ in log:
+    for counts, stream, draw, *_ in log:
         counts[stream] = counts.get(stream, 0) + 1
-        if draw is not None:
+        while draw is not None:
             draw.counter = counts[stream]
+            draw = draw.twin
+
+
+def join(log: list[Drawn], earlier: list[Drawn]) -> None:
+    """Settles the draws of an earlier trace of a body with those of a later one."""
+    later = [entry.draw for entry in log if entry.draw is not None]
+    before = [entry.draw for entry in earlier if entry.draw is not None]
+    for draw, twin in zip(later, before, strict=False):
+        while draw.twin is not None:
+            draw = draw.twin
+        draw.twin = twin
 
 
 def rewind(log: list[Drawn]) -> None:
     """Takes the counts of a log back."""
-    for counts, stream, _, _ in log:
+    for counts, stream, *_ in log:
         counts[stream] -= 1
 
 

@@ -11,6 +11,7 @@ from .record import recorder
 from .rngs import Drawn
 
 if TYPE_CHECKING:
+    from .pack import Opening
     from .roles import Roles
     from .scope import Scope
 
@@ -54,7 +55,7 @@ class Root:
         self.counters: dict[tuple[str, ...], dict[str, int]] = {}
         self.log: list[Drawn] | None = None
         # The lift whose body is running now, to which these scopes were handed.
-        self.entered_by: str | None = None
+        self.entered_by: Opening | None = None
         # What modules remember of a call: outside modules and their clones in it.
         self.adopted: dict[int, tuple[Any, Any]] = {}
         # Set by the lifts, on the scopes they make for a body:

@@ -156,7 +156,7 @@ def _initialised(
         rewind(log)
         entries = replay(log, hoisted)
         settle(entries)
-        side["log"] = entries
+        side["log"], side["first"] = entries, log
         leaves, side["y_def"] = jax.tree.flatten(y)
         written = [opening.written(inner, MAPPED), opening.written(inner, THROUGH)]
         written_leaves, side["written_def"] = jax.tree.flatten(written)
@@ -168,6 +168,21 @@ def _initialised(
     made = _nested(opening, marks, loop.shared)
     outer = tuple(map_out(opening, v) if v else {} for v in made)
     mapped = tuple(map_in(opening, v) if v else {} for v in outer)
+    if any(birth.late for birth in marks.births):
+        # A lift inside made them and used them unmapped: run the body on the mapped ones.
+        opening.write_back(outer)
+        rewind(side["log"])
+        settle(side["first"])
+        for top in opening.tops[:1]:
+            if top._root.log is not None:
+                top._root.log.extend(side["first"])
+        inner, call = run(mapped)
+        y = call()
+        changed = opening.written(inner, MAPPED)
+        opening.write_back(tuple(map_out(opening, v) if v else v for v in changed))
+        opening.write_back(opening.written(inner, THROUGH))
+        opening.close(inner)
+        return y
     births: list[Any] = []
     for birth in marks.births:
         node: Any = mapped[birth.top][birth.col]
@@ -203,7 +218,7 @@ def _marker(marks: Marks, opening: Opening, top: int) -> Callable[..., Any]:
     def on_birth(col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
         if opening.roles.role(col) != MAPPED:
             return value
-        return marks.birth(False, top, col, path[depth:], value)
+        return marks.birth(False, top, col, path[depth:], value, late)
 
     return on_birth
 

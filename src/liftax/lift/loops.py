@@ -13,6 +13,7 @@ from ..core import metadata
 from ..core.filters import Filter
 from ..core.pack import Group, Opening
 from ..core.rngs import Drawn, replay, rewind, settle
+from ..core.rngs import join as join_draws
 from ..core.roles import BROADCAST, CARRY, Roles, broadcast, loop_roles
 from ..core.scope import Scope
 from ..errors import AxesTreeError
@@ -387,6 +388,7 @@ class _Call:
         if self.size == 1:
             return one
         self.opening.write_back(writable(self.opening, one.carry_vars))
+        first = self.drawn
         self._forget()
         reverse = self.spec.options["reverse"]
         rest = jax.tree.map(lambda leaf: leaf[:-1] if reverse else leaf[1:], xs)
@@ -401,6 +403,7 @@ class _Call:
         )
         more = again.run(one.carry, rest)
         self.drawn = again.drawn
+        join_draws(self.drawn, first)
 
         def join(first: Any, others: Any) -> Any:
             parts = (others, first) if reverse else (first, others)

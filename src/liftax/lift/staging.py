@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,8 +14,10 @@ import numpy as np
 from ..core.filters import Filter
 from ..core.keys import typed, weakly
 from ..core.pack import Opening, pure
+from ..core.rngs import describe
 from ..core.roles import THROUGH, through_roles
 from ..errors import StaticArgumentError
+from .axes import Placed
 
 
 def remat(
@@ -76,7 +80,7 @@ def rematter(
     ) -> Callable[..., Any]:
         def rematted(scope: Any, *args: Any, **kwargs: Any) -> Any:
             opening = Opening(roles, scope, fn)
-            static = Static(opening.place, args, kwargs, static_argnums, static_argnames)
+            static = Static(opening, args, kwargs, static_argnums, static_argnames)
             body = _Body(pure(opening, fn), static)
             if opening.watched and variables is True and rngs is True:
                 # A loop outside wants to see the variables that the body makes, not a
@@ -89,9 +93,12 @@ def rematter(
                 finally:
                     if rec is not None:
                         rec.exit()
-            y, written = checkpoint(
-                body, opening.values(THROUGH), opening.keys(False), static.dynamic
-            )
+            values, keys = opening.values(THROUGH), opening.keys(False)
+            try:
+                y, written = checkpoint(body, values, keys, static.dynamic)
+            except TypeError as cause:
+                static.check_needed(opening, cause)
+                raise
             y = body.outputs(y)
             opening.write_back(written)
             return y
@@ -101,6 +108,9 @@ def rematter(
     return lift
 
 
+# How JAX names the argument that Python needed, by the names of the functions it traces here.
+_NEEDED = re.compile(r"value of the argument (?:kept|dynamic)\[(\d+)\]")
+_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _PROGRAMS = 1024  # programs that one lifted class or function keeps
 
 
@@ -144,7 +154,7 @@ class Static:
     What is neither an array nor a number is static by itself.
 
     Args:
-      place: where the lift stands.
+      at: what knows where the lift stands.
       args, kwargs: of the call.
       argnums: positions of static arguments, negative ones from the end.
       argnames: names of static keyword arguments.
@@ -155,18 +165,19 @@ class Static:
 
     def __init__(
         self,
-        place: str,
+        at: Placed,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         argnums: int | Iterable[int],
         argnames: str | Iterable[str],
     ):
+        self.at = at
         numbers = [argnums] if isinstance(argnums, int) else list(argnums)
         names = {argnames} if isinstance(argnames, str) else set(argnames)
         for number in numbers:
             if not -len(args) <= number < len(args):
                 raise StaticArgumentError(
-                    f"{place}: static_argnums has {number}, the call has {len(args)} positional "
+                    f"{at.place}: static_argnums has {number}, the call has {len(args)} positional "
                     f"arguments besides the module; expected {-len(args)} to {len(args) - 1} "
                     f"(the module itself is not counted), or static_argnames for keywords"
                 )
@@ -191,12 +202,45 @@ class Static:
     def key(self) -> Any:
         """Returns what makes one set of static arguments equal to another."""
         fixed = [
-            None
-            if i in set(self.where)
-            else typed(leaf.value if isinstance(leaf, _Fixed) else leaf)
+            None if i in set(self.where) else self._typed(i, leaf)
             for i, leaf in enumerate(self.leaves)
         ]
         return tuple(fixed), self.treedef
+
+    def _typed(self, i: int, leaf: Any) -> Any:
+        try:
+            return typed(leaf.value if isinstance(leaf, _Fixed) else leaf)
+        except StaticArgumentError as error:
+            text = f"{self.at.place}: {self._name(i)}: {error}"
+            raise StaticArgumentError(text) from error.__cause__
+
+    def _name(self, leaf: int) -> str:
+        """Names the argument that a leaf belongs to."""
+        marked = jax.tree.unflatten(self.treedef, range(len(self.leaves)))
+        path = jax.tree_util.tree_leaves_with_path(marked)[leaf][0]
+        key = path[1]
+        if not isinstance(key, jax.tree_util.SequenceKey):
+            return f"argument {getattr(key, 'key', key)!r}"
+        method = getattr(getattr(self.at, "target", None), "method", None)
+        names = list(inspect.signature(method).parameters.values()) if method else []
+        # The first one is the module.
+        if key.idx + 1 < len(names) and names[key.idx + 1].kind is _POSITIONAL:
+            return f"argument {names[key.idx + 1].name!r}"
+        return f"argument {key.idx + 1}"
+
+    def check_needed(self, opening: Opening, cause: Exception) -> None:
+        """Raises StaticArgumentError where Python needed the value of a traced argument."""
+        found = _NEEDED.search(str(cause))
+        if found is None or int(found[1]) >= len(self.where):
+            return
+        i = self.where[int(found[1])]
+        raise StaticArgumentError(
+            f"{opening.place}: Python needs the value of {self._name(i)}, e.g. in an if or for a "
+            f"shape, but it is traced.\n"
+            f"found: {describe(jax.typeof(self.leaves[i]))}\n"
+            f"expected: it in static_argnums (by keyword: static_argnames), or nn.cond or "
+            f"jnp.where to choose by a traced value"
+        ) from cause
 
 
 class _Fixed:
@@ -298,7 +342,7 @@ class Jit:
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         def jitted(scope: Any, *args: Any, **kwargs: Any) -> Any:
             opening = Opening(self.roles, scope, fn)
-            static = Static(opening.place, args, kwargs, self.static_argnums, self.static_argnames)
+            static = Static(opening, args, kwargs, self.static_argnums, self.static_argnames)
             keys = opening.folded_keys()
             body = _Body(pure(opening, fn, folded=True), static)
             identity = getattr(fn, "identity", None)
@@ -315,7 +359,11 @@ class Jit:
             kept = [None if i in donated else x for i, x in enumerate(static.dynamic)]
             given = {i: static.dynamic[i] for i in donated}
             values = opening.values(THROUGH)
-            out, written, effects = run(body, opening, values, keys, kept, given)
+            try:
+                out, written, effects = run(body, opening, values, keys, kept, given)
+            except TypeError as cause:
+                static.check_needed(opening, cause)
+                raise
             leaves, traced, treedef = effects.outputs
             leaves = list(leaves)
             for i, value in zip(traced, out, strict=True):
@@ -333,7 +381,13 @@ class Jit:
         """Returns which dynamic leaves belong to donated arguments."""
         if not self.donate:
             return set()
-        wanted = {number % len(args) for number in self.donate if args}
+        for number in self.donate:
+            if not -len(args) <= number < len(args):
+                raise StaticArgumentError(
+                    f"{static.at.place}: donate_argnums has {number}, the call has {len(args)} "
+                    f"positional arguments besides the module"
+                )
+        wanted = {number % len(args) for number in self.donate}
         found, n = set(), 0
         for i, arg in enumerate(args):
             for leaf in jax.tree.leaves(arg):

@@ -69,10 +69,10 @@ def nowrap(fn: F) -> F:
 
 
 def compact_name_scope(fn: F) -> F:
-    """Puts what a method declares under the method's own name.
+    """Puts the submodules of a method under the method's own name.
 
-    Like `compact`, but the submodules and variables of the method live one level
-    deeper, and their automatic names start over there. A module may have any
+    Like `compact`, but the submodules of the method live one level deeper, and their
+    automatic names start over there; its own variables stay the module's. A module may have any
     number of such methods.
 
     Args:
@@ -96,15 +96,14 @@ def compact_name_scope(fn: F) -> F:
 
     @functools.wraps(fn)
     def scoped(self: Module, *args: Any, **kwargs: Any) -> Any:
-        state, outer = self._state, self.scope
-        cursors, state.cursors = state.cursors, {}
-        assert outer is not None  # a compact method is called on bound modules only
-        object.__setattr__(self, "scope", outer.push(fn.__name__, reuse=True))
+        state = self._state
+        before = state.cursors, state.within
+        assert self.scope is not None  # a compact method is called on bound modules only
+        state.cursors, state.within = {}, self.scope.push(fn.__name__, reuse=True)
         try:
             return fn(self, *args, **kwargs)
         finally:
-            object.__setattr__(self, "scope", outer)
-            state.cursors = cursors
+            state.cursors, state.within = before
 
     scoped.compact = True  # type: ignore[attr-defined]
     return scoped  # type: ignore[return-value]

@@ -107,6 +107,8 @@ class Detached:
         else:
             made = old.clone(parent=scope, **changes)
         old._state.hand_to(made._state)
+        if old._state.within is not None:
+            made._state.within = made.scope.push(old._state.within.name, reuse=True)
         return made
 
     def take_back(self, rebuilt: Sequence[Any]) -> None:

@@ -49,13 +49,16 @@ def declare(cls: type, kw_only: bool) -> None:
         cls.__hash__ = own_hash  # type: ignore[method-assign]
     elif not own_eq:
         cls.__hash__ = _hash  # type: ignore[method-assign, assignment]
+    # The two keywords come last wherever fields are listed.
+    for name in RESERVED:
+        _fields_of(cls)[name] = _fields_of(cls).pop(name)
     names = [f.name for f in dataclasses.fields(cls) if f.name not in RESERVED]
     cls._field_names = tuple(names)  # type: ignore[attr-defined]
     # Whether __init__ does no more than to store the fields.
     cls._plain_init = (  # type: ignore[attr-defined]
         not own_init
         and all(f.init for f in dataclasses.fields(cls))
-        and all(getattr(f, "_field_type", None) is not _INITVAR for f in _all_fields(cls))
+        and all(getattr(f, "_field_type", None) is not _INITVAR for f in _fields_of(cls).values())
     )
     cls._clone_names = tuple(  # type: ignore[attr-defined]
         f.name for f in dataclasses.fields(cls) if f.init and f.name != "parent"
@@ -65,8 +68,8 @@ def declare(cls: type, kw_only: bool) -> None:
 _INITVAR = getattr(dataclasses, "_FIELD_INITVAR", None)
 
 
-def _all_fields(cls: Any) -> Any:
-    return cls.__dataclass_fields__.values()
+def _fields_of(cls: Any) -> dict[str, Any]:
+    return cls.__dataclass_fields__
 
 
 def remake(cls: Any, values: dict[str, Any]) -> Any:

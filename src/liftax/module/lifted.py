@@ -7,9 +7,10 @@ their scopes, and the modules are rebuilt on the scopes inside.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..core.keys import typed
@@ -89,48 +90,74 @@ def lift_target(
         lifts: dict[str, CoreLift] = {}
         if isinstance(methods, Mapping):
             if per_method is None:
-                raise TransformTargetError(
-                    f"{name.lower()}: methods expected a list of names; this lift takes no "
-                    f"arguments per method"
-                )
+                raise no_arguments(name)
             lifts = {method: per_method(arguments) for method, arguments in methods.items()}
         else:
             names = ["__call__"] if methods is None else methods
             names = [names] if isinstance(names, str) else names
+            if not isinstance(names, Iterable):
+                raise LiftMethodError(
+                    f"{spoken(name)}: methods expected names of methods; found {kind_of(names)}"
+                )
             lifts = dict.fromkeys(names, core_lift)
         return _lift_class(name, target, lifts)
     if is_module(target) or not callable(target):
         raise TransformTargetError(
-            f"{name.lower()}: expected a module class or a function whose first argument is a "
+            f"{spoken(name)}: expected a module class or a function whose first argument is a "
             f"module; found "
             + (
                 f"an instance of {type(target).__name__}. Lift the class and then make the "
-                f"instance: nn.{name.lower()}({type(target).__name__}, ...)(...)"
+                f"instance: nn.{spoken(name)}({type(target).__name__}, ...)(...)"
                 if is_module(target)
-                else type(target).__name__
+                else kind_of(target)
             )
         )
     if methods is not None:
         raise TransformTargetError(
-            f"{name.lower()}: methods= goes with a module class; the target is a function"
+            f"{spoken(name)}: methods= goes with a module class; the target is a function"
         )
-    return lift_function(name.lower(), target, core_lift)
+    return lift_function(spoken(name), target, core_lift)
+
+
+def spoken(name: str) -> str:
+    """The name by which users call a lift; the lifted classes of remat are called Checkpoint."""
+    return {"Checkpoint": "remat"}.get(name, name.lower())
+
+
+def no_arguments(name: str) -> TransformTargetError:
+    """Arguments for each method, where the lift takes the same for all."""
+    return TransformTargetError(
+        f"{spoken(name)}: methods expected a list of names; this lift takes no arguments per method"
+    )
 
 
 def _lift_class(name: str, target: type, lifts: Mapping[str, CoreLift]) -> type:
     members: dict[str, Any] = {"__doc__": target.__doc__, "__module__": target.__module__}
     for method, core_lift in lifts.items():
-        fn = getattr(target, method, None)
-        if fn is None:
-            near = [n for n, _ in inspect.getmembers(target, inspect.isfunction)]
-            raise LiftMethodError(
-                f"{name.lower()}: methods names {method!r}, which {target.__name__} does not "
-                f"have; its methods are "
-                + ", ".join(sorted(n for n in near if not n.startswith("_") or n == "__call__"))
-            )
+        defined = any(method in cls.__dict__ for cls in target.__mro__)
+        fn = getattr(target, method, None) if defined else None
+        if not callable(fn) or method in target._field_names:  # type: ignore[attr-defined]
+            raise _no_method(spoken(name), target, method)
         members[method] = _lift_method(fn, core_lift, target)
     meta = type(target)
     return meta(name.capitalize() + target.__name__, (target,), members, _as_base=True)
+
+
+def _no_method(lift: str, target: type, method: Any) -> LiftMethodError:
+    """An entry of ``methods`` that is none."""
+    (base,) = [cls for cls in target.__mro__ if "_liftax_module" in cls.__dict__]
+    own = [
+        name
+        for name, _ in inspect.getmembers(target, inspect.isfunction)
+        if (not name.startswith("_") or name == "__call__") and not hasattr(base, name)
+    ]
+    near = difflib.get_close_matches(str(method), own, n=1)
+    what = "is no method of" if isinstance(method, str) and hasattr(target, method) else "is not in"
+    return LiftMethodError(
+        f"{lift}: methods names {method!r}, which {what} {target.__name__}"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+        + f" Its methods: {', '.join(own) or 'none of its own'}"
+    )
 
 
 def _lift_method(fn: Callable[..., Any], core_lift: CoreLift, cls: type) -> Callable[..., Any]:
@@ -262,9 +289,8 @@ class Body:
 
 
 def _check_return(y: Any, target: Any) -> None:
-    found = y if is_module(y) or isinstance(y, Variable) else None
-    if isinstance(y, (tuple, list)):
-        found = next((v for v in y if is_module(v) or isinstance(v, Variable)), found)
+    parts = y if isinstance(y, (tuple, list)) else y.values() if type(y) is dict else (y,)
+    found = next((v for v in parts if is_module(v) or isinstance(v, Variable)), None)
     if found is not None:
         raise TransformedMethodReturnValueError(
             f"{getattr(target, '__name__', target)}: a lifted method returned a "
@@ -274,16 +300,18 @@ def _check_return(y: Any, target: Any) -> None:
 
 
 def with_arguments(
-    core: Callable[..., Any], arguments: Mapping[str, Any], methods: Any
+    lift: str, core: Callable[..., Any], arguments: Mapping[str, Any], methods: Any
 ) -> tuple[CoreLift, Any, Callable[[Mapping[str, Any]], CoreLift]]:
     """Fixes a core lift's arguments, for all methods and for each."""
 
     def with_changes(changes: Mapping[str, Any]) -> CoreLift:
         unknown = [name for name in changes if name not in arguments]
         if unknown:
-            raise TypeError(
-                f"{core.__name__}: methods has the unknown argument {unknown[0]!r}; "
-                f"known are {', '.join(arguments)}"
+            near = difflib.get_close_matches(str(unknown[0]), list(arguments), n=1)
+            raise LiftMethodError(
+                f"{lift}: methods has the unknown argument {unknown[0]!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+                + f" Known: {', '.join(n for n in arguments if not n.startswith('_'))}"
             )
         return core(**{**arguments, **changes})
 

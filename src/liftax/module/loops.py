@@ -118,7 +118,7 @@ def scan(
         "_split_transpose": _split_transpose,
         "check_constancy_invariants": check_constancy_invariants,
     }
-    return lift_target("Scan", target, *with_arguments(loops.scanner, arguments, methods))
+    return lift_target("Scan", target, *with_arguments("scan", loops.scanner, arguments, methods))
 
 
 @remembered
@@ -193,7 +193,7 @@ def vmap(
         "spmd_axis_name": spmd_axis_name,
         "metadata_params": metadata_params,
     }
-    return lift_target("Vmap", target, *with_arguments(mapping.mapper, arguments, methods))
+    return lift_target("Vmap", target, *with_arguments("vmap", mapping.mapper, arguments, methods))
 
 
 @remembered

@@ -103,18 +103,16 @@ class Module(Variables):
             if state.in_setup:
                 if name in type(self).__dataclass_fields__:
                     raise SetAttributeInModuleSetupError(
-                        f"{self._module_where()}: setup assigns the field {name!r}; fields are set when "
+                        f"{self._at()}: setup assigns the field {name!r}; fields are set when "
                         f"the module is made, give the attribute another name"
                     )
                 value = register(self, name, value)
             elif self.scope is not None:
                 raise SetAttributeFrozenModuleError(
-                    f"{self._module_where()}: attribute {name!r} was assigned outside setup. Modules "
+                    f"{self._at()}: attribute {name!r} was assigned outside setup. Modules "
                     f"are frozen: return the value, or keep it with self.variable('cache', "
                     f"{name!r}, ...) or self.sow"
                 )
-        if not fields.is_atom(value):
-            value = fields.freeze(value)
         object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -128,7 +126,7 @@ class Module(Variables):
                     return own[name]
             if isinstance(inspect.getattr_static(type(self), name, None), property):
                 raise DescriptorAttributeError(
-                    f"{self._module_where()}: the property {name!r} reads an attribute that does not exist"
+                    f"{self._at()}: the property {name!r} reads an attribute that does not exist"
                 )
         raise AttributeError(
             f"{type(self).__name__!r} object has no attribute {name!r}. What setup defines is "
@@ -208,7 +206,7 @@ class Module(Variables):
                 raise TypeError(
                     f"{type(self).__name__}.clone: no field is called {sorted(unknown)[0]!r}"
                 )
-            attrs.update({name: fields.freeze(value) for name, value in updates.items()})
+            attrs.update(updates)
         attrs["parent"] = parent
         if _deep_clone is not False:
             memo = _deep_clone if isinstance(_deep_clone, dict) else {}

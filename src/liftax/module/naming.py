@@ -51,8 +51,7 @@ def settle(module: Module) -> None:
     parent, name = module.parent, module.name
     scope = parent.scope
     if scope is not None:
-        within = parent._state.name_scope if hasattr(parent._state, "name_scope") else None
-        scope = within or scope
+        scope = parent._state.within or scope
         if scope.name_reserved(name):
             raise NameInUseError(
                 f"{_whose(parent)}: the name {name!r} is in use and cannot also be submodule "

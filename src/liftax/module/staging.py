@@ -14,15 +14,23 @@ from ..core.filters import Filter
 from ..errors import LiftWarning, StaticArgumentError
 from ..lift import collections
 from ..lift import staging as core
-from .lifted import CoreLift, lift_target, remembered
+from .lifted import CoreLift, lift_target, no_arguments, remembered
 from .naming import is_module
 from .state import local
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 
 
-def _numbers(numbers: int | Iterable[int]) -> tuple[int, ...]:
-    return (numbers,) if isinstance(numbers, int) else tuple(numbers)
+def _numbers(lift: str, argument: str, numbers: int | Iterable[int]) -> tuple[int, ...]:
+    given = (numbers,) if isinstance(numbers, (int, str)) else tuple(numbers)
+    for number in given:
+        if isinstance(number, bool) or not hasattr(number, "__index__"):
+            names = " For names there is static_argnames" * (argument == "static_argnums")
+            raise StaticArgumentError(
+                f"{lift}: {argument} expected positions, as ints; found {type(number).__name__}."
+                f"{names}"
+            )
+    return tuple(number.__index__() for number in given)
 
 
 def _counted(
@@ -34,14 +42,26 @@ def _counted(
     called without it. Linen counts it there too: a number that only Linen's way
     of counting has is taken that way, with a warning.
     """
-    given = _numbers(numbers)
+    given = _numbers(lift, argument, numbers)
     if not isinstance(target, type):
         if 0 in given:
             raise StaticArgumentError(
                 f"{lift}: {argument} has 0, which is the module itself; the arguments after it "
                 f"count from 1"
             )
-        return lambda args: tuple(n - 1 if n > 0 else n for n in given)
+
+        def after(args: tuple[Any, ...]) -> tuple[int, ...]:
+            for n in given:
+                if not -len(args) <= n <= len(args):
+                    name = getattr(target, "__name__", "a function")
+                    raise StaticArgumentError(
+                        f"{lift} of {name}: {argument} has {n}, the call has {len(args)} "
+                        f"positional arguments after the module; expected 1 to {len(args)}, or "
+                        f"{-len(args)} to -1 from the end"
+                    )
+            return tuple(n - 1 if n > 0 else n for n in given)
+
+        return after
 
     def counted(args: tuple[Any, ...]) -> tuple[int, ...]:
         if len(args) in given and all(0 < n <= len(args) for n in given):
@@ -185,6 +205,8 @@ def jit(
 
         return lift
 
+    if isinstance(methods, Mapping):
+        raise no_arguments("Jit")
     if isinstance(target, type) and not isinstance(methods, (str, type(None))):
         return lift_target("Jit", target, make(), {m: {} for m in methods}, lambda _: make())
     return lift_target("Jit", target, make(), methods)

@@ -25,7 +25,7 @@ class Variables:
     scope: Scope | None
     _state: State
 
-    def _module_where(self) -> str:
+    def _at(self) -> str:
         scope = self.scope
         if scope is None:
             return f"module {type(self).__name__} (unbound)"
@@ -44,12 +44,12 @@ class Variables:
         state = self._state
         if not (state.in_compact or state.in_setup):
             raise UndeclaredError(
-                f"{self._module_where()}: {what} {name!r} was declared outside setup and outside a "
+                f"{self._at()}: {what} {name!r} was declared outside setup and outside a "
                 f"compact method; move it to setup, or decorate the method with @nn.compact"
             )
         if scope.name_reserved(name, col):
             raise NameInUseError(
-                f"{self._module_where()}: the name {name!r} is in use and cannot also be {what} {name!r}"
+                f"{self._at()}: the name {name!r} is in use and cannot also be {what} {name!r}"
             )
         return scope
 

@@ -31,7 +31,7 @@ def check_outside(stack: Stack, scopes: Sequence[Scope]) -> None:
     for scope in scopes:
         if scope._root is stack.scope._root and here[: len(scope.path)] == scope.path:
             raise StackError(
-                f"{stack._module_where()}: the layers were handed a module or variable of "
+                f"{stack._at()}: the layers were handed a module or variable of "
                 f"{scope.path_text}, which contains the stack.\n"
                 f"expected: a module beside the stack, or a variable's value"
             )
@@ -39,7 +39,7 @@ def check_outside(stack: Stack, scopes: Sequence[Scope]) -> None:
 
 def run_stacked(stack: Stack, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs a stack whose variables are stacked."""
-    place = stack._module_where()
+    place = stack._at()
     at = stack._stack_layout(stack.path)
     plan = Plan(*in_force(stack.run, stack.unroll, stack.remat))
     call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs)
@@ -71,7 +71,7 @@ def _single(
     """Runs a layer before or after the pattern."""
     if plan.remat is None or plan.remat.positions is not None:
         args, kwargs = call.filled(slices, call.args, call.kwargs)
-        return split_pair(layer(x, *args, **kwargs), bool(stack.outputs), layer, stack._module_where())
+        return split_pair(layer(x, *args, **kwargs), bool(stack.outputs), layer, stack._at())
     plain, fill, taken = without_modules((call.args, call.kwargs))
     detached = Detached([layer, *taken])
     check_outside(stack, detached.scopes[1:])
@@ -80,7 +80,7 @@ def _single(
         rebuilt = detached.rebuild(scopes)
         args, kwargs = call.filled(slices, *fill(plain, rebuilt[1:]))
         out = rebuilt[0](x, *args, **kwargs)
-        return split_pair(out, bool(stack.outputs), layer, stack._module_where())
+        return split_pair(out, bool(stack.outputs), layer, stack._at())
 
     body.__name__ = type(layer).__name__
     return plan.layer(body, detached.scopes, x, in_scan=False)
@@ -93,7 +93,7 @@ def _pattern(stack: Stack, plan: Plan, x: Any, call: Arguments) -> tuple[Any, An
     detached = Detached([*blocks, *taken])
     shared = shared_outside(stack, detached, taken)
     check_outside(stack, shared)
-    outputs, place = bool(stack.outputs), stack._module_where()
+    outputs, place = bool(stack.outputs), stack._at()
     positions = plan.remat.positions if plan.remat is not None else None
     in_scan = plan.run.kind == "scan" and stack.repeats != 1
 
