@@ -241,6 +241,8 @@ def _marker(marks: Marks, opening: Opening, top: int) -> Callable[..., Any]:
     depth = len(opening.tops[top].path)
 
     def on_birth(col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
+        if isinstance(value, dict):  # what a lift inside the branch made, all at once
+            return {k: on_birth(col, (*path, k), v, late) for k, v in value.items()}
         return marks.birth(True, top, col, path[depth:], value)
 
     return on_birth
