@@ -176,7 +176,7 @@ class ReservedModuleAttributeError(LiftaxError):
     code = "LX406"
 
 
-class ApplyModuleInvalidMethodError(LiftaxError):
+class ApplyModuleInvalidMethodError(LiftaxError, AttributeError):
     """``method=`` is neither a method of the module nor a function of it."""
 
     code = "LX407"

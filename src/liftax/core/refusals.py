@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from .. import compat
 from ..errors import (
+    ApplyScopeInvalidVariablesTypeError,
     ClosedOverModuleError,
     InvalidRngError,
     InvalidScopeError,
@@ -38,6 +39,24 @@ _ARGUMENTS = {
     "vmap": "variable_axes={{{0!r}: 0}} (None shares it)",
     "while_loop": "carry_variables={0!r}",
 }
+
+
+def no_variables(given: Any) -> ApplyScopeInvalidVariablesTypeError:
+    """What was handed to apply or bind in place of variables."""
+    found, hint = describe(given), ""
+    if isinstance(given, Mapping):
+        names = list(given.items())[:8]
+        found = "{" + ", ".join(f"{n!r}: {describe(v)}" for n, v in names) + "}"
+        if all(isinstance(name, str) for name in given):
+            hint = "\nParameters alone go in as {'params': variables}"
+    elif isinstance(given, (tuple, list)) and given and isinstance(given[-1], Mapping):
+        hint = (
+            "\ninit_with_output, and apply with mutable=, return a pair: the variables are second"
+        )
+    return ApplyScopeInvalidVariablesTypeError(
+        f"variables: expected a mapping of collections, {{'params': {{...}}, ...}}; found "
+        f"{found}{hint}"
+    )
 
 
 def not_valid(scope: Scope) -> LiftaxError:
@@ -191,7 +210,8 @@ def not_found(scope: Scope, col: str, name: str) -> LiftaxError:
     text = f"{scope._where()}: variable {name!r} is missing in collection {col!r}"
     if scope.is_collection_empty(col):
         return ScopeCollectionNotFound(
-            f"{text}: the collection is empty; pass {{{col!r}: ...}} as made by init{hint}"
+            f"{text}: the collection is empty; pass {{{col!r}: ...}} as made by init{hint}. "
+            f"Collections here: {', '.join(map(repr, scope.collections()[:8])) or 'none'}"
         )
     error = ScopeParamNotFoundError if col == "params" else ScopeVariableNotFoundError
     return error(f"{text}; found there: {have}{hint}")
@@ -205,7 +225,14 @@ def check_shape(
     def abstract() -> Any:
         return init_fn(jax.random.key(0), *init_args, **init_kwargs)
 
-    expected = jax.tree.leaves(jax.eval_shape(abstract))
+    made = jax.eval_shape(abstract)
+    if isinstance(value, Mapping) and not isinstance(made, Mapping):
+        raise ScopeParamShapeError(
+            f"{scope._where()}: parameter {name!r} is a dict of {', '.join(map(repr, value))}, "
+            f"its initializer makes {', '.join(map(describe, jax.tree.leaves(made)))}.\n"
+            f"Check the module's fields against those that the variables were made for."
+        )
+    expected = jax.tree.leaves(made)
     for have, want in zip(jax.tree.leaves(value), expected, strict=False):
         if jnp.shape(have) != jnp.shape(want):
             _check_cut(scope, name, jnp.shape(have), jnp.shape(want))

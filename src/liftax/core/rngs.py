@@ -190,7 +190,12 @@ def as_streams(rngs: Any, default: str = "params") -> dict[str, Stream]:
     if not isinstance(rngs, Mapping):
         rngs = {default: rngs}
     for name, key in rngs.items():
-        if not isinstance(name, str) or not (isinstance(key, Stream) or is_key(key)):
+        if not isinstance(name, str):
+            raise InvalidRngError(
+                f"rngs: expected names of streams, e.g. {{'params': jax.random.key(0)}}; found "
+                f"the name {name!r} ({type(name).__name__})"
+            )
+        if not (isinstance(key, Stream) or is_key(key)):
             raise InvalidRngError(
                 f"rngs: expected one key for stream {name!r}, as made by jax.random.key(0); "
                 f"found {describe(key)}"

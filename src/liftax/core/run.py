@@ -10,11 +10,10 @@ import jax
 from .. import compat
 from ..errors import (
     ApplyScopeInvalidVariablesStructureError,
-    ApplyScopeInvalidVariablesTypeError,
     LeakedTracerError,
     where,
 )
-from . import metadata
+from . import metadata, refusals
 from .filters import Filter, check_filter
 from .rngs import as_streams, describe
 from .root import Root
@@ -49,14 +48,7 @@ def bind(
     if not isinstance(variables, Mapping) or not all(
         isinstance(name, str) and isinstance(node, Mapping) for name, node in variables.items()
     ):
-        raise ApplyScopeInvalidVariablesTypeError(
-            "variables: expected a mapping of collections, {'params': {...}, ...}; found "
-            + (
-                "{" + ", ".join(f"{n!r}: {describe(v)}" for n, v in variables.items()) + "}"
-                if isinstance(variables, Mapping)
-                else describe(variables)
-            )
-        )
+        raise refusals.no_variables(variables)
     params = variables.get("params")
     if params is not None and len(params) == 1 and "params" in params:
         inner = params["params"]

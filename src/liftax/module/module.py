@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -418,8 +419,8 @@ class Module(Variables):
         if method is None:
             return type(self).__call__
         if isinstance(method, str):
-            if not hasattr(type(self), method):
-                getattr(self, method)  # a function in a field, or the error that says it
+            if not hasattr(type(self), method) and method not in self.__dict__:
+                raise _no_method(self, method)
             method = inspect.getattr_static(type(self), method, None) or getattr(self, method)
             if isinstance(method, (staticmethod, classmethod)):
                 method = method.__get__(self, type(self))
@@ -480,6 +481,16 @@ class Module(Variables):
 
 
 fields.declare(Module, False)
+
+
+def _no_method(module: Module, method: str) -> ApplyModuleInvalidMethodError:
+    methods = inspect.getmembers(type(module), inspect.isfunction)
+    own = [n for n, _ in methods if not hasattr(Module, n) and not n.startswith("_")]
+    near = difflib.get_close_matches(method, own, n=1)
+    return ApplyModuleInvalidMethodError(
+        f"{type(module).__name__}: method={method!r} is no method of it"
+        + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(own) or '__call__'}")
+    )
 
 
 def _not_an_instance() -> InvalidInstanceModuleError:
