@@ -167,10 +167,12 @@ def _initialised(
     loop = trace_loop(body, [], [], marks, lambda i: "a variable", opening.place)
     made = _nested(opening, marks, loop.shared)
     outer = tuple(map_out(opening, v) if v else {} for v in made)
-    mapped = tuple(map_in(opening, v) if v else {} for v in outer)
+    # Written first: a loop or a map outside marks what is made on the way, and what
+    # follows must use it with that mark on.
+    opening.write_back(outer, late=False)
+    mapped = tuple(map_in(opening, v) if v else {} for v in opening.values(MAPPED))
     if any(birth.late for birth in marks.births):
         # A lift inside made them and used them unmapped: run the body on the mapped ones.
-        opening.write_back(outer)
         rewind(side["log"])
         settle(side["first"])
         for top in opening.tops[:1]:
@@ -190,7 +192,6 @@ def _initialised(
             node = node[name]
         births += _like(jax.tree.unflatten(birth.treedef, birth.marks), node)
     _, _, out = loop.step(births, [], [], [])
-    opening.write_back(outer)
     y = jax.tree.unflatten(side["y_def"], out[: side["n_y"]])
     changed, through = jax.tree.unflatten(side["written_def"], out[side["n_y"] :])
     if any(changed):

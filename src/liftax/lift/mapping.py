@@ -110,8 +110,6 @@ def mapper(
                 for i, part in zip(moving, parts, strict=True):
                     filled[i] = part
                 inner = opening.enter([shared, *taken], [shared_keys, split_keys])
-                for top, scope in zip(opening.tops, inner, strict=True):
-                    scope._root.on_birth = top._root.on_birth
                 y = opening.call(
                     fn,
                     inner,
