@@ -41,6 +41,9 @@ class Programs:
         self.remembered = remembered
         self.seen: dict[Hashable, Any] = {}
 
+    def __reduce__(self) -> Any:
+        return Programs, (self.size, self.remembered)  # programs stay behind
+
     def find(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Returns the program of a key, None the first time that the key comes."""
         if key not in self.seen:

@@ -170,7 +170,8 @@ def _initialised(
     # Written first: a loop or a map outside marks what is made on the way, and what
     # follows must use it with that mark on.
     opening.write_back(outer, late=False)
-    mapped = tuple(map_in(opening, v) if v else {} for v in opening.values(MAPPED))
+    stored = opening.values(MAPPED)
+    mapped = tuple(map_in(opening, v) if m else {} for v, m in zip(stored, made, strict=True))
     if any(birth.late for birth in marks.births):
         # A lift inside made them and used them unmapped: run the body on the mapped ones.
         rewind(side["log"])

@@ -328,6 +328,9 @@ class Jit:
         self.options = dict(options)
         self.programs: dict[Any, _Program] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "programs": {}}  # programs stay behind
+
     def _program(self, key: Any) -> _Program:
         found = self.programs.get(key)
         if found is None:
@@ -354,6 +357,7 @@ class Jit:
             # Draws that an outer loop still has to settle must not be found again by
             # another call, and a listener must hear every call.
             shared = all(t._root.log is None and t._root.rec is None for t in opening.tops)
+            shared = shared and not getattr(fn, "heard", False)
             run = self._program(weakly(key)) if shared else self._new_program()
             donated = self._donated(args, static)
             kept = [None if i in donated else x for i, x in enumerate(static.dynamic)]

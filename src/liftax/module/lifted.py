@@ -25,6 +25,7 @@ from ..lift.looperrors import kind_of
 from .calls import wrapped
 from .detach import Detached, without_modules
 from .naming import is_module
+from .state import local
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,7 +50,7 @@ def remembered(lift: F) -> F:
             return lift(target, *args, **kwargs)
         known = target.__dict__.get("_lifted_classes")
         if known is None:
-            known = {}
+            known = _Memory()
             type.__setattr__(target, "_lifted_classes", known)
         made = known.get(key)
         if made is None:
@@ -63,6 +64,13 @@ def remembered(lift: F) -> F:
 
 
 _REMEMBERED = 16
+
+
+class _Memory(dict[Any, Any]):
+    """What was lifted of a class; it stays behind where the class is pickled."""
+
+    def __reduce__(self) -> Any:
+        return _Memory, ()
 
 
 def lift_target(
@@ -274,6 +282,11 @@ class Body:
         self.detached.take_back(rebuilt)
         _check_return(y, self.func)
         return y
+
+    @property
+    def heard(self) -> bool:
+        """Whether somebody wants to hear of each call of a method."""
+        return bool(local.interceptors)
 
     def identity(self) -> Any:
         """Returns a key: equal for bodies that make one program of equal inputs."""
