@@ -32,11 +32,13 @@ KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 NESTS = {
     "bare": (),
     "scan": ("scan",),
-    "vmap": ("vmap",),
-    "scan_remat": ("scan", "remat"),
-    "jit_vmap_scan": ("jit", "vmap", "scan"),
+    "vmap_remat": ("vmap", "remat"),
+    "jit_scan_vmap": ("jit", "scan", "vmap"),
 }
 """The lifts around a case, outermost first."""
+
+ENDS = ("bare", "jit_scan_vmap")
+"""Where the twins run: a program that passes at both ends passes in between."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,23 +145,15 @@ def _around(host: type[nn.Module], lifts: tuple[str, ...], name: str) -> Any:
 # --- running it -------------------------------------------------------------------
 
 
-def _run(case: Misuse, nest: str, wrong: bool, *, shapes_only: bool = False) -> Any:
+def _run(case: Misuse, nest: str, wrong: bool) -> Any:
     """Runs a case as a user would: init, and apply where the mistake shows there."""
-    fixed, _ = nested(case, NESTS[nest], False)
     model, _ = nested(case, NESTS[nest], wrong)
-
-    def init() -> Any:
-        return (model if case.given is None else fixed).init(case.keys, X)
-
     if case.given is None:
-        return jax.eval_shape(init) if shapes_only else init()
-    variables = jax.eval_shape(init)
-    variables = jax.tree.map(lambda s: jnp.full(s.shape, MARK, s.dtype), variables)
-
-    def apply() -> Any:
-        return model.apply(variables, X, **case.given)
-
-    return jax.eval_shape(apply) if shapes_only else apply()
+        return model.init(case.keys, X)
+    fixed, _ = nested(case, NESTS[nest], False)
+    shapes = jax.eval_shape(lambda: fixed.init(case.keys, X))
+    variables = jax.tree.map(lambda s: jnp.full(s.shape, MARK, s.dtype), shapes)
+    return model.apply(variables, X, **case.given)
 
 
 def assert_refused(case: Misuse, nest: str) -> None:
@@ -192,10 +186,10 @@ def assert_readable(message: str) -> None:
 
 
 def assert_passes(case: Misuse, nest: str) -> None:
-    """The corrected twin runs, without a warning."""
+    """The corrected twin is traced to its end, without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _run(case, nest, False, shapes_only=nest != "bare")
+        jax.eval_shape(lambda: _run(case, nest, False))
 
 
 def show(case: Misuse, nest: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 import liftax as nn
 from liftax import errors
 
-from .misuse import assert_passes, assert_refused, cases_of, misuse
+from .misuse import ENDS, assert_passes, assert_refused, cases_of, misuse
 
 STACKED = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
 SHARED = {"variable_axes": {"params": None}, "split_rngs": {"params": False}}
@@ -581,7 +581,7 @@ def test_refused(case, nest):
     assert_refused(case, nest)
 
 
-@cases_of(globals())
+@cases_of(globals(), ENDS)
 def test_twin_passes(case, nest):
     assert_passes(case, nest)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import liftax as nn
 from liftax import errors
 
-from .misuse import assert_passes, assert_refused, cases_of, misuse
+from .misuse import ENDS, assert_passes, assert_refused, cases_of, misuse
 
 STACKED = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
 SHARED = {"variable_axes": {"params": None}, "split_rngs": {"params": False}}
@@ -235,8 +235,10 @@ closed_over_in_scan = closing("scan", lambda f: nn.scan(f, **LOOP_SHARED, length
 closed_over_in_vmap = closing("vmap", lambda f: nn.vmap(f, **SHARED))
 closed_over_in_remat = closing("remat", nn.remat)
 closed_over_in_jit = closing("jit", nn.jit)
-closed_over_in_map = closing("map_variables", lambda f: nn.map_variables(f, "batch_stats"))
-closed_over_in_fold = closing("fold_rngs", nn.fold_rngs)
+closed_over_in_map_variables = closing(
+    "map_variables", lambda f: nn.map_variables(f, "batch_stats")
+)
+closed_over_in_fold_rngs = closing("fold_rngs", nn.fold_rngs)
 
 
 def closing_at_once(name, call):
@@ -435,7 +437,7 @@ def leaking(name, transform):
         h.value = 2 * x
         return y
 
-    body.__name__ = f"written_in_jax_{name}"
+    body.__name__ = f"written_in_{name}"
     return misuse(
         errors.LeakedTracerError,
         "variable 'h' of collection 'state'",
@@ -449,7 +451,7 @@ written_in_vmap = leaking("vmap", lambda f, x: jax.vmap(f)(x))
 written_in_checkpoint = leaking("checkpoint", lambda f, x: jax.checkpoint(f)(x))
 written_in_grad = leaking("grad", lambda f, x: jax.grad(lambda x: f(x).sum())(x))
 written_in_cond = leaking("cond", lambda f, x: jax.lax.cond(True, f, lambda x: x, x))
-written_in_lax_scan = leaking(
+written_in_scan = leaking(
     "scan", lambda f, x: jax.lax.scan(lambda c, _: (f(c), None), x, None, 2)[0]
 )
 
@@ -480,7 +482,7 @@ def creating(name, transform):
             layer(x)  # made outside; there is nothing left to make inside
         return transform(layer, x)
 
-    body.__name__ = f"made_in_jax_{name}"
+    body.__name__ = f"made_in_{name}"
     return misuse(
         errors.JaxTransformError,
         "variable 'kernel' of collection 'params' is made inside a JAX transformation",
@@ -490,10 +492,8 @@ def creating(name, transform):
 
 
 made_in_jit = creating("jit", lambda f, x: jax.jit(lambda x: f(x))(x))
-made_in_lax_scan = creating(
-    "scan", lambda f, x: jax.lax.scan(lambda c, _: (f(c), None), x, None, 2)[0]
-)
-made_in_lax_cond = creating("cond", lambda f, x: jax.lax.cond(True, lambda x: f(x), jnp.sin, x))
+made_in_scan = creating("scan", lambda f, x: jax.lax.scan(lambda c, _: (f(c), None), x, None, 2)[0])
+made_in_cond = creating("cond", lambda f, x: jax.lax.cond(True, lambda x: f(x), jnp.sin, x))
 made_in_checkpoint = creating("checkpoint", lambda f, x: jax.checkpoint(lambda x: f(x))(x))
 
 
@@ -631,6 +631,6 @@ def test_refused(case, nest):
     assert_refused(case, nest)
 
 
-@cases_of(globals())
+@cases_of(globals(), ENDS)
 def test_twin_passes(case, nest):
     assert_passes(case, nest)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import liftax as nn
 from liftax import errors
 
-from .misuse import X, assert_passes, assert_refused, cases_of, misuse
+from .misuse import ENDS, X, assert_passes, assert_refused, cases_of, misuse
 
 KEY = jax.random.key(0)
 
@@ -530,7 +530,7 @@ def test_refused(case, nest):
     assert_refused(case, nest)
 
 
-@cases_of(globals())
+@cases_of(globals(), ENDS)
 def test_twin_passes(case, nest):
     assert_passes(case, nest)
 
