@@ -390,6 +390,9 @@ class _Call:
         self.opening.write_back(writable(self.opening, one.carry_vars))
         first = self.drawn
         self._forget()
+        # What is shared is made once: its draws are not repeated by the second trace.
+        made = [e for e in first if e.draw is not None and self._is_shared(e.collection or "")]
+        settle(made)
         reverse = self.spec.options["reverse"]
         rest = jax.tree.map(lambda leaf: leaf[:-1] if reverse else leaf[1:], xs)
         again = _Call(
@@ -402,8 +405,8 @@ class _Call:
             self.size - 1,
         )
         more = again.run(one.carry, rest)
-        self.drawn = again.drawn
-        join_draws(self.drawn, first)
+        join_draws(again.drawn, [e for e in first if not self._is_shared(e.collection or "")])
+        self.drawn = made + again.drawn
 
         def join(first: Any, others: Any) -> Any:
             parts = (others, first) if reverse else (first, others)
