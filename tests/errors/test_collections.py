@@ -409,6 +409,40 @@ def stacked_along_two_axes(mdl, x, wrong):
     return nn.scan(Layer, variable_axes=axes, split_rngs={"params": True}, length=3)()(x, None)[0]
 
 
+@misuse(
+    errors.RoleError,
+    "scan: collection 'params' has two roles",
+    "variable_broadcast (broadcast) takes it by True",
+    "DenyList('params')",
+    at=None,
+)
+def stacked_after_all_are_shared(mdl, x, wrong):
+    shared = True if wrong else nn.DenyList("params")
+    return nn.scan(Layer, **STACKED, variable_broadcast=shared, length=3)()(x, None)[0]
+
+
+@misuse(
+    errors.RoleError,
+    "vmap: collection 'params' has two roles",
+    "variable_axes (0) takes it by True",
+    at=None,
+)
+def shared_after_all_are_stacked(mdl, x, wrong):
+    axes = {True: 0, "params": None} if wrong else {"params": None, True: 0}
+    return nn.vmap(Layer, variable_axes=axes, split_rngs={"params": False})()(x)[0]
+
+
+@misuse(
+    errors.RoleError,
+    "split_rngs names stream 'dropout' (False) after a filter that takes it",
+    "put 'dropout' first",
+    at=None,
+)
+def stream_named_after_all(mdl, x, wrong):
+    split = {True: True, "dropout": False} if wrong else {"dropout": False, True: True}
+    return nn.vmap(Layer, variable_axes={"params": 0}, split_rngs=split)()(x)[0]
+
+
 @misuse(errors.RoleError, "vmap: split_rngs names stream 'params' twice", "keep one", at=None)
 def split_and_not_split(mdl, x, wrong):
     split = {("params", "dropout"): True, "params": False} if wrong else {"params": True}

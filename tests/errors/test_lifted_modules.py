@@ -334,6 +334,28 @@ def variable_written_from_outside(mdl, x, wrong):
     return nn.scan(body, variable_carry="state", length=3)(mdl, x, None)[0]
 
 
+@misuse(errors.ClosedOverModuleError, "used inside scan of body", apply={"mutable": ["state"]})
+def stale_value_read_from_outside(mdl, x, wrong):
+    h = mdl.variable("state", "h", jnp.zeros, (4,))
+
+    def body(inner, x, _):
+        old = h.value if wrong else inner.get_variable("state", "h")
+        inner.put_variable("state", "h", old + 1)
+        return x, None
+
+    return nn.scan(body, variable_carry="state", length=3)(mdl, x, None)[0]
+
+
+@misuse(errors.ClosedOverModuleError, "used inside vmap of body", apply=True)
+def whole_stack_read_from_outside(mdl, x, wrong):
+    def body(inner, x):
+        if inner.is_initializing():
+            inner.variable("state", "h", jnp.zeros, ())
+        return x + (mdl if wrong else inner).get_variable("state", "h")
+
+    return nn.vmap(body, variable_axes={"state": 0})(mdl, x)
+
+
 @misuse(errors.ClosedOverModuleError, "used inside remat of body")
 def key_drawn_outside(mdl, x, wrong):
     def body(inner, x):
@@ -471,6 +493,63 @@ def sown_in_jax_vmap(mdl, x, wrong):
     if not wrong:
         mdl.sow("intermediates", "mean", x.mean(1))
     return y
+
+
+@misuse(errors.LeakedTracerError, "variable 'h' of collection 'state'")
+def kept_from_a_scan(mdl, x, wrong):
+    kept = [x]
+
+    def body(mdl, x, _):
+        kept.append(x + 1)
+        return x + 1, None
+
+    y, _ = nn.scan(body, length=3)(mdl, x, None)
+    mdl.variable("state", "h", lambda: kept[-1] if wrong else y)
+    return x
+
+
+@misuse(errors.LeakedTracerError, "variable 'h' of collection 'state'")
+def kept_from_a_vmap(mdl, x, wrong):
+    kept = [x]
+
+    def body(mdl, x):
+        kept.append(x + 1)
+        return x + 1
+
+    y = nn.vmap(body)(mdl, x)
+    mdl.variable("state", "h", lambda: kept[-1] if wrong else y)
+    return x
+
+
+@misuse(errors.LeakedTracerError, "variable 'h' of collection 'state'")
+def kept_from_a_remat(mdl, x, wrong):
+    kept = [x]
+
+    def body(mdl, x):
+        kept.append(x + 1)
+        return x + 1
+
+    y = nn.remat(body)(mdl, x)
+    mdl.put_variable("state", "h", kept[-1] if wrong else y)
+    return x
+
+
+@misuse(
+    errors.LeakedTracerError,
+    "variable 'h' of collection 'state'",
+    "a value that the transformed function returns",
+    apply={"mutable": ["state"]},
+)
+def kept_sown(mdl, x, wrong):
+    kept = [x]
+
+    def body(mdl, x):
+        kept.append(x + 1)
+        return x + 1
+
+    y = nn.jit(body)(mdl, x)
+    mdl.sow("state", "h", kept[-1] if wrong else y)
+    return x
 
 
 def creating(name, transform):

@@ -28,6 +28,7 @@ from ..errors import (
 )
 from .filters import names_of
 from .rngs import describe
+from .roles import BROADCAST
 
 if TYPE_CHECKING:
     from .roles import Roles
@@ -87,6 +88,20 @@ def not_valid(scope: Scope) -> LiftaxError:
         f"found: {found}, so the lift cannot give it its own axis, keys and variables\n"
         f"{expected}"
     )
+
+
+def check_readable(scope: Scope, col: str) -> None:
+    """Raises an error where what is read here is not what the lift that runs now works on.
+
+    Values that the lift shares, or leaves alone, are the same inside and outside.
+    """
+    opening = scope._root.entered_by
+    if opening is None:
+        raise not_valid(scope)
+    for top, roles in zip(opening.tops, opening.tables, strict=True):
+        below = top._root is scope._root and scope.path[: len(top.path)] == top.path
+        if below and roles.lift in _ARGUMENTS and roles.role(col) not in (None, BROADCAST):
+            raise not_valid(scope)
 
 
 def _lifts(scope: Scope) -> Iterator[tuple[Root, Roles, Scope]]:
@@ -183,7 +198,7 @@ def check_leak(scope: Scope, col: str, name: str, value: Any) -> None:
     for leaf in jax.tree.leaves(value):
         if not compat.leaks(leaf, scope._root.trace):
             continue
-        if scope._root.creating is not None:
+        if scope._root.creating is not None and compat.current_trace() is not scope._root.trace:
             raise JaxTransformError(
                 f"{scope._where()}: variable {name!r} of collection {col!r} is made inside a JAX "
                 f"transformation that was started inside the module, and would be lost with it.\n"
@@ -196,8 +211,8 @@ def check_leak(scope: Scope, col: str, name: str, value: Any) -> None:
             f"tracer.\n"
             f"found: {describe(leaf)}, traced by a JAX transformation that was started "
             f"inside the module\n"
-            f"expected: liftax's own lift in its place, e.g. nn.jit for jax.jit, nn.vmap "
-            f"for jax.vmap, nn.scan for jax.lax.scan"
+            f"expected: a value that the transformed function returns; or liftax's own lift in "
+            f"place of JAX's, e.g. nn.jit for jax.jit, nn.vmap for jax.vmap"
         )
 
 

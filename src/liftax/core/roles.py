@@ -123,7 +123,26 @@ class Roles:
                 names.add(name)
         self._rows: dict[str, Row | None] = {}
         self._splits: dict[str, bool | None] = {}
+        self._check_reached(seen)
         self._checked: set[Any] = set()
+
+    def _check_reached(self, spelled: Mapping[str, Row]) -> None:
+        """Raises RoleError where an open filter in front takes a name that is spelled out."""
+        for name, row in spelled.items():
+            first = self.of(name)
+            if first is not None and first.role != row.role and self.lift in ("scan", "vmap"):
+                raise RoleError(
+                    f"{self.lift}: collection {name!r} has two roles: {first.argument} "
+                    f"({first.role}) takes it by {first.filter!r}, before {row.argument} "
+                    f"({row.role}) names it; let DenyList({name!r}) stand for {first.filter!r}"
+                )
+        for stream_filter, split in self.streams:
+            for name in names_of(stream_filter):
+                if self.split(name) is not split:
+                    raise RoleError(
+                        f"{self.lift}: split_rngs names stream {name!r} ({split}) after a filter "
+                        f"that takes it ({not split}); put {name!r} first"
+                    )
 
     def of(self, col: str) -> Row | None:
         """Returns the row of a collection, None if no row has it."""

@@ -172,7 +172,7 @@ def check_no_tracers(variables: Mapping[str, Any]) -> None:
     here = compat.current_trace()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if compat.leaks(leaf, here):
-            names = [str(getattr(k, "key", k)) for k in path]
+            names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
             raise LeakedTracerError(
                 f"{where(names[1:-1])}: variable {names[-1]!r} of collection {names[0]!r} is a "
                 f"tracer of a transformation that has ended ({describe(leaf)}). Return the "

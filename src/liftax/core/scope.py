@@ -37,6 +37,7 @@ from .trees import copy_dicts
 from .variable import Variable
 
 _UNSET = object()
+_MAY_LEAK = (jax.core.Tracer, tuple)  # a tuple: what was sown
 
 
 class Scope:
@@ -362,8 +363,8 @@ class Scope:
           UnnamedCollectionError: it exists, and a lift in force leaves it outside.
         """
         root = self._root
-        if not root.valid and root.entered_by is None:
-            raise refusals.not_valid(self)
+        if not root.valid:
+            refusals.check_readable(self, col)
         node = self._node(col)
         if node is None or name not in node:
             if root.outside is not None:
@@ -392,7 +393,7 @@ class Scope:
                 f"{self._where()}: cannot write variable {name!r}, collection {col!r} is "
                 f"immutable here; pass mutable=[{col!r}] to apply"
             )
-        if compat.current_trace() is not root.trace:
+        if compat.current_trace() is not root.trace or isinstance(value, _MAY_LEAK):
             refusals.check_leak(self, col, name, value)
         self._merge(self._own(col), col, (*self.path, name), value)
 
