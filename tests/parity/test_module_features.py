@@ -369,10 +369,18 @@ def test_copies_and_pickles() -> None:
 
 def test_a_lifted_class_travels_by_cloudpickle() -> None:
     def run(lib: Library) -> Any:
-        lifted = lib.nn.vmap(
-            block("dense", lib), variable_axes={"params": 0}, split_rngs={"params": True}
-        )
-        model = lifted(features=WIDTH)
+        nn = lib.nn
+
+        # its own class: cloudpickle writes what it loads over a class that is still there
+        class Local(nn.Module):
+            width: int
+
+            @nn.compact
+            def __call__(self, c, x):
+                return dense(lib, self.width)(c) + x, x
+
+        lifted = nn.vmap(Local, variable_axes={"params": 0}, split_rngs={"params": True})
+        model = lifted(WIDTH)
         twin = cloudpickle.loads(cloudpickle.dumps(model))
         args = (ramp(2, WIDTH), ramp(2, WIDTH))
         return model.init(keys(), *args), twin.init(keys(), *args)
