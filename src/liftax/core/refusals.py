@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -214,6 +216,36 @@ def check_leak(scope: Scope, col: str, name: str, value: Any) -> None:
             f"expected: a value that the transformed function returns; or liftax's own lift in "
             f"place of JAX's, e.g. nn.jit for jax.jit, nn.vmap for jax.vmap"
         )
+
+
+def check_returned(scope: Scope, y: Any) -> None:
+    """Raises LeakedTracerError where a call returns what died with a lift inside of it."""
+    for leaf in jax.tree.leaves(y):
+        if isinstance(leaf, jax.core.Tracer) and compat.leaks(leaf, scope._root.trace):
+            try:
+                jnp.add(leaf, leaf)  # JAX knows where it was made, and says so when it is used
+            except jax.errors.UnexpectedTracerError as error:
+                raise escaped(error) from error
+
+
+def escaped(error: jax.errors.UnexpectedTracerError) -> LeakedTracerError:
+    """A value that left the lift that made it, from what JAX says where it is used."""
+    text = str(error)
+    kind = re.search(r"with type (\S+) wrapped in (\w+?)Tracer", text)
+    lift = re.search(r"traced for (\w+)", text)
+    line = re.search(r"was created on line (.*?\))", text)
+    name = lift[1] if lift else "vmap" if kind and kind[2].endswith("Batch") else "a lift"
+    path: tuple[str, ...] = ()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        scope = getattr(frame.f_locals.get("module"), "scope", None)
+        if frame.f_globals.get("__name__", "").startswith(__package__.partition(".")[0]) and scope:
+            path = scope.path
+    return LeakedTracerError(
+        f"{where(path)}: a value that was made inside {name} is used after {name} has ended.\n"
+        f"found: {kind[1] if kind else 'a tracer'}{f', made at {line[1]}' if line else ''}\n"
+        f"expected: the lifted function returns what is needed outside of it (in scan: in the "
+        f"carry, or in ys), or keeps it in a variable: mdl.sow('intermediates', 'name', value)"
+    )
 
 
 def not_found(scope: Scope, col: str, name: str) -> LiftaxError:

@@ -94,7 +94,11 @@ def apply(
     def run(variables: Any, *args: Any, rngs: Any = None, **kwargs: Any) -> Any:
         scope = bind(variables, rngs, mutable, flags)
         with scope.temporary():
-            y = fn(scope, *args, **kwargs)
+            try:
+                y = fn(scope, *args, **kwargs)
+            except jax.errors.UnexpectedTracerError as error:
+                raise refusals.escaped(error) from error
+            refusals.check_returned(scope, y)
             if mutable is False:
                 return y
             changed = scope.mutable_variables()

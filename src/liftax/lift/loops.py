@@ -271,7 +271,7 @@ class _Call:
             self.kwargs,
             size=self.size,
             axis_name=self.spec.metadata_params.get(metadata.PARTITION_NAME),
-            carry=True,
+            carry=bool(carry or jax.tree.leaves(carried)),
         )
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise not_a_pair(opening.place, out)
