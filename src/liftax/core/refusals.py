@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import traceback
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,9 @@ _ARGUMENTS = {
     "vmap": "variable_axes={{{0!r}: 0}} (None shares it)",
     "while_loop": "carry_variables={0!r}",
 }
+
+# The files of lifts that trace a body with jax.jit on the way to something else.
+_TRACED_BY = {"loops.py": "scan", "recurrence.py": "while_loop", "branches.py": "a branch"}
 
 
 def no_variables(given: Any) -> ApplyScopeInvalidVariablesTypeError:
@@ -231,17 +235,19 @@ def check_returned(scope: Scope, y: Any) -> None:
 def escaped(error: jax.errors.UnexpectedTracerError) -> LeakedTracerError:
     """A value that left the lift that made it, from what JAX says where it is used."""
     text = str(error)
-    kind = re.search(r"with type (\S+) wrapped in (\w+?)Tracer", text)
-    lift = re.search(r"traced for (\w+)", text)
+    kind = re.search(r"with type (\S+) wrapped in a (\w+?)Tracer", text)
+    traced = re.search(r"was \S+ at (.*?):\d+ traced for (\w+)", text)
     line = re.search(r"was created on line (.*?\))", text)
-    name = lift[1] if lift else "vmap" if kind and kind[2].endswith("Batch") else "a lift"
+    name = "vmap" if kind and kind[2] == "Batch" else "a transformation"
+    if traced is not None:
+        name = _TRACED_BY.get(os.path.basename(traced[1]), traced[2])
     path: tuple[str, ...] = ()
     for frame, _ in traceback.walk_tb(error.__traceback__):
         scope = getattr(frame.f_locals.get("module"), "scope", None)
-        if frame.f_globals.get("__name__", "").startswith(__package__.partition(".")[0]) and scope:
+        if scope is not None and frame.f_globals.get("__package__", "").startswith("liftax"):
             path = scope.path
     return LeakedTracerError(
-        f"{where(path)}: a value that was made inside {name} is used after {name} has ended.\n"
+        f"{where(path)}: a value that was made inside {name} is used after it has ended.\n"
         f"found: {kind[1] if kind else 'a tracer'}{f', made at {line[1]}' if line else ''}\n"
         f"expected: the lifted function returns what is needed outside of it (in scan: in the "
         f"carry, or in ys), or keeps it in a variable: mdl.sow('intermediates', 'name', value)"
