@@ -122,7 +122,7 @@ def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[
       in_axes, length: as in `scan`.
     """
     fn, roles, metadata_params = spec.fn, spec.roles, spec.metadata_params
-    axes = roles.axes()
+    axes = roles.axes
 
     def scanned(scope: Any, carry: Any, *args: Any, **kwargs: Any) -> Any:
         opening = Opening(roles, scope, fn, spec.shared)
@@ -214,7 +214,7 @@ class _Call:
         self.rebuild = rebuild
         self.kwargs = kwargs
         self.size = size
-        self.axes = spec.roles.axes()
+        self.axes = spec.roles.axes
         self.carried = opening.values(CARRY)
         self.shared = opening.values(BROADCAST)
         self.shared_keys = opening.keys(False)
@@ -319,6 +319,8 @@ class _Call:
 
         def step(c: Any, x: Any) -> Any:
             inner, after, ys = self.body(c[0], c[1], x)
+            if opening.read_only:
+                return (after, c[1]), (ys, [])
             carry_vars = opening.written(inner, CARRY)
             if created(carry_vars, self.carried):
                 raise _Retrace
@@ -422,9 +424,10 @@ class _Call:
         log = next((top._root.log for top in opening.tops if top._root.log is not None), None)
         if log is not None:
             log.extend(self.drawn)
-        opening.write_back(writable(opening, result.carry_vars))
-        for group, axis in zip(result.stacked, self.axes, strict=True):
-            opening.write_back(restack(opening, group, axis, self.spec.metadata_params))
+        if not opening.read_only:
+            opening.write_back(writable(opening, result.carry_vars))
+            for group, axis in zip(result.stacked, self.axes, strict=True):
+                opening.write_back(restack(opening, group, axis, self.spec.metadata_params))
         moving, fixed = iter(result.ys), iter(result.constant)
         ys = [
             next(fixed) if axis is broadcast else from_front(next(moving), axis)
