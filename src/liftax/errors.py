@@ -321,6 +321,12 @@ class LoopDependentError(LiftError, ValueError):
     code = "LX110"
 
 
+class LiftOptionError(LiftError, ValueError):
+    """An option of a lift has a value that means nothing: ``unroll=0``, ``reverse='yes'``."""
+
+    code = "LX117"
+
+
 class SplitSharedError(LiftError, ValueError):
     """A shared variable would be initialised differently in each iteration."""
 
@@ -404,6 +410,8 @@ class LayerError(LiftaxError, ValueError):
 class MissingExtraError(LiftaxError, ImportError):
     """A feature needs an optional package that is not installed; the message names the extra."""
 
+    code = "LX504"
+
 
 # --- stacks and checkpoints -------------------------------------------------
 
@@ -411,10 +419,16 @@ class MissingExtraError(LiftaxError, ImportError):
 class StackingError(LiftaxError, ValueError):
     """Variables and the description of how their layers are stacked contradict each other."""
 
+    code = "LX502"
+
 
 class CheckpointError(LiftaxError, ValueError):
     """A checkpoint is damaged, is of another kind, or disagrees with what was asked for."""
 
+    code = "LX503"
+
 
 class StackError(LiftError, ValueError):
     """A stack's options contradict each other, or do not fit its layers."""
+
+    code = "LX501"

@@ -144,7 +144,7 @@ def argument_of_a_method_misspelt(mdl, x, wrong):
 @misuse(
     errors.LiftMethodError,
     "remat: methods names 'code', which is no method of Named",
-    "Its methods: encode",
+    "expected: methods= of 'encode'",
     at=None,
 )
 def field_for_a_method(mdl, x, wrong):
@@ -699,7 +699,7 @@ def methods_by_number(mdl, x, wrong):
     return nn.vmap(Coder, **SHARED, methods=methods)(name="coder").encode(x)
 
 
-@misuse(errors.LiftMethodError, "remat: methods names '__call__'", "Its methods:", at=None)
+@misuse(errors.LiftMethodError, "remat: methods names '__call__'", "expected: methods=", at=None)
 def class_without_a_call(mdl, x, wrong):
     methods = None if wrong else ["encode"]
     return nn.remat(Coder, methods=methods)(name="coder").encode(x)

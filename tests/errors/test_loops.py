@@ -660,6 +660,35 @@ def boxed_axis_without_a_name(mdl, x, wrong):
     return nn.scan(Layer, **STACKED, length=3, metadata_params=names)(name="stack")(x, None)[0]
 
 
+# --- options that mean nothing --------------------------------------------------------
+
+
+def optioned(name, wrong_value, right_value, found):
+    """A scan with one option that it can do nothing with."""
+
+    @misuse(errors.LiftOptionError, f"scan: {name}", f"found: {found}", "expected:", at=None)
+    def case(mdl, x, wrong):
+        options = {name: wrong_value if wrong else right_value}
+        return nn.scan(Layer, **STACKED, length=2, **options)(name="stack")(x, None)[0]
+
+    case.body.__name__ = f"option_{name}_{found.partition('=')[2]}".replace("'", "")
+    globals()[case.name] = case
+
+
+optioned("unroll", 0, 2, "unroll=0")
+optioned("unroll", "all", True, "unroll='all'")
+optioned("unroll", 1.5, 1, "unroll=1.5")
+optioned("reverse", "yes", True, "reverse='yes'")
+optioned("data_transform", 3, None, "data_transform=3")
+optioned("metadata_params", "layers", {nn.PARTITION_NAME: "layers"}, "metadata_params='layers'")
+
+
+@misuse(errors.LiftOptionError, "vmap: metadata_params", "found: metadata_params=None", at=None)
+def option_of_vmap(mdl, x, wrong):
+    options = {"metadata_params": None} if wrong else {}
+    return nn.vmap(nn.Dense, **SHARED, **options)(4, name="each")(x)
+
+
 @cases_of(globals())
 def test_refused(case, nest):
     assert_refused(case, nest)

@@ -7,7 +7,7 @@ under `docs/findings/`.
 
 Codes are stable: a rule that goes away leaves a gap. LX1xx are about a lift's arguments and its
 body, LX2xx about random streams, LX3xx about what is lifted and what comes out of it, LX4xx about
-modules and their variables, and LX9xx are notes.
+modules and their variables, LX5xx about stacks and checkpoints, and LX9xx are notes.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ _ERRORS = {
     "LX114": ("AxisNameError", "A collective over the name of an axis that no lift gives"),
     "LX115": ("ConditionError", "A condition that is not one value"),
     "LX116": ("DifferentiationError", "A function that does not fit the derivative asked for"),
+    "LX117": ("LiftOptionError", "An option of a lift that means nothing"),
     "LX201": ("SplitSharedError", "A stream is split while its variables are shared"),
     "LX203": ("InvalidRngError", "A stream without a key"),
     "LX301": ("ClosedOverModuleError", "A bound module closed over by a lifted function"),
@@ -88,6 +89,10 @@ _ERRORS = {
     "LX427": ("ApplyScopeInvalidVariablesStructureError", "A collection nested in itself"),
     "LX428": ("LazyInitError", "lazy_init needs a value of which only the shape is given"),
     "LX429": ("LayerError", "A layer's options that do not fit each other or the input"),
+    "LX501": ("StackError", "A stack whose options contradict each other or its layers"),
+    "LX502": ("StackingError", "Variables that are not stacked as their description says"),
+    "LX503": ("CheckpointError", "A checkpoint that is damaged or of another kind"),
+    "LX504": ("MissingExtraError", "An optional package that is not installed"),
 }
 _WARNINGS = {
     "LX202": "A stream is not split while its parameters are stacked",

@@ -7,13 +7,48 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..core.pack import Group
 from ..core.rngs import describe
 from ..core.roles import broadcast
-from ..errors import AxesTreeError, AxisError, BodyReturnError, CarryError
+from ..errors import AxesTreeError, AxisError, BodyReturnError, CarryError, LiftOptionError
 from .axes import Placed, names_on
+
+
+def check_options(lift: str, **options: Any) -> None:
+    """Raises LiftOptionError for the options of a loop or map that mean nothing.
+
+    Those that are not given are not checked.
+    """
+
+    def whole(value: Any) -> bool:
+        return hasattr(value, "__index__") and not hasattr(value, "__len__")
+
+    def fits(name: str, value: Any) -> bool:
+        if name == "unroll":
+            return isinstance(value, bool) or (whole(value) and int(value) > 0)
+        if name == "metadata_params":
+            return isinstance(value, Mapping)
+        if name == "data_transform":
+            return value is None or callable(value)
+        return isinstance(value, (bool, np.bool_)) or (whole(value) and int(value) in (0, 1))
+
+    for name, value in options.items():
+        if not fits(name, value):
+            raise LiftOptionError(
+                f"{lift}: {name} does not mean anything as it is.\n"
+                f"found: {name}={value!r:.60}\n"
+                f"expected: {_OPTIONS.get(name, 'True or False')}"
+            )
+
+
+_OPTIONS = {
+    "unroll": "a positive number of iterations, or True to write out all of them",
+    "metadata_params": "a mapping, e.g. {nn.PARTITION_NAME: 'layers'}",
+    "data_transform": "a function (variable_groups, rng_groups) -> (variable_groups, rng_groups)",
+}
 
 
 def not_a_pair(place: str, out: Any) -> BodyReturnError:

@@ -21,6 +21,7 @@ from .axes import Sizes, axes_of, from_front, restack, to_front, unstack
 from .invariants import Loop, Marks, trace_loop
 from .looperrors import (
     check_carried,
+    check_options,
     check_out_axes,
     check_variable_axes,
     checked_carry,
@@ -98,6 +99,13 @@ def scanner(
     """Returns `scan` with its arguments read, for any number of functions."""
     roles = loop_roles("scan", variable_axes, variable_broadcast, variable_carry, split_rngs)
     options = {"reverse": reverse, "unroll": unroll, "_split_transpose": _split_transpose}
+    check_options(
+        "scan",
+        **options,
+        data_transform=data_transform,
+        metadata_params=metadata_params,
+        check_constancy_invariants=check_constancy_invariants,
+    )
 
     def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
         spec = Spec(

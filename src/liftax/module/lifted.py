@@ -164,7 +164,7 @@ def _no_method(lift: str, target: type, method: Any) -> LiftMethodError:
     return LiftMethodError(
         f"{lift}: methods names {method!r}, which {what} {target.__name__}"
         + (f"; did you mean {near[0]!r}?" if near else "")
-        + f" Its methods: {', '.join(own) or 'none of its own'}"
+        + f"\nexpected: methods= of {', '.join(map(repr, own)) or 'a class with some of its own'}"
     )
 
 
