@@ -295,3 +295,22 @@ def test_what_init_raises_is_raised():
         lift = nn.scan(Wide, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
         nn.layout(lift(), KEY, X, None)
     assert nn.layout(nn.Dense(3), KEY, X).lifts == ()  # nothing is left behind
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x, {"params": {}}, 3], ids=["function", "dict", "int"])
+def test_only_modules_have_a_layout(wrong):
+    with pytest.raises(nn.errors.TransformTargetError, match="^layout: expected a module"):
+        nn.layout(wrong, KEY, jax.ShapeDtypeStruct((2, 4), "float32"))
+
+
+@pytest.mark.parametrize(("carry", "drawn"), [(None, False), (jnp.zeros(3), True)])
+def test_a_carry_is_drawn_where_there_is_one(carry, drawn):
+    class Step(nn.Module):
+        @nn.compact
+        def __call__(self, carry, x):
+            return carry, nn.Dense(2)(x)
+
+    each = nn.scan(Step, variable_broadcast="params", split_rngs={"params": False})
+    layout = nn.layout(each(), KEY, carry, jax.ShapeDtypeStruct((5, 4), "float32"))
+    assert layout.lifts[0].carry is drawn
+    assert ("carry" in str(layout)) is drawn

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..core.metadata import AxisMetadata
 from ..core.record import LiftEvent, Path, class_line, recorder
-from ..module import intercept_methods
+from ..errors import TransformTargetError
+from ..module import Module, intercept_methods
 from .cost import forward_cost
 from .labels import axis_labels
 from .model import Along, Axis, Layout, LiftNode, VariableLayout
@@ -40,6 +41,7 @@ def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:
       forward pass costs.
 
     Raises:
+      TransformTargetError: `module` is no module.
       Whatever `module.init` raises for the same arguments.
 
     Example:
@@ -55,6 +57,10 @@ def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:
       >>> [(axis.label, axis.size) for axis in kernel.axes]
       [('scan', 3), ('in', 4), ('out', 4)]
     """
+    if not isinstance(module, (type, Module)):
+        raise TransformTargetError(
+            f"layout: expected a module, e.g. Model(...); found {type(module).__name__}"
+        )
     call = _Call(module, rngs, args, kwargs)
     record = _Record()
     token = recorder.set(record)
