@@ -35,6 +35,48 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
         {},
         "both dot_general and dot_general_cls",
     ),
+    "Dense-negative": (nn.Dense(-1), (X,), {}, "features=-1 is not an int, 0 or more"),
+    "Dense-float": (nn.Dense(2.5), (X,), {}, "features=2.5 is not an int"),  # type: ignore[arg-type]
+    "Dense-string": (nn.Dense("4"), (X,), {}, "features='4' is not an int"),  # type: ignore[arg-type]
+    "Dense-tuple": (nn.Dense((4,)), (X,), {}, "is not an int"),  # type: ignore[arg-type]
+    "DenseGeneral-float": (nn.DenseGeneral((2, 2.5)), (X,), {}, "is not made of ints"),  # type: ignore[arg-type]
+    "DenseGeneral-axis-float": (nn.DenseGeneral(2, axis=0.5), (X,), {}, "axis=0.5 is not made of"),  # type: ignore[arg-type]
+    "Einsum-size": (nn.Einsum((5, 4), "abc,cd->abd"), (X,), {}, "'c' .* has size 4 .*, 5 in the"),
+    "Embed-none": (nn.Embed(0, 4), (X,), {}, "num_embeddings=0 is not an int, 1 or more"),
+    "Conv-features": (nn.Conv(-3, (3,)), (X,), {}, "features=-3 is not an int"),
+    "Conv-kernel-float": (nn.Conv(3, (2.5,)), (X,), {}, "kernel_size=.* is not made of ints"),  # type: ignore[arg-type]
+    "Conv-stride-float": (nn.Conv(3, (3,), strides=0.5), (X,), {}, "strides=0.5 is not a pos"),  # type: ignore[arg-type]
+    "ConvTranspose-features": (nn.ConvTranspose(-3, (3,)), (X,), {}, "features=-3 is not an int"),
+    "LayerNorm-groups": (
+        nn.LayerNorm(axis_index_groups=[[0, 1]]),
+        (X,),
+        {},
+        "axis_name is not set",
+    ),
+    "BatchNorm-groups": (
+        nn.BatchNorm(use_running_average=False, axis_index_groups=[[0, 1]]),
+        (X,),
+        {},
+        "axis_name is not set",
+    ),
+    "WeightNorm-filter": (
+        nn.WeightNorm(nn.Dense(3), variable_filter="kernel"),
+        (X,),
+        {},
+        "variable_filter='kernel' is a string",
+    ),
+    "attention-rate": (attention(dropout_rate=1.5), (X,), ON, "dropout_rate=1.5 is not in 0 to 1"),
+    "attention-mask": (attention(), (X,), {"mask": jnp.ones((2, 1, 5, 5))}, "mask of shape"),
+    "attention-values": (attention(), (X, X, X[:, :5]), {}, "6 keys and 5 values"),
+    "attention-dots": (
+        attention(qkv_dot_general=DOT, qkv_dot_general_cls=lambda: DOT),
+        (X,),
+        {},
+        "both qkv_dot_general and qkv_dot_general_cls",
+    ),
+    "Sequential-string": (nn.Sequential([nn.relu, "relu"]), (X,), {}, r"layers\[1\] is a str"),  # type: ignore[list-item]
+    "RNN-class": (nn.RNN(nn.LSTMCell), (X,), {}, "cell is .*LSTMCell.*, not a cell"),  # type: ignore[arg-type]
+    "LSTMCell-carry": (nn.LSTMCell(4), (X[:, 0], X[:, 0]), {}, r"shape \(2, 4\) is not a pair"),
     "DenseGeneral-axis": (nn.DenseGeneral(3, axis=3), (X,), {}, r"axis=\(3,\) does not name"),
     "DenseGeneral-axis-twice": (nn.DenseGeneral(3, axis=(0, -3)), (X,), {}, "distinct axes"),
     "DenseGeneral-batch": (nn.DenseGeneral(3, batch_dims=(1,)), (X,), {}, "leading axes"),
@@ -63,7 +105,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
     "Conv-causal": (nn.Conv(3, (3, 2), padding="CAUSAL"), (IMAGE,), {}, "needs one dimension"),
     "Conv-strides": (nn.Conv(3, (3,), strides=(1, 2)), (X,), {}, r"strides=\(1, 2\) is not"),
     "Conv-stride-zero": (nn.Conv(3, (3,), strides=0), (X,), {}, "strides=0 is not a positive int"),
-    "Conv-kernel": (nn.Conv(3, (0,)), (X,), {}, "kernel_size=.* positive"),
+    "Conv-kernel": (nn.Conv(3, (0,)), (X,), {}, "kernel_size=.* 1 or more"),
     "Conv-groups": (nn.Conv(3, (3,), feature_group_count=2), (X,), {}, "does not divide both"),
     "Conv-rank": (nn.Conv(3, (3, 3)), (jnp.ones((6, 4)),), {}, "too few axes"),
     "Conv-mask": (nn.Conv(3, (3,), mask=jnp.ones((3, 4))), (X,), {}, r"mask has shape \(3, 4\)"),
@@ -273,6 +315,9 @@ def test_functions() -> None:
         (lambda: fused(q, q, q, mask=jnp.ones((4, 3))), "mask of shape .* does not broadcast"),
         (lambda: nn.combine_masks(q, q[0]), "same number of axes"),
         (lambda: nn.max_pool(X, 2), "window_shape=2 is not a tuple"),
+        (lambda: nn.max_pool(X, (0,)), r"window_shape=\(0,\) is not made of ints, each 1 or more"),
+        (lambda: nn.max_pool(X, (2,), (0,)), r"strides=\(0,\) is not made of ints"),
+        (lambda: attend(q, q, q, dropout_rate=-0.5), "dropout_rate=-0.5 is not in 0 to 1"),
         (lambda: nn.max_pool(X, (2,), (1, 1)), "strides=.* is not one int for each"),
         (lambda: nn.avg_pool(X, (2, 2, 2)), "needs 3 axes of space"),
         (lambda: nn.min_pool(X, (2,), padding="CIRCULAR"), "is not one of SAME"),

@@ -44,9 +44,37 @@ def to_tuple(value: int | Iterable[int]) -> tuple[int, ...]:
     return (operator.index(value),)
 
 
+def sizes(module: Any, option: str, value: Any, least: int = 0) -> tuple[int, ...]:
+    """``value`` as a tuple of sizes; what is no int, or less than ``least``, is an error."""
+    try:
+        found = to_tuple(value)
+    except TypeError:
+        found = (least - 1,)
+    if min(found, default=least) < least:
+        raise fail(
+            module,
+            f"{option}={value!r:.60} is not made of ints, each {least} or more.",
+            f"Change {option}=.",
+        )
+    return found
+
+
+def check_size(module: Any, option: str, value: Any, least: int = 0) -> None:
+    """``value`` must be one int, ``least`` or more."""
+    if not hasattr(value, "__index__") or jnp.ndim(value) or operator.index(value) < least:
+        raise fail(
+            module, f"{option}={value!r:.60} is not an int, {least} or more.", f"Change {option}=."
+        )
+
+
 def normalize_axes(module: Any, option: str, axes: Any, ndim: int) -> tuple[int, ...]:
     """``axes`` counted from 0, in order; out of range or repeated ones are an error."""
-    given = to_tuple(axes)
+    try:
+        given = to_tuple(axes)
+    except TypeError:
+        raise fail(
+            module, f"{option}={axes!r:.60} is not made of ints.", f"Change {option}=."
+        ) from None
     found = tuple(sorted(a + ndim if a < 0 else a for a in given))
     if any(not 0 <= a < ndim for a in found) or len(set(found)) != len(found):
         raise fail(

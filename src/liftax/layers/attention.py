@@ -36,6 +36,12 @@ def _check(name: str, query: Any, key: Any, value: Any = None) -> None:
         raise fail(name, f"{shapes}: {problem}.", "Pass (*batch, length, heads, depth).")
 
 
+def check_rate(module: Any, rate: Any, option: str = "dropout_rate") -> None:
+    """Raises LayerError for a rate that is no part of the whole."""
+    if not 0.0 <= rate <= 1.0:
+        raise fail(module, f"{option}={rate} is not in 0 to 1.", f"Change {option}=.")
+
+
 def _no_clash(name: str, einsums: Sequence[Any], precision: Any, dot: Any) -> bool:
     """Whether custom einsums are used; both or none, and no option of the default ones."""
     given = [e is not None for e in einsums]
@@ -139,6 +145,7 @@ def dot_product_attention_weights(
     for what, x in (("bias", bias), ("mask", mask)):
         if x is not None:
             check_broadcast(name, what, jnp.shape(x), shape)
+    check_rate(name, dropout_rate)
     drop = not deterministic and dropout_rate > 0.0
     if drop and dropout_rng is None:
         raise fail(

@@ -62,6 +62,16 @@ class RNNCellBase(Module):
         raise NotImplementedError(f"{type(self).__name__} must define num_feature_axes.")
 
 
+def pair_of(cell: Any, carry: Any) -> tuple[Any, Any]:
+    """The two states of a carry; an array with two rows is no pair."""
+    if not isinstance(carry, (tuple, list)) or len(carry) != 2:
+        found = f"of shape {jnp.shape(carry)}" if hasattr(carry, "shape") else type(carry).__name__
+        raise fail(
+            cell, f"the carry {found} is not a pair (c, h).", "Pass the carry of initialize_carry."
+        )
+    return carry[0], carry[1]
+
+
 def check_width(cell: Any, what: str, state: Any) -> None:
     if jnp.shape(state)[-1:] != (cell.features,):
         raise fail(

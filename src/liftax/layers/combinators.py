@@ -24,7 +24,7 @@ class Sequential(Module):
       layers: the callables, a list or tuple, at least one.
 
     Raises:
-      LayerError: ``layers`` is empty or not a sequence.
+      LayerError: ``layers`` is empty, not a sequence, or has what cannot be called.
 
     Example:
       >>> import jax, jax.numpy as jnp, liftax as nn
@@ -50,6 +50,13 @@ class Sequential(Module):
         """Calls the first layer with the arguments, and each next one with what came out."""
         if not self.layers:
             raise fail(self, "layers is empty.", "Pass at least one layer.")
+        for i, layer in enumerate(self.layers):
+            if not callable(layer):
+                raise fail(
+                    self,
+                    f"layers[{i}] is a {type(layer).__name__}, which cannot be called.",
+                    "Change layers=.",
+                )
         out = self.layers[0](*args, **kwargs)
         for layer in self.layers[1:]:
             if isinstance(out, tuple):

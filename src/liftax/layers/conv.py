@@ -13,7 +13,7 @@ from jax import lax
 
 from ..module import Module, compact
 from . import initializers
-from ._util import add_bias, fail, to_tuple
+from ._util import add_bias, check_size, fail, sizes, to_tuple
 from .dtypes import (
     Array,
     Dtype,
@@ -77,7 +77,10 @@ def canonicalize_padding(
 
 def _per_dimension(module: Any, option: str, value: Any, rank: int) -> tuple[int, ...]:
     """An option of one value per dimension; an int counts for all, None is 1."""
-    found = to_tuple(1 if value is None else value)
+    try:
+        found = to_tuple(1 if value is None else value)
+    except TypeError:
+        found = (0,)
     if isinstance(value, int) or value is None:
         found = found * rank
     if len(found) != rank or min(found, default=1) < 1:
@@ -92,8 +95,8 @@ def _per_dimension(module: Any, option: str, value: Any, rank: int) -> tuple[int
 
 def _kernel_size(module: Any) -> tuple[int, ...]:
     """The size of the kernel; an int is that of a one-dimensional one."""
-    size = to_tuple(module.kernel_size)
-    if not size or min(size) < 1:
+    size = sizes(module, "kernel_size", module.kernel_size, 1)
+    if not size:
         raise fail(
             module,
             f"kernel_size={module.kernel_size} is not one or more positive ints.",
@@ -163,6 +166,7 @@ class _Conv(Module):
         dilation = _per_dimension(self, "kernel_dilation", self.kernel_dilation, rank)
         x, batch = _one_batch(self, as_array(inputs), rank)
         channels, groups = x.shape[-1], self.feature_group_count
+        check_size(self, "features", self.features)
         if groups < 1 or channels % groups or self.features % groups:
             raise fail(
                 self,
@@ -404,6 +408,7 @@ class ConvTranspose(Module):
         dilation = _per_dimension(self, "kernel_dilation", self.kernel_dilation, rank)
         padding = canonicalize_padding(self.padding, rank, ("SAME", "VALID", "CIRCULAR"), self)
         x, batch = _one_batch(self, as_array(inputs), rank)
+        check_size(self, "features", self.features)
         ends = (x.shape[-1], self.features)
         kernel_shape = (*size, *(ends[::-1] if self.transpose_kernel else ends))
         _check_mask(self, kernel_shape)

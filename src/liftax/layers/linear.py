@@ -11,22 +11,31 @@ import jax.numpy as jnp
 
 from ..module import Module, compact
 from . import initializers
-from ._util import add_bias, dot_general, fail, matmul, merge_option, normalize_axes, to_tuple
+from ._util import (
+    add_bias,
+    check_size,
+    dot_general,
+    fail,
+    matmul,
+    merge_option,
+    normalize_axes,
+    sizes,
+    to_tuple,
+)
 from .dtypes import Array, Dtype, Initializer, PrecisionLike, PromoteDtypeFn, promote_dtype
 
 default_kernel_init: Initializer = initializers.lecun_normal()
 default_embed_init: Initializer = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 
 
+def _check_dots(module: Any) -> None:
+    if module.dot_general_cls is not None and module.dot_general is not None:
+        raise fail(module, "both dot_general and dot_general_cls are set.", "Pass one of them.")
+
+
 def _dot_of(module: Any) -> Callable[..., Any]:
     """The contraction that the module's options ask for."""
     if module.dot_general_cls is not None:
-        if module.dot_general is not None:
-            raise fail(
-                module,
-                "both dot_general and dot_general_cls are set.",
-                "Pass one of them.",
-            )
         return module.dot_general_cls()
     return dot_general if module.dot_general is None else module.dot_general
 
@@ -51,7 +60,8 @@ class Dense(Module):
       dot_general_cls: a class or function that makes ``dot_general`` at each call.
 
     Raises:
-      LayerError: the input is a scalar, or both ways to set ``dot_general`` are used.
+      LayerError: the input is a scalar, ``features`` is no size, or both ways to set
+        ``dot_general`` are used.
 
     Example:
       >>> import jax, jax.numpy as jnp, liftax as nn
@@ -77,6 +87,9 @@ class Dense(Module):
         shape = jnp.shape(inputs)
         if not shape:
             raise fail(self, "the input is a scalar.", "Pass an array with at least one axis.")
+        if type(self.features) is not int or self.features < 0:
+            check_size(self, "features", self.features)
+        _check_dots(self)
         kernel = self.param(
             "kernel", self.kernel_init, (shape[-1], self.features), self.param_dtype
         )
@@ -159,7 +172,9 @@ class DenseGeneral(Module):
     def __call__(self, inputs: Any) -> Array:
         """Maps the axes ``axis`` of ``inputs``."""
         shape = jnp.shape(inputs)
-        features, batch = to_tuple(self.features), to_tuple(self.batch_dims)
+        features = sizes(self, "features", self.features)
+        batch = sizes(self, "batch_dims", self.batch_dims)
+        _check_dots(self)
         axis = normalize_axes(self, "axis", self.axis, len(shape))
         if sorted(batch) != list(range(len(batch))):
             raise fail(
@@ -247,7 +262,7 @@ class Einsum(Module):
     def __call__(self, inputs: Any, einsum_str: str | None = None) -> Array:
         """Applies the einsum; ``einsum_str`` is given here or to the constructor."""
         equation = merge_option(self, "einsum_str", self.einsum_str, einsum_str).replace(" ", "")
-        shape = to_tuple(self.shape)
+        shape = sizes(self, "shape", self.shape)
         bias_shape, broadcast_shape = self._bias_shapes(equation, jnp.shape(inputs), shape)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = None
@@ -276,7 +291,7 @@ class Einsum(Module):
                 f"einsum_str={equation!r} must have two operands, the input and the kernel.",
                 "Write the equation with exactly one comma.",
             )
-        sizes: list[dict[str, int]] = []
+        found: list[dict[str, int]] = []
         for what, labels, shape in zip(
             ("the input", "the kernel"), operands.split(","), (lhs, rhs), strict=True
         ):
@@ -287,8 +302,16 @@ class Einsum(Module):
                     f"{labels!r} in einsum_str does not fit {what} of shape {shape}.",
                     "Change einsum_str= or shape=.",
                 )
-            sizes.append(dict(zip(axes, shape, strict=True)))
-        known = {**sizes[0], **sizes[1]}
+            found.append(dict(zip(axes, shape, strict=True)))
+        for label, size in found[0].items():
+            if found[1].get(label, size) != size and 1 not in (size, found[1][label]):
+                raise fail(
+                    self,
+                    f"axis {label!r} of einsum_str={equation!r} has size {size} in the input, "
+                    f"{found[1][label]} in the kernel.",
+                    "Change shape= or the input.",
+                )
+        known = {**found[0], **found[1]}
         hidden = sum(1 for label in known if label.isdigit())
         axes = _labels(out, len(out.replace("...", "")) + hidden * ("..." in out)) or []
         if unknown := [label for label in axes if label not in known]:
@@ -297,7 +320,7 @@ class Einsum(Module):
                 f"output axis {unknown[0]!r} of einsum_str={equation!r} is in neither operand.",
                 "Change einsum_str=.",
             )
-        kernel = sizes[1]
+        kernel = found[1]
         return (
             tuple(kernel[a] for a in axes if a in kernel),
             tuple(kernel.get(a, 1) for a in axes),
@@ -352,6 +375,8 @@ class Embed(Module):
     promote_dtype: PromoteDtypeFn = promote_dtype
 
     def setup(self) -> None:
+        check_size(self, "num_embeddings", self.num_embeddings, 1)
+        check_size(self, "features", self.features)
         self.embedding = self.param(
             "embedding",
             self.embedding_init,

@@ -13,8 +13,8 @@ from jax import lax
 
 from ..module import Module, compact
 from . import initializers
-from ._util import fail, merge_option
-from .attention import combine_masks, dot_product_attention
+from ._util import check_broadcast, fail, merge_option
+from .attention import check_rate, combine_masks, dot_product_attention
 from .dtypes import Array, Dtype, Initializer, PrecisionLike
 from .linear import DenseGeneral, default_kernel_init
 from .normalization import LayerNorm
@@ -175,6 +175,7 @@ class MultiHeadDotProductAttention(Module):
                 f"num_heads={self.num_heads} does not divide the {qkv_features} {name}.",
                 "Change num_heads= or qkv_features=.",
             )
+        self._check_options(inputs_q, inputs_k, inputs_v, mask)
         drop = False
         if self.dropout_rate > 0.0:
             drop = not merge_option(self, "deterministic", self.deterministic, deterministic)
@@ -230,6 +231,23 @@ class MultiHeadDotProductAttention(Module):
                 f"queries, keys and values of shapes {shapes} do not have the same batch axes.",
                 "Pass (*batch, length, features); the mask is a keyword, mask=.",
             )
+
+    def _check_options(self, query: Array, key: Array, value: Array, mask: Any) -> None:
+        check_rate(self, self.dropout_rate)
+        for dot in ("qkv_dot_general", "out_dot_general"):
+            if getattr(self, dot) is not None and getattr(self, dot + "_cls") is not None:
+                raise fail(self, f"both {dot} and {dot}_cls are set.", "Pass one of them.")
+        if self.attention_fn is not dot_product_attention or self.decode:
+            return
+        if key.shape[-2] != value.shape[-2]:
+            raise fail(
+                self,
+                f"there are {key.shape[-2]} keys and {value.shape[-2]} values.",
+                "Change inputs_k= or inputs_v=.",
+            )
+        if mask is not None:
+            lengths = (self.num_heads, query.shape[-2], key.shape[-2])
+            check_broadcast(self, "mask", jnp.shape(mask), (*query.shape[:-2], *lengths))
 
     def _cached(
         self, query: Array, key: Array, value: Array, mask: Array | None

@@ -49,6 +49,12 @@ def _statistics(
       axis_name: the mapped axis over which to average as well.
       centered: False takes the mean to be 0, and returns None for it.
     """
+    if module.axis_index_groups is not None and module.axis_name is None:
+        raise fail(
+            module,
+            "axis_index_groups are groups along a mapped axis, and axis_name is not set.",
+            "Pass axis_name=, or leave axis_index_groups= out.",
+        )
     dtype = canonicalize_dtype(x, dtype=module.dtype)
     if module.force_float32_reductions:
         dtype = jnp.promote_types(dtype, jnp.float32)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._util import fail
+from ._util import fail, sizes
 from .conv import PaddingLike, canonicalize_padding
 from .dtypes import Array, as_array
 
@@ -62,6 +62,7 @@ def _arguments(
     """Window, strides and padding over all axes, a batch axis among them."""
     if not isinstance(window_shape, Sequence):
         raise fail("pool", f"window_shape={window_shape} is not a tuple.", "Pass a tuple of ints.")
+    sizes("pool", "window_shape", window_shape, 1)
     rank = len(window_shape)
     if strides is None:
         strides = (1,) * rank
@@ -71,6 +72,7 @@ def _arguments(
             f"strides={strides} is not one int for each of window_shape={tuple(window_shape)}.",
             "Change strides=.",
         )
+    sizes("pool", "strides", strides, 1)
     if ndim <= rank:
         raise fail(
             "pool",

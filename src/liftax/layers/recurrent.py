@@ -18,7 +18,7 @@ from .cells import GRUCell as GRUCell
 from .cells import MGUCell as MGUCell
 from .cells import RNNCellBase as RNNCellBase
 from .cells import SimpleCell as SimpleCell
-from .cells import VectorCell, check_width, default_recurrent_init
+from .cells import VectorCell, check_width, default_recurrent_init, pair_of
 from .conv import CONV_PADDING, Conv, canonicalize_padding
 from .dtypes import Array, Dtype, Initializer, promote_dtype
 from .linear import default_kernel_init
@@ -103,7 +103,7 @@ class LSTMCell(_LSTM):
         self, carry: tuple[Array, Array], inputs: Array
     ) -> tuple[tuple[Array, Array], Array]:
         """One step."""
-        c, h = carry
+        c, h = pair_of(self, carry)
         check_width(self, "the carry", h)
 
         def gate(name: str) -> Array:
@@ -162,7 +162,7 @@ class OptimizedLSTMCell(_LSTM):
         self, carry: tuple[Array, Array], inputs: Array
     ) -> tuple[tuple[Array, Array], Array]:
         """One step."""
-        c, h = carry
+        c, h = pair_of(self, carry)
         check_width(self, "the carry", h)
 
         def joined(x: Array, prefix: str, use_bias: bool, init: Initializer) -> list[Array]:
@@ -248,7 +248,7 @@ class ConvLSTMCell(RNNCellBase):
         self, carry: tuple[Array, Array], inputs: Array
     ) -> tuple[tuple[Array, Array], Array]:
         """One step."""
-        c, h = carry
+        c, h = pair_of(self, carry)
         expected = (*inputs.shape[:-1], self.features)
         if h.shape != expected or c.shape != expected:
             raise fail(

@@ -150,6 +150,12 @@ class RNN(Module):
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
 
+        if not isinstance(self.cell, Module):
+            raise fail(
+                self,
+                f"cell is {self.cell!r:.60}, not a cell.",
+                "Pass an instance, e.g. nn.RNN(nn.LSTMCell(64)).",
+            )
         batch_dims = inputs.ndim - self.cell.num_feature_axes - 1
         if batch_dims < 0:
             raise fail(

@@ -178,6 +178,13 @@ class WeightNorm(Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer with ``args`` and ``kwargs`` on normalized kernels."""
 
+        if isinstance(self.variable_filter, str):
+            raise fail(
+                self,
+                f"variable_filter={self.variable_filter!r} is a string, not a collection of them.",
+                f"Pass variable_filter={{{self.variable_filter!r}}}.",
+            )
+
         def normalize(variables: Any) -> Any:
             return jax.tree_util.tree_map_with_path(self._normalize, variables)
 
