@@ -1,4 +1,4 @@
-"""Values that outlive the lift that made them: kept in a list, returned, used again."""
+"""What JAX says of a model, in the user's terms: values that outlive their lift, unknown axes."""
 
 from __future__ import annotations
 
@@ -98,3 +98,30 @@ def test_what_a_lift_returns_may_be_kept():
     # Under other transformations the output is traced, and is no leak.
     assert jax.jit(jax.vmap(Returns().apply, (None, 0)))({}, X[None]).shape == (1, 3, 4)
     assert jax.grad(lambda x: Returns().apply({}, x).sum())(X).shape == (3, 4)
+
+
+def test_the_name_of_an_axis_that_nothing_gives():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=False, axis_name="batch", name="norm")(x)
+
+    variables = Normed().init(jax.random.key(0), X)
+    with pytest.raises(errors.AxisNameError, match="^module /norm: .* axis name 'batch'") as caught:
+        Normed().apply(variables, X, mutable=["batch_stats"])
+    assert isinstance(caught.value.__cause__, NameError)
+
+    def run(x):
+        return Normed().apply(variables, x, mutable=["batch_stats"])[0]
+
+    assert jax.vmap(run, axis_name="batch")(X[None]).shape == (1, 3, 4)
+
+
+def test_a_name_error_of_the_model_stays_what_it_is():
+    class Slip(nn.Module):
+        def __call__(self, x):
+            return x + missing  # noqa: F821
+
+    with pytest.raises(NameError, match="'missing' is not defined") as caught:
+        Slip().apply({}, X)
+    assert type(caught.value) is NameError

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from .. import compat
 from ..errors import (
     ApplyScopeInvalidVariablesTypeError,
+    AxisNameError,
     ClosedOverModuleError,
     InvalidRngError,
     InvalidScopeError,
@@ -241,17 +242,35 @@ def escaped(error: jax.errors.UnexpectedTracerError) -> LeakedTracerError:
     name = "vmap" if kind and kind[2] == "Batch" else "a transformation"
     if traced is not None:
         name = _TRACED_BY.get(os.path.basename(traced[1]), traced[2])
+    return LeakedTracerError(
+        f"{_raised_in(error)}: a value that was made inside {name} is used after it has ended.\n"
+        f"found: {kind[1] if kind else 'a tracer'}{f', made at {line[1]}' if line else ''}\n"
+        f"expected: the lifted function returns what is needed outside of it (in scan: in the "
+        f"carry, or in ys), or keeps it in a variable: mdl.sow('intermediates', 'name', value)"
+    )
+
+
+def check_axis_name(error: NameError) -> None:
+    """Raises AxisNameError where JAX knows no axis of a collective's name."""
+    unbound = re.search(r"unbound axis name:? (\w+)", str(error))
+    if unbound is not None and not isinstance(error, LiftaxError):
+        raise AxisNameError(
+            f"{_raised_in(error)}: a collective inside uses the axis name {unbound[1]!r}, which "
+            f"nothing around it gives.\n"
+            f"found: no vmap, of liftax's or JAX's, with axis_name={unbound[1]!r}\n"
+            f"expected: axis_name={unbound[1]!r} in the vmap around the model; or no axis_name= in "
+            f"the layer that has it"
+        ) from error
+
+
+def _raised_in(error: BaseException) -> str:
+    """Where a module's own code was when an error of JAX's came."""
     path: tuple[str, ...] = ()
     for frame, _ in traceback.walk_tb(error.__traceback__):
         scope = getattr(frame.f_locals.get("module"), "scope", None)
         if scope is not None and frame.f_globals.get("__package__", "").startswith("liftax"):
             path = scope.path
-    return LeakedTracerError(
-        f"{where(path)}: a value that was made inside {name} is used after it has ended.\n"
-        f"found: {kind[1] if kind else 'a tracer'}{f', made at {line[1]}' if line else ''}\n"
-        f"expected: the lifted function returns what is needed outside of it (in scan: in the "
-        f"carry, or in ys), or keeps it in a variable: mdl.sow('intermediates', 'name', value)"
-    )
+    return where(path)
 
 
 def not_found(scope: Scope, col: str, name: str) -> LiftaxError:

@@ -98,6 +98,9 @@ def apply(
                 y = fn(scope, *args, **kwargs)
             except jax.errors.UnexpectedTracerError as error:
                 raise refusals.escaped(error) from error
+            except NameError as error:
+                refusals.check_axis_name(error)
+                raise
             refusals.check_returned(scope, y)
             if mutable is False:
                 return y
