@@ -22,24 +22,30 @@ def typed(value: Any) -> Any:
     Raises:
       StaticArgumentError: the value is not hashable.
     """
-    if isinstance(value, Mapping):
-        return type(value), frozenset((k, typed(v)) for k, v in value.items())
+    kind = type(value)
+    if kind in _PLAIN:  # most by far, and the checks below are slow
+        return kind, value
+    if kind is dict or isinstance(value, Mapping):
+        return kind, frozenset(zip(value, map(typed, value.values()), strict=True))
     if isinstance(value, (list, tuple)):
-        return type(value), tuple(map(typed, value))
+        return kind, tuple(map(typed, value))
     if isinstance(value, float):
-        return type(value), value.hex()
+        return kind, value.hex()
     if isinstance(value, (jax.Array, np.ndarray)):
         return _Identity(value)
-    if hasattr(type(value), "_fingerprint"):
+    if hasattr(kind, "_fingerprint"):
         return value._fingerprint()
     try:
         hash(value)
     except TypeError as cause:
         raise StaticArgumentError(
-            f"a static argument of type {type(value).__name__} is not hashable; pass a tuple "
+            f"a static argument of type {kind.__name__} is not hashable; pass a tuple "
             f"for a list, or define __hash__ and __eq__"
         ) from cause
-    return type(value), value
+    return kind, value
+
+
+_PLAIN = frozenset((str, int, bool, type(None), type))
 
 
 def weakly(key: Any) -> Any:

@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from ..core.keys import typed
 from ..core.scope import Scope
 from ..core.variable import Variable
-from .fields import is_atom, parts, remake, replaced
+from .fields import ARRAYS, parts, remake, replaced
 from .naming import is_module
 
 
@@ -46,24 +44,25 @@ class Detached:
             self._visit(value)
 
     def _visit(self, value: Any) -> None:
-        if is_atom(value) or isinstance(value, jax.Array):
+        if _is_bound(value):
+            self._meet(value)
             return
         for _, found in parts(value, _is_bound):
-            if id(found) in self._seen:
-                continue
-            self._seen[id(found)] = found
-            self.modules.append(found)
-            self.scopes.append(found.scope)
-            if is_module(found):
-                self._visit_fields(found)
+            self._meet(found)
+
+    def _meet(self, found: Any) -> None:
+        if id(found) in self._seen:
+            return
+        self._seen[id(found)] = found
+        self.modules.append(found)
+        self.scopes.append(found.scope)
+        if is_module(found):
+            self._visit_fields(found)
 
     def _visit_fields(self, module: Any) -> None:
         """Visits the modules that a module holds but does not own."""
-        for name in module._field_names:
-            value = module.__dict__.get(name)
-            if is_atom(value):
-                continue
-            for _, found in parts(value, is_module):
+        for name in _held(module):
+            for _, found in parts(module.__dict__.get(name), is_module):
                 if found.parent is module:
                     self._visit_fields(found)
                 else:
@@ -82,12 +81,11 @@ class Detached:
             else:
                 scope = at.get(id(old))
                 changes = {}
-                for name in old._field_names:
+                for name in _held(old):
                     value = old.__dict__.get(name)
-                    if not is_atom(value):
-                        part = replaced(value, is_module, new)
-                        if part is not value:
-                            changes[name] = part
+                    part = replaced(value, is_module, new)
+                    if part is not value:
+                        changes[name] = part
                 if scope is None:
                     # Owned by a module that is rebuilt: it is named again by attachment.
                     made = old.clone(name=None, **changes) if old.scope is not None else old
@@ -96,7 +94,10 @@ class Detached:
             built[id(old)] = made
             return made
 
-        return [replaced(value, _known(at), new) for value in self.values]
+        return [
+            new(value) if id(value) in at else replaced(value, lambda part: id(part) in at, new)
+            for value in self.values
+        ]
 
     def _bound(self, old: Any, scope: Scope, changes: dict[str, Any]) -> Any:
         first = self.cls is not None and old is self.values[0]
@@ -153,11 +154,16 @@ def fingerprint(value: Any, order: dict[int, int]) -> Any:
     return typed(value)
 
 
-def _known(at: dict[int, Scope]) -> Callable[[Any], bool]:
-    return lambda value: id(value) in at
+def _held(module: Any) -> Sequence[str]:
+    """Returns the names of the fields that may have modules in them."""
+    state = module.__dict__.get("_state")
+    held = None if state is None else state.held
+    return module._field_names if held is None else held
 
 
-def without_modules(args: Any) -> tuple[Any, Callable[[Any, Sequence[Any]], Any], list[Any]]:
+def without_modules(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Callable[[Any, Sequence[Any]], Any], list[Any]]:
     """Takes the bound modules and Variables out of arguments.
 
     Returns:
@@ -165,18 +171,29 @@ def without_modules(args: Any) -> tuple[Any, Callable[[Any, Sequence[Any]], Any]
       back, and the ones taken out, in order.
     """
     taken: list[Any] = []
+    both = args, kwargs
+    if not kwargs and all(map(_is_array, args)):
+        return both, _as_they_are, taken
 
     def take(value: Any) -> Any:
         taken.append(value)
         return _Hole(len(taken) - 1)
 
-    holed = replaced(args, _is_bound, take)
+    holed = replaced(both, _is_bound, take)
     if not taken:
-        return args, lambda values, rebuilt: values, taken
+        return both, _as_they_are, taken
     emptied = replaced(holed, _is_hole, lambda hole: None)
     # None is an empty pytree, so it goes through any transformation unseen; the
     # places are found again by walking both trees side by side.
     return emptied, lambda values, rebuilt: _filled(holed, values, rebuilt), taken
+
+
+def _is_array(value: Any) -> bool:
+    return value is None or isinstance(value, ARRAYS)
+
+
+def _as_they_are(values: Any, rebuilt: Sequence[Any]) -> Any:
+    return values
 
 
 class _Hole:

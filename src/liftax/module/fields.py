@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ UNSET = object()
 _ATOMS = frozenset(
     (str, int, float, bool, type(None), type, type(inspect.isfunction), type(jnp.float32))
 )
+ARRAYS = (jax.core.Tracer, jax.Array)  # a tracer is told quickly by its class
 RESERVED = ("parent", "name")
 
 
@@ -118,10 +120,12 @@ def parts(value: Any, is_leaf: Callable[[Any], bool], suffix: str = "") -> Itera
 
     The suffix spells out the place: ``_0`` in a list, ``_key`` in a mapping.
     """
-    if type(value) in _ATOMS or isinstance(value, jax.Array):
+    if type(value) in _ATOMS:
         return
     if is_leaf(value):
         yield suffix, value
+    elif isinstance(value, ARRAYS):
+        return
     elif isinstance(value, Mapping):
         for key, part in value.items():
             yield from parts(part, is_leaf, f"{suffix}_{key}")
@@ -139,22 +143,23 @@ def replaced(value: Any, is_leaf: Callable[[Any], bool], new: Callable[[Any], An
 
     A container in which nothing changes is returned as it is.
     """
-    if type(value) in _ATOMS or isinstance(value, jax.Array):
+    kind = type(value)
+    if kind in _ATOMS:
         return value
     if is_leaf(value):
         return new(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, ARRAYS):
+        return value
+    if kind is dict or isinstance(value, Mapping):
         items = {k: replaced(v, is_leaf, new) for k, v in value.items()}
-        if all(items[k] is v for k, v in value.items()):
+        if all(map(operator.is_, items.values(), value.values())):
             return value
-        return items if type(value) is dict else type(value)(items)  # type: ignore[call-arg]
+        return items if kind is dict else kind(items)
     if isinstance(value, (list, tuple)):
         found = [replaced(v, is_leaf, new) for v in value]
-        if all(a is b for a, b in zip(found, value, strict=True)):
+        if all(map(operator.is_, found, value)):
             return value
-        if hasattr(value, "_fields"):
-            return type(value)(*found)
-        return type(value)(found)
+        return kind(*found) if hasattr(value, "_fields") else kind(found)
     if not all_leaves((value,)):
         return jax.tree.map(lambda x: new(x) if is_leaf(x) else x, value, is_leaf=is_leaf)
     return value

@@ -206,7 +206,7 @@ def _run(
     if is_module(module) and module.scope is None:
         # Only to raise the error of an unbound call.
         return method(module, *args, **kwargs)
-    plain, fill, taken = without_modules((args, kwargs))
+    plain, fill, taken = without_modules(args, kwargs)
     detached = Detached([module, *taken], cls)
     _check_bound(detached, lift, target, module)
     body = Body(method, target, detached, fill)
@@ -232,7 +232,7 @@ def call_functions(
                 f"{lift}: function {i} expected a function whose first argument is a module; "
                 f"found {kind_of(fn)}. Pass the function itself, not what it returns"
             )
-    plain, fill, taken = without_modules((args, {}))
+    plain, fill, taken = without_modules(args, {})
     detached = Detached([module, *taken])
     _check_bound(detached, lift, functions[0], module)
     bodies = [Body(wrapped(fn), fn, detached, fill) for fn in functions]

@@ -91,10 +91,13 @@ class Module(Variables):
     def _adopt_fields(self) -> None:
         """Takes the modules in the fields as submodules, once this module is bound."""
         own = self.__dict__
+        held = own["_state"].held = []
         for name in self._field_names:
             value = own.get(name)
             if not fields.is_atom(value):
-                kept = register(self, name, value)
+                kept, has_modules = register(self, name, value)
+                if has_modules:
+                    held.append(name)
                 if kept is not value:
                     own[name] = kept
 
@@ -107,7 +110,7 @@ class Module(Variables):
                         f"{self._at()}: setup assigns the field {name!r}; fields are set when "
                         f"the module is made, give the attribute another name"
                     )
-                value = register(self, name, value)
+                value, _ = register(self, name, value)
             elif self.scope is not None:
                 raise SetAttributeFrozenModuleError(
                     f"{self._at()}: attribute {name!r} was assigned outside setup. Modules "

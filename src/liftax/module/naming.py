@@ -61,7 +61,7 @@ def settle(module: Module) -> None:
     parent._state.children[name] = module
 
 
-def register(owner: Module, name: str, value: Any) -> Any:
+def register(owner: Module, name: str, value: Any) -> tuple[Any, bool]:
     """Takes the modules in ``value``, assigned to attribute ``name``, as submodules.
 
     A module without a name becomes a submodule of ``owner``, named by the
@@ -69,13 +69,13 @@ def register(owner: Module, name: str, value: Any) -> Any:
     first; the same module met twice gives the same clone, so it stays shared.
 
     Returns:
-      the value as it must be stored.
+      the value as it must be stored, and whether it has modules in it.
     """
     if is_atom(value):
-        return value
+        return value, False
     value = freeze(value)
-    if not any(True for _ in parts(value, is_module)):
-        return value
+    if next(parts(value, is_module), None) is None:
+        return value, False
     adopted: list[Module] = []
     found: dict[int, Module] = {}
     root = owner.scope._root if owner.scope is not None else None
@@ -100,7 +100,7 @@ def register(owner: Module, name: str, value: Any) -> Any:
     for module in adopted:
         settle(module)
         module._adopt_fields()
-    return stored
+    return stored, True
 
 
 def _set(module: Any, name: str, value: Any) -> None:

@@ -22,11 +22,21 @@ class State:
       in_setup: whether its ``setup`` runs now.
       cursors: class name -> how many submodules were named after it so far.
       children: the submodules and variables by name, for display.
+      held: the fields that have modules in them, None before the module is bound.
       within: the scope of a ``compact_name_scope`` method that runs now, or None.
       initialised: whether ``__post_init__`` of Module ran.
     """
 
-    __slots__ = ("children", "cursors", "in_compact", "in_setup", "initialised", "setup", "within")
+    __slots__ = (
+        "children",
+        "cursors",
+        "held",
+        "in_compact",
+        "in_setup",
+        "initialised",
+        "setup",
+        "within",
+    )
 
     def __init__(self) -> None:
         self.setup = NEW
@@ -34,6 +44,7 @@ class State:
         self.in_setup = False
         self.cursors: dict[str, int] = {}
         self.children: dict[str, Any] = {}
+        self.held: list[str] | None = None
         self.within: Any = None
         self.initialised = False
 

@@ -72,7 +72,7 @@ def _single(
     if plan.remat is None or plan.remat.positions is not None:
         args, kwargs = call.filled(slices, call.args, call.kwargs)
         return split_pair(layer(x, *args, **kwargs), bool(stack.outputs), layer, stack._at())
-    plain, fill, taken = without_modules((call.args, call.kwargs))
+    plain, fill, taken = without_modules(call.args, call.kwargs)
     detached = Detached([layer, *taken])
     check_outside(stack, detached.scopes[1:])
 
@@ -88,7 +88,7 @@ def _single(
 
 def _pattern(stack: Stack, plan: Plan, x: Any, call: Arguments) -> tuple[Any, Any]:
     """Runs the repeats of the pattern."""
-    plain, fill, taken = without_modules((call.args, call.kwargs))
+    plain, fill, taken = without_modules(call.args, call.kwargs)
     blocks = stack._pattern
     detached = Detached([*blocks, *taken])
     shared = shared_outside(stack, detached, taken)

@@ -260,7 +260,7 @@ class Stack(Module):
         def back(variables: Any) -> Any:
             return by_layers(variables, at) if layered else variables
 
-        plain, fill, taken = without_modules((args, kwargs))
+        plain, fill, taken = without_modules(args, kwargs)
         detached = Detached([self, *taken])
         check_outside(self, detached.scopes[1:])
 
