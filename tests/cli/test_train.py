@@ -139,7 +139,10 @@ def test_interrupted_while_writing(capsys, monkeypatch, tmp_path):
 
 
 def test_a_real_ctrl_c(tmp_path):
-    argv = [sys.executable, "-m", "liftax", "train", "--epochs", "1000000", "--out", str(tmp_path)]
+    # A shell's background jobs, and so perhaps this test, are started with Ctrl-C ignored.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    run = f"{heard}; import runpy; runpy.run_module('liftax', run_name='__main__')"
+    argv = [sys.executable, "-c", run, "train", "--epochs", "1000000", "--out", str(tmp_path)]
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -151,7 +154,10 @@ def test_a_real_ctrl_c(tmp_path):
             except subprocess.TimeoutExpired:
                 continue
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate()
+        try:
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert re.fullmatch(r"liftax train: interrupted after epoch \d+ of 1000000; .*\n", error)
     arrays, about = tensors(tmp_path / "params.safetensors")
