@@ -248,8 +248,11 @@ def test_layers_one_by_one(store):
     module, own = bound[-2].unbind()
     assert isinstance(module, Scale)
     assert own["params"]["gain"].shape == (1,)
-    with pytest.raises(IndexError):
+    assert [type(layer) for layer in bound[-2:]] == [type(bound[4]), type(bound[5])]
+    with pytest.raises(IndexError, match="no layer 6; there are 6 layers"):
         bound[6]
+    with pytest.raises(TypeError, match="takes a layer's number; found 'a'"):
+        bound["a"]
     assert isinstance(stack[1], Residual)
     assert stack[1].scope is None
 
@@ -321,6 +324,12 @@ REFUSED = {
         "given by param_axis",
     ),
     "frozen": (lambda: nn.Stack(Scale(), depth=2, frozen=[2]), "frozen has layer 2"),
+    "frozen by a word": (lambda: nn.Stack(Scale(), depth=2, frozen="all"), "found 'all'"),
+    "frozen by one number": (
+        lambda: nn.Stack(Scale(), depth=2, frozen=1),
+        r"e.g. \[0, 1\]; found 1",
+    ),
+    "a number for run": (lambda: nn.Stack(Scale(), depth=2, run=4), "run=4: expected 'scan'"),
 }
 
 
@@ -379,10 +388,26 @@ def test_arguments_that_do_not_fit():
         stack.init(KEY, X, 0.5)
     with pytest.raises(StackError, match="names 'rat', which is no argument"):
         stack.clone(per_layer=("rat",)).init(KEY, X, jnp.ones(3))
+    with pytest.raises(StackError, match="names 'x', which is no argument"):
+        stack.clone(per_layer=("x",)).init(KEY, X, jnp.ones(3))
     with pytest.raises(StackError, match=r"ByPosition has \(1, 1, 0\) entries"):
         stack.init(KEY, X, nn.ByPosition((1.0,), (jnp.ones(3),)))
     with pytest.raises(StackError, match="3 repeats"):
         stack.init(KEY, X, nn.ByPosition((), (jnp.ones(2),)))
+
+
+class Pair(nn.Module):
+    def __call__(self, x, _=None):
+        return x, None
+
+
+def test_pairs_that_nobody_asked_for():
+    """The bodies of a scan by hand return pairs; a layer of a stack does where it has outputs."""
+    with pytest.raises(BodyReturnError, match=r"Pair returns a pair(.|\n)*outputs=True"):
+        nn.Stack(Pair(), depth=2).init(KEY, X)
+    y, nothing = nn.Stack(Pair(), depth=2, outputs=True).apply({}, X)
+    assert nothing is None
+    same(y, X)
 
 
 def test_variables_of_another_depth():

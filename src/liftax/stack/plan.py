@@ -200,7 +200,8 @@ def parse_run(run: str, unroll: int | bool = 1) -> Run:
       >>> parse_run("scan of 4")
       Run(kind='scan', group=4, unroll=1)
     """
-    match = re.fullmatch(r"\s*(scan|loop)(?:\s+of\s+(\d+|sqrt))?\s*", run or "", re.ASCII)
+    word = run if isinstance(run, str) else ""
+    match = re.fullmatch(r"\s*(scan|loop)(?:\s+of\s+(\d+|sqrt))?\s*", word, re.ASCII)
     bad = match is None or (match[1] == "loop" and match[2]) or (match[2] or "1").strip("0") == ""
     if bad or match is None:
         raise StackError(f"run={run!r}: expected 'scan', 'loop', 'scan of K' or 'scan of sqrt'")

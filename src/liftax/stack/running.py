@@ -99,7 +99,7 @@ def _pattern(stack: Stack, plan: Plan, x: Any, call: Arguments) -> tuple[Any, An
 
     def layer(p: int, rebuilt: Sequence[Any], x: Any, slices: Any) -> tuple[Any, Any]:
         args, kwargs = call.filled(slices, *fill(plain, rebuilt[len(blocks) :]))
-        return split_pair(rebuilt[p](x, *args, **kwargs), outputs, blocks[p], place)
+        return split_pair(rebuilt[p](x, *args, **kwargs), outputs, blocks[p], place, x)
 
     def turn(scopes: Any, x: Any, xs: Any) -> Any:
         rebuilt = detached.rebuild(scopes)

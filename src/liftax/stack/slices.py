@@ -56,14 +56,14 @@ class Arguments:
         self.args = args
         self.kwargs = kwargs
         self.sliced: dict[str, ByPosition] = {}
-        names = _positional(blocks[0]) if per_layer else []
+        first, names = _positional(blocks[0]) if per_layer else ([], [])
         for wanted in per_layer:
             if wanted in kwargs:
                 key, value = wanted, kwargs[wanted]
             elif wanted in names[: len(args)]:
                 i = names.index(wanted)
                 key, value = str(i), args[i]
-            elif any(_takes(block, wanted) for block in blocks):
+            elif wanted not in first and any(_takes(block, wanted) for block in blocks):
                 continue  # left to its default
             else:
                 raise StackError(
@@ -96,11 +96,12 @@ class Arguments:
         return tuple(parts), {k: slices.get(k, v) for k, v in kwargs.items()}
 
 
-def _positional(block: Any) -> list[str]:
-    """Returns the names of the positional arguments after the module and the first."""
+def _positional(block: Any) -> tuple[list[str], list[str]]:
+    """Returns the names of the positional arguments: the module and x, and what follows."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     found = inspect.signature(type(block).__call__).parameters.values()
-    return [p.name for p in found if p.kind in kinds][2:]
+    names = [p.name for p in found if p.kind in kinds]
+    return names[:2], names[2:]
 
 
 def _takes(block: Any, name: str) -> bool:
@@ -150,13 +151,24 @@ def _check_sizes(value: Any, size: int, place: str, what: str) -> None:
             )
 
 
-def split_pair(out: Any, outputs: bool, block: Any, place: str) -> tuple[Any, Any]:
+def split_pair(out: Any, outputs: bool, block: Any, place: str, x: Any = None) -> tuple[Any, Any]:
     """Returns ``(x, ys)`` from what a layer returned.
 
+    Args:
+      x: what went into a layer of the pattern.
+
     Raises:
-      BodyReturnError: outputs are declared and it returned no pair.
+      BodyReturnError: outputs are declared and it returned no pair, or the other way round.
     """
     if not outputs:
+        if isinstance(out, tuple) and len(out) == 2 and _is_like(out[0], x):
+            if not _is_like(out, x):
+                raise BodyReturnError(
+                    f"{place}: {type(block).__name__} returns a pair (x, ys), and the stack has "
+                    f"no outputs.\n"
+                    f"found: {describe(out[0])} and {describe(out[1])}\n"
+                    f"expected: return x; or Stack(..., outputs=True)"
+                )
         return out, None
     if not isinstance(out, (tuple, list)) or len(out) != 2:
         found = describe(out) if not isinstance(out, (tuple, list)) else f"{len(out)} values"
@@ -166,6 +178,10 @@ def split_pair(out: Any, outputs: bool, block: Any, place: str) -> tuple[Any, An
             f"expected: return x, ys; or no outputs="
         )
     return out[0], out[1]
+
+
+def _is_like(value: Any, x: Any) -> bool:
+    return jax.tree.structure(value) == jax.tree.structure(x)
 
 
 def gathered(ys: ByPosition, outputs: bool | str, at: StackLayout, place: str) -> Any:

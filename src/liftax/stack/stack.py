@@ -33,7 +33,7 @@ The loop is `liftax.lift.loops.looped`, the lifted scan, whatever runs its pure 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from ..core.filters import Filter, in_filter
@@ -195,6 +195,11 @@ class Stack(Module):
     def _frozen(self) -> frozenset[int]:
         if isinstance(self.frozen, bool):
             return frozenset(range(len(self)) if self.frozen else ())
+        if not _are_numbers(self.frozen):
+            raise StackError(
+                f"Stack: frozen expected True, False or the numbers of layers, e.g. [0, 1]; "
+                f"found {self.frozen!r}"
+            )
         wrong = [i for i in self.frozen if not -len(self) <= i < len(self)]
         if wrong:
             raise StackError(f"Stack: frozen has layer {wrong[0]}; there are {len(self)} layers")
@@ -279,7 +284,7 @@ class Stack(Module):
         """Returns one layer: bound to its variables where the stack is bound.
 
         The layer reads its own slice; it cannot write. ``unbind`` gives the module
-        and its variables.
+        and its variables. ``stack[i:j]`` returns a list of layers.
 
         Raises:
           IndexError: there is no such layer.
@@ -292,6 +297,12 @@ class Stack(Module):
           >>> variables["params"]["kernel"].shape
           (4, 4)
         """
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        if not hasattr(index, "__index__"):
+            raise TypeError(f"Stack: stack[i] takes a layer's number; found {index!r}")
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Stack: there is no layer {index}; there are {len(self)} layers")
         at = self._stack_layout(self.path if self.scope is not None else ())
         number = range(len(self))[index]
         name, repeat = at.place(number)
@@ -302,6 +313,12 @@ class Stack(Module):
         detached = Detached([layer])
         scope = layer_scope(self.scope, at, number, self._roles(), number in self._frozen())
         return detached.rebuild([scope, *detached.scopes[1:]])[0]
+
+
+def _are_numbers(value: Any) -> bool:
+    if not isinstance(value, (Sequence, Set)) or isinstance(value, str):
+        return False
+    return all(hasattr(i, "__index__") and not isinstance(i, bool) for i in value)
 
 
 def _repeats(stack: Stack) -> int:
