@@ -1,5 +1,6 @@
 """The command line itself: finding commands, exit codes, what is printed where."""
 
+import errno
 import io
 import os
 import subprocess
@@ -146,3 +147,14 @@ def test_module_and_closed_pipe():
     os.close(write)
     assert done.stderr == ""
     assert done.returncode == 1
+
+
+def test_an_output_that_cannot_be_written(capsys, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(forward, "run", lambda args, console: Console(Full()).line("a line"))
+    assert main(["forward"]) == 2
+    shown = capsys.readouterr().err
+    assert shown == "liftax forward: the output cannot be written: No space left on device\n"

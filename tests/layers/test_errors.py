@@ -338,3 +338,9 @@ def test_cells_must_say_how_they_begin() -> None:
         cell.initialize_carry(KEYS["params"], (1,))
     with pytest.raises(NotImplementedError, match="must define num_feature_axes"):
         _ = cell.num_feature_axes
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.SimpleCell], ids=str)
+def test_the_first_carry_is_asked_of_a_cell(cell) -> None:
+    with pytest.raises(LayerError, match="^initialize_carry: it is called on a class"):
+        cell.initialize_carry(KEYS["params"], (16,), 5)

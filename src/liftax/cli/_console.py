@@ -58,8 +58,13 @@ class Console:
         """Prints a line as it is: square brackets are no markup."""
         if self._rich is not None:
             self._rich.print(text, markup=False, soft_wrap=True)
-        else:
+            return
+        try:
             print(text, file=self.out, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise CommandError(f"the output cannot be written: {error.strerror}") from error
 
     def rich(self, renderable: Any) -> None:
         """Prints one of rich's own objects; only where `fancy`."""

@@ -62,6 +62,16 @@ class RNNCellBase(Module):
         raise NotImplementedError(f"{type(self).__name__} must define num_feature_axes.")
 
 
+def check_cell(cell: Any) -> None:
+    """Raises LayerError where ``initialize_carry`` is called on a class, as it once was."""
+    if not isinstance(cell, RNNCellBase):
+        raise fail(
+            "initialize_carry",
+            f"it is called on a class: the cell is {type(cell).__name__}.",
+            "Call it on a cell: nn.LSTMCell(features=5).initialize_carry(key, (*batch, width)).",
+        )
+
+
 def pair_of(cell: Any, carry: Any) -> tuple[Any, Any]:
     """The two states of a carry; an array with two rows is no pair."""
     if not isinstance(carry, (tuple, list)) or len(carry) != 2:
@@ -87,6 +97,7 @@ class VectorCell(RNNCellBase):
     @nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Any:
         """The first hidden state, for inputs of shape ``input_shape = (*batch, in)``."""
+        check_cell(self)
         return self._first_state(rng, input_shape)
 
     @nowrap

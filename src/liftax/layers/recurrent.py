@@ -18,7 +18,7 @@ from .cells import GRUCell as GRUCell
 from .cells import MGUCell as MGUCell
 from .cells import RNNCellBase as RNNCellBase
 from .cells import SimpleCell as SimpleCell
-from .cells import VectorCell, check_width, default_recurrent_init, pair_of
+from .cells import VectorCell, check_cell, check_width, default_recurrent_init, pair_of
 from .conv import CONV_PADDING, Conv, canonicalize_padding
 from .dtypes import Array, Dtype, Initializer, promote_dtype
 from .linear import default_kernel_init
@@ -43,6 +43,7 @@ class _LSTM(VectorCell):
     @nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> tuple[Array, Array]:
         """The first ``(c, h)``, for inputs of shape ``input_shape = (*batch, in)``."""
+        check_cell(self)
         key_c, key_h = jax.random.split(rng)
         return self._first_state(key_c, input_shape), self._first_state(key_h, input_shape)
 
@@ -294,6 +295,7 @@ class ConvLSTMCell(RNNCellBase):
     @nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> tuple[Array, Array]:
         """The first ``(c, h)``, for inputs of shape ``input_shape``."""
+        check_cell(self)
         key_c, key_h = jax.random.split(rng)
         shape = (*input_shape[:-1], self.features)
         return (
