@@ -305,6 +305,21 @@ def test_data_that_changed_since(folder, capsys):
     refused(capsys, "params/blocks/layers_2/w is damaged: its checksum", "ours.safetensors", *TO)
 
 
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [(0, "neither blocks nor block_0"), (1, "block_1 is missing, but there is block_2")],
+)
+def test_a_layer_is_missing(folder, capsys, lost, message):
+    """A gap in the numbers is no shorter stack."""
+    params = {f"block_{i}": {"w": np.ones(2)} for i in range(3) if i != lost}
+    Path("gap.msgpack").write_bytes(flax.serialization.to_bytes({"params": params}))
+    refused(
+        capsys,
+        message,
+        *("gap.msgpack", "b.safetensors", "--layout", "stacked", "--stack", "blocks=block_{}"),
+    )
+
+
 def test_layers_that_differ(folder, capsys):
     layers = {f"b{i}": {"w": np.ones(3 + (i == 2), np.float32)} for i in range(4)}
     (folder / "x.msgpack").write_bytes(flax.serialization.to_bytes({"params": layers}))

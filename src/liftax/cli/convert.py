@@ -7,7 +7,7 @@ liftax convert model.safetensors stacked.safetensors --layout stacked --axis 1
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,18 +268,36 @@ def _depth(path: str, layers: str, tree: Any, axis: int) -> int:
     from ..stack.leaves import is_array
     from ..stack.stackings import Stacking, split_path
     from ..stack.tensors import flat
-    from ..stack.trees import MISSING, find_trees, get
+    from ..stack.trees import find_trees, get
 
     for root in find_trees(tree, (Stacking.of(path, 1, names=layers),)):
-        count = 0
-        while get(root.tree, split_path(layers.replace("{}", str(count)))) is not MISSING:
-            count += 1
-        if count:
-            return count
+        numbers = _numbers(root.tree, split_path(layers))
+        missing = sorted(set(range(len(numbers))) - numbers)
+        if missing:
+            name, last = (layers[1:].replace("{}", str(i)) for i in (missing[0], max(numbers)))
+            raise CommandError(f"{name} is missing, but there is {last}")
+        if numbers:
+            return len(numbers)
         for _, leaf in flat(get(root.tree, split_path(path))):
             if is_array(leaf) and -leaf.ndim <= axis < leaf.ndim:
                 return int(leaf.shape[axis])
     return 0
+
+
+def _numbers(tree: Any, layers: Sequence[str]) -> set[int]:
+    """The numbers of the layers that lie in a tree at a path with `{}` for the number."""
+    from ..stack.trees import MISSING, get
+
+    at = next(i for i, name in enumerate(layers) if "{}" in name)
+    before, after = layers[at].split("{}")
+    around = get(tree, layers[:at])
+    found = set()
+    for name in around if isinstance(around, Mapping) else ():
+        number = str(name).removeprefix(before).removesuffix(after)
+        if f"{before}{number}{after}" == name and number.isdecimal():
+            if get(around, (name, *layers[at + 1 :])) is not MISSING:
+                found.add(int(number))
+    return found
 
 
 # -- what is printed ---------------------------------------------------------------------------

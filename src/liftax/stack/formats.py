@@ -69,6 +69,8 @@ def open_checkpoint(source: str | os.PathLike[str] | bytes) -> Checkpoint:
         try:
             return Checkpoint(read_msgpack(np.memmap(path, np.uint8, mode="r")), "msgpack")
         except CheckpointError as error:
+            if path.suffix == ".safetensors":
+                read_safetensors(path)  # says what is wrong with it
             raise CheckpointError(f"{path}: not a whole msgpack checkpoint: {error}") from error
     what = "is empty" if size == 0 else "is none of these"
     raise CheckpointError(

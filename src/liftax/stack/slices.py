@@ -181,7 +181,8 @@ def split_pair(out: Any, outputs: bool, block: Any, place: str, x: Any = None) -
 
 
 def _is_like(value: Any, x: Any) -> bool:
-    return jax.tree.structure(value) == jax.tree.structure(x)
+    treedef: Any = jax.tree.structure(x)
+    return bool(jax.tree.structure(value) == treedef)
 
 
 def gathered(ys: ByPosition, outputs: bool | str, at: StackLayout, place: str) -> Any:

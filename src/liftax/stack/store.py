@@ -278,8 +278,8 @@ def unite(nodes: Sequence[Any], axis: LayerAxis, at: Path, paths: Any, done: Any
             raise _unlike(paths[0] + at, first, path + at, node)
     if not is_array(first):
         return first
+    where, order = axis.places(first.ndim + 1, paths[0] + at)
     try:
-        where, order = axis.places(first.ndim + 1, paths[0] + at)
         made = join([permute(node, inverse(order)) for node in nodes], where)
     except StackingError as error:
         raise StackingError(f"{name_of(paths[0] + at)}: {error}") from None
