@@ -144,7 +144,7 @@ def draws_before(nest: Nest, mode: str) -> Draws:
         if not levels:
             return body(missing)
         first = play(levels[1:], missing)
-        twice = levels[0].kind == "scan" or (levels[0].kind == "map" and missing)
+        twice = levels[0].kind == "scan" or (levels[0].kind == "map" and mode == "init")
         if not twice:
             return first
         # Shared parameters are those of the first run, and are there in the second.

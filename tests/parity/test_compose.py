@@ -97,10 +97,7 @@ def test_two_lifts(nest: tuple[str, ...], name: str) -> None:
 
 @pytest.mark.parametrize("nest", TRIPLES, ids=_name)
 @pytest.mark.parametrize("name", ["direct_rng", "nested"])
-def test_three_lifts(nest: tuple[str, ...], name: str, request: pytest.FixtureRequest) -> None:
-    if nest == ("scan", "negate", "jit"):
-        # Open: map_variables draws the key of a jitted body once, Linen twice.
-        request.applymarker(pytest.mark.xfail(reason="the base key of a jitted body", strict=False))
+def test_three_lifts(nest: tuple[str, ...], name: str) -> None:
     check(nest, name)
 
 

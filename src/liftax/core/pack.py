@@ -25,7 +25,7 @@ from ..errors import LiftWarning, TiedModulesError, where
 from .filters import in_filter, names_of
 from .keys import typed
 from .record import LiftEvent
-from .rngs import Drawn, Stream
+from .rngs import Keys, Log, Stream
 from .roles import THROUGH, Roles
 from .root import Root
 from .scope import Scope
@@ -83,12 +83,21 @@ class Opening:
             leaves, self.tree = jax.tree.flatten(scopes)
         self.tops: list[Scope] = []
         self.places = _places(leaves, self.tops)
+        # Whether this call may write nothing at all.
+        self.read_only = True
+        self.initializing = False
         for top in self.tops:
             top._check_valid()
-        whole = {(id(scope._root), scope.path) for scope in shared}
-        table = roles.all_shared() if shared else roles
+            self.read_only &= top._root.read_only
+            self.initializing |= bool(top._root.flags.get("initializing", False))
         # The table of each top.
-        self.tables = [table if (id(top._root), top.path) in whole else roles for top in self.tops]
+        self.tables = [roles] * len(self.tops)
+        if shared:
+            whole = {(id(scope._root), scope.path) for scope in shared}
+            all_shared = roles.all_shared()
+            for i, top in enumerate(self.tops):
+                if (id(top._root), top.path) in whole:
+                    self.tables[i] = all_shared
         name = getattr(target, "__name__", type(target).__name__)
         self.label = f"{roles.lift} of {name}"
 
@@ -97,10 +106,6 @@ class Opening:
         """Where the lift stands, for messages."""
         top = self.tops[0] if self.tops else None
         return where(top.path if top else (), top._root.lift if top else None) + f", {self.label}"
-
-    @property
-    def initializing(self) -> bool:
-        return any(top._root.flags.get("initializing", False) for top in self.tops)
 
     def check(self) -> None:
         """Checks the lift's arguments against what is here, for a lift with an axis.
@@ -132,11 +137,6 @@ class Opening:
             {stream for top in self.tops for stream in top.rngs},
             known=("params",) if self.initializing else (),
         )
-
-    @property
-    def read_only(self) -> bool:
-        """Whether this call may write nothing at all."""
-        return all(top._root.read_only for top in self.tops)
 
     @property
     def boxed(self) -> bool:
@@ -180,6 +180,14 @@ class Opening:
             groups.append(found)
         return tuple(groups)
 
+    @property
+    def log(self) -> Log | None:
+        """The log of the loop body that this call stands in."""
+        for top in self.tops:
+            if top._root.log is not None:
+                return top._root.log
+        return None
+
     def keys(self, split: bool) -> Group:
         """Returns the base keys of the streams that are (not) split."""
         if not any(top.rngs for top in self.tops):
@@ -189,21 +197,21 @@ class Opening:
             for top, roles in zip(self.tops, self.tables, strict=True)
         )
 
-    def folded_keys(self) -> Group:
-        """Draws one key of each stream that goes in, to be the base of a new stream."""
-        groups = []
-        for top in self.tops:
-            drawn = {}
-            for name in top.rngs:
-                if self.roles.split(name) is None:
-                    continue
-                drawn[name] = top.make_rng(name)
-                log = top._root.log
-                if log and name == "params" and self.initializing:
-                    # The parameters inside are made from it, whatever trace they are of.
-                    log[-1] = log[-1]._replace(collection="params", again=True)
-            groups.append(drawn)
-        return tuple(groups)
+    def base_keys(self, drawn: bool) -> Group:
+        """Returns a key of each stream that goes in, to be the base of the keys inside.
+
+        Args:
+          drawn: whether it is the next key; otherwise the path is folded in, and the
+            keys at a root stay what they are.
+        """
+        return tuple(
+            {
+                name: top._draw(name, _bases(top)) if drawn else stream.folded()
+                for name, stream in top.rngs.items()
+                if self.roles.split(name) is not None
+            }
+            for top in self.tops
+        )
 
     def split_keys(self, size: int) -> Group:
         """Returns the keys of the split streams, stacked along a new first axis."""
@@ -212,7 +220,10 @@ class Opening:
         def split(key: Any) -> Any:
             # Scopes of one call share their base keys: one split for each.
             if id(key) not in made:
-                made[id(key)] = jax.random.split(key, size)
+                if type(key) is Keys:
+                    made[id(key)] = jax.tree.map(lambda k: jax.random.split(k, size), key)
+                else:
+                    made[id(key)] = jax.random.split(key, size)
             return made[id(key)]
 
         return tuple({n: split(k) for n, k in group.items()} for group in self.keys(True))
@@ -232,7 +243,7 @@ class Opening:
         variables: Sequence[Group],
         keys: Sequence[Group],
         *,
-        log: list[Drawn] | None = None,
+        log: Log | None = None,
         folded: bool = False,
     ) -> list[Scope]:
         """Makes the scopes inside the transformation.
@@ -241,7 +252,7 @@ class Opening:
           variables: groups of variables, as from `values`.
           keys: groups of keys, as from `keys` and `split_keys`.
           log: takes the draws of the body, see rngs.
-          folded: whether the keys are `folded_keys`, which have the path in them.
+          folded: whether the keys are `base_keys`, which have the path in them.
         """
         inner = []
         for i, top in enumerate(self.tops):
@@ -349,7 +360,10 @@ class Opening:
         """Goes on counting from what `counted` returned."""
         for top, counters in zip(self.tops, counted, strict=True):
             for path, streams in counters.items():
-                top._root.counters[(*top.path, *path)] = dict(streams)
+                # In place: the log of a loop outside holds on to these.
+                found = top._root.counters.setdefault((*top.path, *path), {})
+                found.clear()
+                found.update(streams)
 
     # --- coming out -----------------------------------------------------------
 
@@ -390,6 +404,9 @@ class Opening:
 
 def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, tuple[str, ...]]]:
     """Fills ``tops`` with the outermost scopes; returns where each leaf is below them."""
+    if len(leaves) == 1:
+        tops += leaves
+        return [(0, ())]
     given = {(id(scope._root), scope.path): scope for scope in reversed(leaves)}
     index: dict[tuple[int, tuple[str, ...]], int] = {}
     places = []
@@ -410,6 +427,11 @@ def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, tuple[str
             tops.append(top)
         places.append((index[key], path))
     return places
+
+
+def _bases(top: Scope) -> tuple[str, ...]:
+    """Returns the collections whose variables may be made of the keys of a lift inside."""
+    return ("params", *top.collections())
 
 
 def _candidates(row: Any, top: Scope) -> list[str]:

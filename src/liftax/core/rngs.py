@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -63,21 +63,23 @@ class Stream(NamedTuple):
         """Returns draw number ``counter``; the first is 1."""
         return jax.random.fold_in(self.key, np.uint32(path_hash((*self.path, counter))))
 
-    def folded(self) -> Stream:
-        """Returns a stream of the same path's keys whose path is folded in already."""
+    def folded(self) -> Key:
+        """Returns a base key into which the path is folded."""
         if not self.path:
-            return self
-        return Stream(jax.random.fold_in(self.key, np.uint32(path_hash(self.path))))
+            return self.key
+        number = np.uint32(path_hash(self.path))
+        return jax.tree.map(lambda key: jax.random.fold_in(key, number), self.key)
 
 
 class Draw:
     """A draw whose counter is settled when the loop body that made it has ended."""
 
-    __slots__ = ("counter", "path", "twin")
+    __slots__ = ("collection", "counter", "path", "twin")
 
-    def __init__(self, path: tuple[str | int, ...], counter: int):
+    def __init__(self, path: tuple[str | int, ...], counter: int, collection: str | None):
         self.path = path
         self.counter = counter
+        self.collection = collection  # whose variable is made of it, None for other uses
         self.twin: Draw | None = None  # the same draw in another trace of the body
 
     def value(self) -> np.uint32:
@@ -85,17 +87,47 @@ class Draw:
 
 
 class Drawn(NamedTuple):
-    """An entry of a log: counts of the path, stream, draw, and collection it was made for.
+    """An entry of a log: a count of a stream at a path, and the draws that have its number.
 
-    ``draw`` is None for a count that one of Linen's traces uses up to no effect;
-    ``again`` says that the second trace counts it though the first made its variable.
+    There is no draw for a count that one of Linen's traces uses up to no effect.
+    ``collection`` is what the key was drawn for: where the variable is there already,
+    nothing is drawn.
     """
 
     counts: dict[str, int]
     stream: str
-    draw: Draw | None
+    draws: tuple[Draw, ...]
     collection: str | None
-    again: bool = False
+
+
+class Log(list[Drawn]):
+    """The draws of a loop body, in order.
+
+    Args:
+      hoisted: whether a collection's variables are made before the loop, by the first
+        of Linen's traces.
+      outer: the log of the body around this one.
+    """
+
+    def __init__(self, hoisted: Callable[[str], bool], outer: Log | None):
+        self.hoisted = hoisted
+        self.outer = outer
+
+    def early(self, collection: str) -> bool:
+        """Tells whether a first trace makes the collection's variables, here or outside."""
+        outer = self.outer
+        return self.hoisted(collection) or (outer is not None and outer.early(collection))
+
+
+class Keys(NamedTuple):
+    """A base key that was drawn in a loop body, as Linen's traces of it would have it.
+
+    ``key`` is the last trace's; ``early`` has those that variables of some collections
+    are made from, where an earlier trace makes them.
+    """
+
+    key: Key
+    early: dict[str, Key]
 
 
 draw_p = compat.Primitive("liftax_draw")
@@ -104,52 +136,87 @@ draw_p.def_abstract_eval(lambda draw: jax.core.ShapedArray((), np.dtype("uint32"
 compat.register_constant(draw_p, lambda draw: draw.value())
 
 
-def draw_later(stream: Stream, draw: Draw) -> Key:
-    """Returns the key of a draw whose counter is not settled yet."""
-    return jax.random.fold_in(stream.key, draw_p.bind(draw=draw))
+def _draw_later(stream: Stream, counter: int, collection: str | None) -> tuple[Key, Draw]:
+    draw = Draw(stream.path, counter, collection)
+    base = stream.key
+    if type(base) is Keys:
+        base = base.early.get(collection or "", base.key)
+    return jax.random.fold_in(base, draw_p.bind(draw=draw)), draw
 
 
-def replay(log: list[Drawn], hoisted: Callable[[str], bool]) -> list[Drawn]:
-    """Returns the log of a body as Linen's two traces of it would have made it.
+def log_draw(
+    log: Log,
+    stream: Stream,
+    counts: dict[str, int],
+    name: str,
+    collection: str | None,
+    bases: Iterable[str] = (),
+) -> Key | Keys:
+    """Returns the next key of a stream, whose counter is settled when the body has ended.
 
     Args:
-      log: the draws of one trace.
-      hoisted: whether a collection's variables are made before the loop, by the
-        first trace; their draws are not repeated by the second.
+      collection: whose variable is made of it, None for other uses.
+      bases: collections whose variables may be made of keys that are drawn from it.
+    """
+    if bases:
+        collection = None
+    key, draw = _draw_later(stream, counts[name], collection)
+    early = {c: _draw_later(stream, counts[name], c) for c in bases if log.early(c)}
+    log.append(Drawn(counts, name, (draw, *(d for _, d in early.values())), collection))
+    return Keys(key, {c: k for c, (k, _) in early.items()}) if early else key
+
+
+def replay(log: Log) -> list[Drawn]:
+    """Returns the log of a body as Linen's two traces of it would have made it.
+
+    What is hoisted is made by the first trace; its draws are not repeated by the second.
     """
 
-    def early(entry: Drawn) -> bool:
-        return entry.collection is not None and hoisted(entry.collection)
+    if not log:
+        return log
 
-    first = [entry if early(entry) else entry._replace(draw=None) for entry in log]
-    second = [
-        entry._replace(draw=None) if early(entry) else entry
-        for entry in log
-        if entry.again or not early(entry)
+    def traced(entry: Drawn, early: bool) -> Drawn:
+        return entry._replace(draws=tuple(d for d in entry.draws if is_early(d) is early))
+
+    def is_early(drawn: Draw | Drawn) -> bool:
+        return drawn.collection is not None and log.hoisted(drawn.collection)
+
+    return [
+        *(traced(entry, True) for entry in log),
+        *(traced(entry, False) for entry in log if not is_early(entry)),
     ]
-    return first + second
 
 
-def settle(log: list[Drawn]) -> None:
+def settle(log: Iterable[Drawn]) -> None:
     """Counts the entries of a log, settling their draws."""
-    for counts, stream, draw, *_ in log:
+    for counts, stream, draws, _ in log:
         counts[stream] = counts.get(stream, 0) + 1
-        while draw is not None:
-            draw.counter = counts[stream]
-            draw = draw.twin
+        for draw in draws:
+            found: Draw | None = draw
+            while found is not None:
+                found.counter = counts[stream]
+                found = found.twin
 
 
-def join(log: list[Drawn], earlier: list[Drawn]) -> None:
-    """Settles the draws of an earlier trace of a body with those of a later one."""
-    later = [entry.draw for entry in log if entry.draw is not None]
-    before = [entry.draw for entry in earlier if entry.draw is not None]
-    for draw, twin in zip(later, before, strict=False):
+def join(log: Iterable[Drawn], later: Iterable[Drawn], apart: Callable[[str], bool]) -> None:
+    """Settles the draws of a later trace of a body with those of an earlier one.
+
+    Args:
+      log: of the earlier trace, in which variables were made.
+      later: of the later trace, in which they are there.
+      apart: tells of a collection whether its variables were made and are there.
+    """
+
+    def common(entries: Iterable[Drawn]) -> list[Draw]:
+        return [d for e in entries for d in e.draws if not (d.collection and apart(d.collection))]
+
+    for draw, twin in zip(common(log), common(later), strict=False):
         while draw.twin is not None:
             draw = draw.twin
         draw.twin = twin
 
 
-def rewind(log: list[Drawn]) -> None:
+def rewind(log: Iterable[Drawn]) -> None:
     """Takes the counts of a log back."""
     for counts, stream, *_ in log:
         counts[stream] -= 1

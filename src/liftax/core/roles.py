@@ -124,6 +124,8 @@ class Roles:
         self._rows: dict[str, Row | None] = {}
         self._splits: dict[str, bool | None] = {}
         self._check_reached(seen)
+        # The axes of the table, each once.
+        self.axes = list(dict.fromkeys(r.axis for r in self.rows if r.axis is not None))
         self._checked: set[Any] = set()
 
     def _check_reached(self, spelled: Mapping[str, Row]) -> None:
@@ -162,10 +164,6 @@ class Roles:
                 (split for f, split in self.streams if in_filter(f, stream)), None
             )
         return self._splits[stream]
-
-    def axes(self) -> list[int]:
-        """Returns the axes of the table, each once."""
-        return list(dict.fromkeys(r.axis for r in self.rows if r.axis is not None))
 
     def all_shared(self) -> Roles:
         """Returns a table that shares every collection, with the same streams.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .. import compat
 from .filters import Filter, in_filter
 from .record import recorder
-from .rngs import Drawn
+from .rngs import Log
 
 if TYPE_CHECKING:
     from .pack import Opening
@@ -53,7 +53,7 @@ class Root:
         # How many keys were drawn, by path and stream. Lifts hand this on to the scopes
         # they make, so a path goes on counting wherever it is met again.
         self.counters: dict[tuple[str, ...], dict[str, int]] = {}
-        self.log: list[Drawn] | None = None
+        self.log: Log | None = None
         # The lift whose body is running now, to which these scopes were handed.
         self.entered_by: Opening | None = None
         # What modules remember of a call: outside modules and their clones in it.

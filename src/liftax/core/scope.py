@@ -31,7 +31,7 @@ from ..errors import (
 )
 from . import metadata, refusals
 from .filters import Filter
-from .rngs import Draw, Drawn, Stream, as_streams, describe, draw_later
+from .rngs import Stream, as_streams, describe, log_draw
 from .root import Root
 from .trees import copy_dicts
 from .variable import Variable
@@ -273,6 +273,9 @@ class Scope:
         Raises:
           InvalidRngError: there is no key for the stream.
         """
+        return self._draw(name)
+
+    def _draw(self, name: str, bases: tuple[str, ...] = ()) -> Any:
         self._check_valid()
         stream = self.rngs.get(name)
         if stream is None:
@@ -280,16 +283,13 @@ class Scope:
             if stream is None:
                 raise refusals.no_stream(self, name)
             name = "params"
-        counters = self.rng_counters
+        root, counters = self._root, self.rng_counters
         counter = counters[name] = counters.get(name, 0) + 1
-        if self._root.rec is not None:
-            self._root.rec.stream(name, self.path)
-        log = self._root.log
-        if log is None:
+        if root.rec is not None:
+            root.rec.stream(name, self.path)
+        if root.log is None:
             return stream.draw(counter)
-        draw = Draw(stream.path, counter)
-        log.append(Drawn(counters, name, draw, self._root.creating))
-        return draw_later(stream, draw)
+        return log_draw(root.log, stream, counters, name, root.creating, bases)
 
     # --- variables ----------------------------------------------------------
 

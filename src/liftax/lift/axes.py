@@ -43,8 +43,6 @@ def axes_of(axes: Any, tree: Any, at: Placed, argument: str) -> list[Any]:
     Raises:
       AxesTreeError: ``axes`` is not a prefix of ``tree``.
     """
-    if _is_axis(axes) and not isinstance(axes, bool):
-        return [axes] * len(jax.tree.leaves(tree))
     found: list[Any] = []
     if not _expand(axes, tree, found):
         raise AxesTreeError(
@@ -57,7 +55,7 @@ def axes_of(axes: Any, tree: Any, at: Placed, argument: str) -> list[Any]:
 
 def _expand(axes: Any, tree: Any, found: list[Any]) -> bool:
     """Appends the axis of each leaf of ``tree``; tells whether ``axes`` is a prefix."""
-    if _is_axis(axes) and not isinstance(axes, bool):
+    if type(axes) is int or (_is_axis(axes) and not isinstance(axes, bool)):
         found += [axes] * len(jax.tree.leaves(tree))
         return True
     axis_def: Any

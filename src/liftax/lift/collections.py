@@ -11,7 +11,7 @@ import jax
 from ..core import metadata
 from ..core.filters import Filter, in_filter, names_of
 from ..core.pack import Group, Opening, pure
-from ..core.rngs import Drawn, replay, rewind, settle
+from ..core.rngs import Log, replay, rewind, settle
 from ..core.roles import THROUGH, Roles, Row, axis_rows, through_roles
 from ..errors import ApplyScopeInvalidVariablesTypeError, UnusedFilterError
 from .invariants import Marks, trace_loop
@@ -144,17 +144,13 @@ def _initialised(
     inside = tuple(map_in(opening, v) if v else {} for v in outside)
 
     def body(carry: list[Any], x: list[Any]) -> Any:
-        log: list[Drawn] = []
+        log = Log(lambda col: opening.roles.role(col) == MAPPED, opening.log)
         inner, call = run(inside, log=log)
         for i, scope in enumerate(inner):
             scope._root.on_birth = _marker(marks, opening, i)
         y = call()
-
-        def hoisted(col: str) -> bool:
-            return opening.roles.role(col) == MAPPED
-
         rewind(log)
-        entries = replay(log, hoisted)
+        entries = replay(log)
         settle(entries)
         side["log"], side["first"] = entries, log
         leaves, side["y_def"] = jax.tree.flatten(y)
@@ -176,9 +172,8 @@ def _initialised(
         # A lift inside made them and used them unmapped: run the body on the mapped ones.
         rewind(side["log"])
         settle(side["first"])
-        for top in opening.tops[:1]:
-            if top._root.log is not None:
-                top._root.log.extend(side["first"])
+        if opening.log is not None:
+            opening.log.extend(side["first"])
         inner, call = run(mapped)
         y = call()
         changed = opening.written(inner, MAPPED)
@@ -198,9 +193,8 @@ def _initialised(
     if any(changed):
         opening.write_back(tuple(map_out(opening, v) if v else v for v in changed))
     opening.write_back(through)
-    for top in opening.tops[:1]:
-        if top._root.log is not None:
-            top._root.log.extend(side["log"])
+    if opening.log is not None:
+        opening.log.extend(side["log"])
     return y
 
 
@@ -280,16 +274,31 @@ def fold_rngs(
       >>> run({}, rngs={'noise': jax.random.key(0)}).shape
       ()
     """
+    return folder(variables, rngs, drawn=False)(fn)
+
+
+def folder(
+    variables: Filter, rngs: Filter, drawn: bool
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns `fold_rngs` with its arguments read.
+
+    Args:
+      drawn: whether the keys inside come from the next key of each stream. Otherwise
+        they come from the stream's key with the path folded in.
+    """
     roles = through_roles("fold_rngs", variables, rngs)
 
-    def folded(scope: Any, *args: Any, **kwargs: Any) -> Any:
-        opening = Opening(roles, scope, fn)
-        run = pure(opening, fn, folded=True)
-        y, written = run(opening.values(THROUGH), opening.folded_keys(), args, kwargs)
-        opening.write_back(written)
-        return y
+    def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
+        def folded(scope: Any, *args: Any, **kwargs: Any) -> Any:
+            opening = Opening(roles, scope, fn)
+            run = pure(opening, fn, folded=True)
+            y, written = run(opening.values(THROUGH), opening.base_keys(drawn), args, kwargs)
+            opening.write_back(written)
+            return y
 
-    return folded
+        return folded
+
+    return lift
 
 
 def add_metadata_axis(

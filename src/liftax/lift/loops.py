@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from ..core import metadata
 from ..core.filters import Filter
 from ..core.pack import Group, Opening
-from ..core.rngs import Drawn, replay, rewind, settle
+from ..core.rngs import Drawn, Log, replay, rewind, settle
 from ..core.rngs import join as join_draws
 from ..core.roles import BROADCAST, CARRY, Roles, broadcast, loop_roles
 from ..core.scope import Scope
@@ -137,7 +136,7 @@ def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[
         opening.check()
         leaves, treedef = jax.tree.flatten(args)
         leaf_axes = axes_of(in_axes, args, opening, "in_axes")
-        if any(axis is None for axis in leaf_axes):
+        if None in leaf_axes:
             raise AxesTreeError(
                 f"{opening.place}: in_axes has None for an array; to hand it whole to each "
                 f"iteration use nn.broadcast in its place"
@@ -150,11 +149,10 @@ def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[
         size = sizes.known("nothing is scanned over; pass length=")
 
         def rebuild(moving: list[Any]) -> Any:
-            parts = iter(moving)
-            both = zip(leaves, leaf_axes, strict=True)
-            return jax.tree.unflatten(
-                treedef, [x if axis is broadcast else next(parts) for x, axis in both]
-            )
+            if broadcast in leaf_axes:
+                parts, both = iter(moving), zip(leaves, leaf_axes, strict=True)
+                moving = [x if axis is broadcast else next(parts) for x, axis in both]
+            return jax.tree.unflatten(treedef, moving)
 
         xs = (
             [
@@ -175,8 +173,7 @@ def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[
     return scanned
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """What is fixed when a scan is made.
 
     Attributes:
@@ -214,6 +211,7 @@ class _Call:
         rebuild: Callable[[list[Any]], Any],
         kwargs: dict[str, Any],
         size: int,
+        first: list[Drawn] | None = None,
     ):
         self.spec = spec
         self.scopes = scopes
@@ -222,6 +220,7 @@ class _Call:
         self.rebuild = rebuild
         self.kwargs = kwargs
         self.size = size
+        self.first = first  # the draws of the first iteration, if it ran by itself
         self.axes = spec.roles.axes
         self.carried = opening.values(CARRY)
         self.shared = opening.values(BROADCAST)
@@ -247,7 +246,7 @@ class _Call:
         return (
             opening.can_write(BROADCAST)
             or (opening.can_write(CARRY) and opening.initializing)
-            or any(axis is broadcast for axis in jax.tree.leaves(self.spec.out_axes))
+            or (self.spec.out_axes != 0 and broadcast in jax.tree.leaves(self.spec.out_axes))
             # lax.scan traces a weakly typed carry a second time to make it strong.
             or any(getattr(jax.typeof(leaf), "weak_type", False) for leaf in carry)
         )
@@ -261,13 +260,16 @@ class _Call:
           the inner scopes, the carry's leaves and the leaves of ys.
         """
         opening = self.opening
+        # A loop that calls the body again wants the same keys: the log of a loop outside
+        # settles the draws of all its calls as one.
+        earlier = self.drawn if opening.log is not None and self.first is None else []
         self._forget()  # of a call of the body that went before: each counts alike
         moving, stacked, split_keys = x
         variables: Any = (self.shared, carried, *stacked)
         keys: Any = (self.shared_keys, split_keys)
         if self.spec.data_transform is not None:
             variables, keys = self.spec.data_transform(variables, keys)
-        log: list[Drawn] = []
+        log = Log(self._is_shared, opening.log)
         inner = opening.enter(variables, keys, log=log)
         if self.marks is not None:
             for i, scope in enumerate(inner):
@@ -279,13 +281,17 @@ class _Call:
             self.kwargs,
             size=self.size,
             axis_name=self.spec.metadata_params.get(metadata.PARTITION_NAME),
-            carry=bool(carry or jax.tree.leaves(carried)),
+            carry=bool(carry) or any(carried),
         )
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise not_a_pair(opening.place, out)
         rewind(log)
-        self.drawn = replay(log, self._is_shared) if self.spec.twice else log
+        self.drawn = replay(log) if self.spec.twice else log
+        if self.first is not None:
+            join_draws(self.first, self.drawn, self._is_made)
+            self.drawn = self.first
         settle(self.drawn)
+        join_draws(self.drawn, earlier, lambda collection: False)
         after = checked_carry(opening, carry, self.carry_def, out[0])
         ys, self.y_def = jax.tree.flatten(out[1])
         self.y_axes = axes_of(self.spec.out_axes, out[1], opening, "out_axes")
@@ -301,6 +307,10 @@ class _Call:
 
     def _is_shared(self, col: str) -> bool:
         return self.spec.roles.role(col) == BROADCAST
+
+    def _is_made(self, col: str) -> bool:
+        """Whether what one iteration makes is there in the next one."""
+        return self.spec.roles.role(col) in (BROADCAST, CARRY)
 
     def _marker(self, top: int, marks: Marks) -> Callable[..., Any]:
         roles = self.opening.tables[top]
@@ -400,9 +410,6 @@ class _Call:
         self.opening.write_back(writable(self.opening, one.carry_vars))
         first = self.drawn
         self._forget()
-        # What is shared is made once: its draws are not repeated by the second trace.
-        made = [e for e in first if e.draw is not None and self._is_shared(e.collection or "")]
-        settle(made)
         reverse = self.spec.options["reverse"]
         rest = jax.tree.map(lambda leaf: leaf[:-1] if reverse else leaf[1:], xs)
         again = _Call(
@@ -413,10 +420,10 @@ class _Call:
             self.rebuild,
             self.kwargs,
             self.size - 1,
+            first,
         )
         more = again.run(one.carry, rest)
-        join_draws(again.drawn, [e for e in first if not self._is_shared(e.collection or "")])
-        self.drawn = made + again.drawn
+        self.drawn = first
 
         def join(first: Any, others: Any) -> Any:
             parts = (others, first) if reverse else (first, others)
@@ -429,9 +436,8 @@ class _Call:
     def finish(self, result: Result) -> Any:
         """Writes the variables back and puts the outputs together."""
         opening = self.opening
-        log = next((top._root.log for top in opening.tops if top._root.log is not None), None)
-        if log is not None:
-            log.extend(self.drawn)
+        if opening.log is not None:
+            opening.log.extend(self.drawn)
         if not opening.read_only:
             opening.write_back(writable(opening, result.carry_vars))
             for group, axis in zip(result.stacked, self.axes, strict=True):

@@ -59,7 +59,9 @@ def written_first(opening: Opening, marks: Marks, carried: bool, leaves: list[An
         node: Any = value
         for name in reversed(birth.path[1:]):
             node = {name: node}
+        top._root.late = birth.late
         top.put_variable(birth.col, birth.path[0], node)
+        top._root.late = False
         node = top._own(birth.col)
         for name in birth.path:
             node = node[name]

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from .. import compat
 from ..core import metadata
 from ..core.filters import Filter
 from ..core.pack import Opening
@@ -15,7 +16,7 @@ from ..core.roles import BROADCAST, Roles, axis_rows, broadcast, split_pairs
 from ..errors import AxesTreeError, AxisNameError, LiftaxError, LoopDependentError
 from .axes import Sizes, axes_of, renamed
 from .invariants import split_shared
-from .looperrors import check_out_axes, check_variable_axes
+from .looperrors import check_options, check_out_axes, check_variable_axes
 
 
 def vmap(
@@ -70,8 +71,9 @@ def mapper(
     """Returns `vmap` with its arguments read, for any number of functions."""
     rows = axis_rows(variable_axes, "vmap", shared=True)
     roles = Roles("vmap", rows, split_pairs(split_rngs, "vmap"))
-    axes = roles.axes()
+    axes = roles.axes
     shares_params = roles.role("params") == BROADCAST
+    check_options("vmap", metadata_params=metadata_params)
     for axis in jax.tree.leaves(out_axes):
         if not isinstance(axis, int):
             raise AxesTreeError(
@@ -102,10 +104,10 @@ def mapper(
                 renamed(opening, metadata.remove_axis, group, axis, metadata_params)
                 for group, axis in zip(stacked, axes, strict=True)
             ]
-            finished = False
+            finished, returned = False, None
 
             def body(parts: list[Any], taken: list[Any], split_keys: Any) -> Any:
-                nonlocal finished
+                nonlocal finished, returned
                 filled = list(leaves)
                 for i, part in zip(moving, parts, strict=True):
                     filled[i] = part
@@ -124,8 +126,8 @@ def mapper(
                     y_axes = axes_of(out_axes, y, opening, "out_axes")
                     check_out_axes(opening, y, y_axes, shared=None)
                 check_variable_axes(opening, written, axes)
-                finished = True
-                return y, opening.written(inner, BROADCAST), written
+                finished, returned = True, (y, opening.written(inner, BROADCAST))
+                return *returned, written
 
             run = jax.vmap(
                 body,
@@ -139,12 +141,12 @@ def mapper(
                 y, same, written = run([leaves[i] for i in moving], taken, opening.split_keys(size))
             except ValueError as cause:
                 # Once the body has returned, nothing but a value without an axis can be wrong.
-                found = _UNSHARED.search(str(cause)) if finished else None
+                found = _unshared(cause, opening, returned, out_axes) if finished else None
                 if found is None:
                     raise
                 if opening.initializing and roles.split("params") and shares_params:
                     raise split_shared(opening.place, "a parameter") from cause
-                raise _differs(opening.place, int(found[1]), found[2]) from cause
+                raise _differs(opening.place, *found) from cause
             except NameError as cause:
                 unbound = _UNBOUND.search(str(cause))
                 if unbound is None or isinstance(cause, LiftaxError):
@@ -161,9 +163,32 @@ def mapper(
     return lift
 
 
-# How JAX says that a value without an axis has one after all, and that no axis has a name.
+# How JAX says that a value without an axis has one after all (with axis_name= it does not say
+# which), and that no axis has a name.
 _UNSHARED = re.compile(r"out_axes\[(\d)\]((?:\[[^\]]*\])*), got axis spec None")
+_MAPPED = "vmap has mapped output"
 _UNBOUND = re.compile(r"unbound axis name:? (\w+)")
+
+
+def _unshared(
+    cause: ValueError, opening: Opening, returned: Any, out_axes: Any
+) -> tuple[int, str] | None:
+    """Finds what has an axis and should have none: 0 for outputs or 1 for variables, and where."""
+    found = _UNSHARED.search(str(cause))
+    if found is not None:
+        return int(found[1]), found[2]
+    if _MAPPED not in str(cause):
+        return None
+    trace = opening.tops[0]._root.trace if opening.tops else compat.EAGER
+    y, variables = returned
+    kept = axes_of(out_axes, y, opening, "out_axes")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if compat.leaks(leaf, trace):
+            return 1, jax.tree_util.keystr(path)
+    for (path, leaf), axis in zip(jax.tree_util.tree_leaves_with_path(y), kept, strict=True):
+        if axis is None and compat.leaks(leaf, trace):
+            return 0, jax.tree_util.keystr(path)
+    return None
 
 
 def _differs(place: str, part: int, path: str) -> LoopDependentError:
@@ -179,7 +204,7 @@ def _differs(place: str, part: int, path: str) -> LoopDependentError:
         f"{place}: variable {'/'.join(names)} is shared along the axis, but what is written to it "
         f"differs from example to example.\n"
         f"expected: variable_axes={{{names[0]!r}: 0}} for one of its own for each example, or the "
-        f"same value for each, e.g. by jax.lax.pmean over axis_name"
+        f"same value for each by jax.lax.pmean over axis_name, as BatchNorm(axis_name=...) has it"
     )
 
 

@@ -197,7 +197,7 @@ def jit(
                 if numbers not in engines:
                     static, donate = numbers
                     engines[numbers] = core.Jit(
-                        variables, rngs, static, static_argnames, donate, options
+                        variables, rngs, static, static_argnames, donate, options, drawn=True
                     )
                 return engines[numbers](fn)(scopes, *args, **kwargs)
 
@@ -293,7 +293,7 @@ def fold_rngs(target: Target, variables: Filter = True, rngs: Filter = True) -> 
       >>> sorted(Folded(2).init(jax.random.key(0), jax.numpy.ones(3))['params'])
       ['bias', 'kernel']
     """
-    return lift_target("Fold_rngs", target, lambda fn: collections.fold_rngs(fn, variables, rngs))
+    return lift_target("Fold_rngs", target, collections.folder(variables, rngs, drawn=True))
 
 
 @remembered
