@@ -22,3 +22,5 @@ from ..lift import value_and_grad as value_and_grad
 from ..lift import vjp as vjp
 from ..lift import vmap as vmap
 from ..lift import while_loop as while_loop
+from .roles import In as In
+from .roles import Out as Out

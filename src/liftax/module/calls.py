@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def compact(fn: F) -> F:
+def compact(fun: F) -> F:
     """Lets a method declare submodules and variables where it uses them.
 
     Submodules made in the method without a ``name`` are numbered by class, in the
     order in which they are made: ``Dense_0``, ``Dense_1``.
 
     Args:
-      fn: a method of a module.
+      fun: a method of a module.
 
     Example:
       >>> import jax, liftax as nn
@@ -41,18 +41,18 @@ def compact(fn: F) -> F:
       >>> sorted(variables['params'])
       ['Dense_0', 'Dense_1']
     """
-    fn.compact = True  # type: ignore[attr-defined]
-    return fn
+    fun.compact = True  # type: ignore[attr-defined]
+    return fun
 
 
-def nowrap(fn: F) -> F:
+def nowrap(fun: F) -> F:
     """Leaves a method alone: no setup before it, no interception, no capture.
 
     For methods that don't use variables or submodules, such as ones that make a
     carry, and for ones that stand for another module's.
 
     Args:
-      fn: a method of a module.
+      fun: a method of a module.
 
     Example:
       >>> import liftax as nn
@@ -64,11 +64,11 @@ def nowrap(fn: F) -> F:
       >>> Cell(2).zeros()
       [0.0, 0.0]
     """
-    fn.nowrap = True  # type: ignore[attr-defined]
-    return fn
+    fun.nowrap = True  # type: ignore[attr-defined]
+    return fun
 
 
-def compact_name_scope(fn: F) -> F:
+def compact_name_scope(fun: F) -> F:
     """Puts the submodules of a method under the method's own name.
 
     Like `compact`, but the submodules of the method live one level deeper, and their
@@ -76,7 +76,7 @@ def compact_name_scope(fn: F) -> F:
     number of such methods.
 
     Args:
-      fn: a method of a module.
+      fun: a method of a module.
 
     Example:
       >>> import jax, liftax as nn
@@ -94,14 +94,14 @@ def compact_name_scope(fn: F) -> F:
       {'down': ['Dense_0'], 'up': ['Dense_0']}
     """
 
-    @functools.wraps(fn)
+    @functools.wraps(fun)
     def scoped(self: Module, *args: Any, **kwargs: Any) -> Any:
         state = self._state
         before = state.cursors, state.within
         assert self.scope is not None  # a compact method is called on bound modules only
-        state.cursors, state.within = {}, self.scope.push(fn.__name__, reuse=True)
+        state.cursors, state.within = {}, self.scope.push(fun.__name__, reuse=True)
         try:
-            return fn(self, *args, **kwargs)
+            return fun(self, *args, **kwargs)
         finally:
             state.cursors, state.within = before
 

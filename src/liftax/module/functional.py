@@ -118,7 +118,15 @@ def value_and_grad(
     )
 
 
-def grad(fn: Callable[..., Any], mdl: Any, *primals: Any, **options: Any) -> Any:
+def grad(
+    fn: Callable[..., Any],
+    mdl: Any,
+    *primals: Any,
+    has_aux: bool = False,
+    reduce_axes: Sequence[Any] = (),
+    variables: Filter = True,
+    rngs: Filter = True,
+) -> Any:
     """`value_and_grad` without the value: ``grads``, or ``(grads, aux)`` with ``has_aux``.
 
     Example:
@@ -131,8 +139,16 @@ def grad(fn: Callable[..., Any], mdl: Any, *primals: Any, **options: Any) -> Any
       >>> force.shape
       (3,)
     """
-    value, grads = value_and_grad(fn, mdl, *primals, **options)
-    return (grads, value[1]) if options.get("has_aux", False) else grads
+    value, grads = value_and_grad(
+        fn,
+        mdl,
+        *primals,
+        has_aux=has_aux,
+        reduce_axes=reduce_axes,
+        variables=variables,
+        rngs=rngs,
+    )
+    return (grads, value[1]) if has_aux else grads
 
 
 def jvp(
