@@ -5,7 +5,8 @@ module's path, the lift, the collection or stream, what was found, what was
 expected and the argument to change; it never prints array contents.
 
 ``code`` is the stable code of the rule that was broken, where the rule has a
-page in the documentation, and ``None`` elsewhere.
+page in the documentation, and ``None`` elsewhere. A traceback shows it below the
+message, as a note.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ class LiftaxError(Exception):
     """
 
     code: str | None = None
+
+    def __init__(self, *args: object):
+        super().__init__(*args)
+        if self.code is not None:
+            self.add_note(f"{self.code}: docs/findings/{self.code}.md has an example and the fix")
 
 
 FlaxError = LiftaxError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import traceback
 import warnings
 
 import pytest
@@ -70,3 +72,13 @@ def test_a_warning_is_silenced_by_its_code():
         warnings.warn(nn.LiftWarning("LX202", "not split"), stacklevel=1)
         with pytest.raises(nn.LiftWarning, match="^LX999: something else"):
             warnings.warn(nn.LiftWarning("LX999", "something else"), stacklevel=1)
+
+
+def test_a_traceback_shows_the_code_and_the_page():
+    error = errors.CarryError("module /, scan of Block: the message")
+    shown = "".join(traceback.format_exception_only(error))
+    assert shown.splitlines()[1] == "LX102: docs/findings/LX102.md has an example and the fix"
+    assert str(error) == "module /, scan of Block: the message"
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.args, again.__notes__) == (type(error), error.args, error.__notes__)
+    assert not hasattr(errors.LiftaxError("no rule"), "__notes__")
