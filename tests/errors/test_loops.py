@@ -660,6 +660,39 @@ def boxed_axis_without_a_name(mdl, x, wrong):
     return nn.scan(Layer, **STACKED, length=3, metadata_params=names)(name="stack")(x, None)[0]
 
 
+@misuse(
+    errors.LoopDependentError,
+    "vmap of Normed: variable batch_stats/BatchNorm_0/mean is shared along the axis",
+    "BatchNorm(axis_name=...)",
+    at="each",
+    apply={"mutable": ["batch_stats"]},
+    cause=ValueError,
+)
+def statistics_that_are_not_averaged(mdl, x, wrong):
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            name = None if wrong else "batch"
+            return nn.BatchNorm(use_running_average=False, axis_name=name)(x[None])[0]
+
+    axes = {"params": None, "batch_stats": None}
+    each = nn.vmap(Normed, axes, {"params": False}, axis_name="batch")
+    return each(name="each")(x)
+
+
+@misuse(
+    errors.LoopDependentError,
+    "vmap of body: output['last'] has no axis in out_axes",
+    cause=ValueError,
+)
+def output_without_an_axis_under_a_name(mdl, x, wrong):
+    def body(mdl, x):
+        last = x if wrong else jax.lax.pmean(x, "batch")
+        return {"all": x, "last": last}
+
+    return nn.vmap(body, out_axes={"all": 0, "last": None}, axis_name="batch")(mdl, x)["all"]
+
+
 # --- options that mean nothing --------------------------------------------------------
 
 
