@@ -716,6 +716,31 @@ optioned("data_transform", 3, None, "data_transform=3")
 optioned("metadata_params", "layers", {nn.PARTITION_NAME: "layers"}, "metadata_params='layers'")
 
 
+optioned("unroll", jnp.full((2, 4), 7.03125), 1, "unroll=float32[2,4]")
+
+
+@misuse(errors.LiftOptionError, "remat: policy", "found: policy='dots'", at=None)
+def option_policy_by_name(mdl, x, wrong):
+    policy = "dots" if wrong else jax.checkpoint_policies.dots_saveable
+    return nn.remat(nn.Dense, policy=policy)(4, name="dense")(x)
+
+
+@misuse(errors.LiftOptionError, "remat: prevent_cse", "found: prevent_cse='no'", at=None)
+def option_prevent_cse(mdl, x, wrong):
+    return nn.remat(nn.Dense, prevent_cse="no" if wrong else False)(4, name="dense")(x)
+
+
+@misuse(errors.LengthError, "length expected an int, found float32[2,4]", at="stack")
+def length_is_an_array(mdl, x, wrong):
+    return nn.scan(Layer, **STACKED, length=x if wrong else 2)(name="stack")(x, None)[0]
+
+
+@misuse(errors.CarryError, "scan of Layer: called without a carry", at="stack")
+def carry_forgotten(mdl, x, wrong):
+    stack = nn.scan(Layer, **STACKED, length=2)(name="stack")
+    return stack()[0] if wrong else stack(x, None)[0]
+
+
 @misuse(errors.LiftOptionError, "vmap: metadata_params", "found: metadata_params=None", at=None)
 def option_of_vmap(mdl, x, wrong):
     options = {"metadata_params": None} if wrong else {}

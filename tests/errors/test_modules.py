@@ -409,7 +409,7 @@ collection_missing = applied(
     "module /",
     "'kernel'",
     "{'params': ...}",
-    "Collections here: 'weights'",
+    "Collections given: 'weights'",
 )
 parameter_missing = applied(
     "parameter_missing",

@@ -277,13 +277,16 @@ def not_found(scope: Scope, col: str, name: str) -> LiftaxError:
     """A variable that is missing and may not be made."""
     node = scope._node(col)
     have = ", ".join(map(repr, list(node)[:8])) if node else "nothing"
-    lift = scope._root.lift
-    hint = f"; name {col!r} in the arguments of {lift}" if lift else ""
+    hint, outer = "", scope
+    for root, roles, outside in _lifts(scope):
+        outer = outside
+        if not hint and roles.of(col) is None:
+            hint = f"; name {col!r} in the arguments of {root.lift}"
     text = f"{scope._where()}: variable {name!r} is missing in collection {col!r}"
     if scope.is_collection_empty(col):
         return ScopeCollectionNotFound(
             f"{text}: the collection is empty; pass {{{col!r}: ...}} as made by init{hint}. "
-            f"Collections here: {', '.join(map(repr, scope.collections()[:8])) or 'none'}"
+            f"Collections given: {', '.join(map(repr, outer.collections()[:8])) or 'none'}"
         )
     error = ScopeParamNotFoundError if col == "params" else ScopeVariableNotFoundError
     return error(f"{text}; found there: {have}{hint}")

@@ -16,8 +16,11 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from ..errors import AxisError, RoleError, UnusedFilterError
 from .filters import Filter, check_filter, in_filter, names_of, subtract
+from .trees import shown
 
 T = TypeVar("T")
 
@@ -231,10 +234,10 @@ def axis_rows(variable_axes: Mapping[Filter, Any], lift: str, *, shared: bool) -
         axis = role.axis if isinstance(role, (In, Out)) else role
         if axis is None and shared:
             axis = BROADCAST
-        elif isinstance(axis, bool) or not hasattr(axis, "__index__"):
+        elif isinstance(axis, bool) or not hasattr(axis, "__index__") or np.ndim(axis):
             use = "variable_broadcast" if lift == "scan" else "an int or None"
             raise AxisError(
-                f"{lift}: variable_axes[{name!r}] expected an int; found {axis!r}"
+                f"{lift}: variable_axes[{name!r}] expected an int; found {shown(axis)}"
                 + (f". To share the collection use {use}={name!r}" if axis is None else "")
             )
         else:

@@ -1,9 +1,11 @@
-"""Nested dicts of variables: copied, made plain."""
+"""Nested dicts of variables: copied, made plain; values as messages show them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from .rngs import describe
 
 
 def copy_dicts(tree: Any) -> Any:
@@ -24,3 +26,19 @@ def plain_dicts(tree: Any) -> Any:
                     changed[key] = plain
         return {**tree, **changed} if changed else tree
     return copy_dicts(tree)
+
+
+def shown(value: Any) -> str:
+    """Shows an option's value: what it is if it is short and plain, else as `describe` does.
+
+    Example:
+      >>> import jax
+      >>> shown('yes'), shown((2, 0.5)), shown(jax.numpy.zeros((2, 3)))
+      ("'yes'", '(2, 0.5)', 'float32[2,3]')
+    """
+    plain = (str, int, float, type(None))
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    text = repr(value) if all(isinstance(part, plain) for part in parts) else ""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return text if 0 < len(text) <= 60 else describe(value)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..core.trees import shown
 from ..errors import LayerError, where
 
 
@@ -53,7 +54,7 @@ def sizes(module: Any, option: str, value: Any, least: int = 0) -> tuple[int, ..
     if min(found, default=least) < least:
         raise fail(
             module,
-            f"{option}={value!r:.60} is not made of ints, each {least} or more.",
+            f"{option}={shown(value)} is not made of ints, each {least} or more.",
             f"Change {option}=.",
         )
     return found
@@ -63,7 +64,7 @@ def check_size(module: Any, option: str, value: Any, least: int = 0) -> None:
     """``value`` must be one int, ``least`` or more."""
     if not hasattr(value, "__index__") or jnp.ndim(value) or operator.index(value) < least:
         raise fail(
-            module, f"{option}={value!r:.60} is not an int, {least} or more.", f"Change {option}=."
+            module, f"{option}={shown(value)} is not an int, {least} or more.", f"Change {option}=."
         )
 
 
@@ -73,7 +74,7 @@ def normalize_axes(module: Any, option: str, axes: Any, ndim: int) -> tuple[int,
         given = to_tuple(axes)
     except TypeError:
         raise fail(
-            module, f"{option}={axes!r:.60} is not made of ints.", f"Change {option}=."
+            module, f"{option}={shown(axes)} is not made of ints.", f"Change {option}=."
         ) from None
     found = tuple(sorted(a + ndim if a < 0 else a for a in given))
     if any(not 0 <= a < ndim for a in found) or len(set(found)) != len(found):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.trees import shown
 from ..module import Module, compact, scan
 from ._util import fail
 from .cells import RNNCellBase
@@ -153,7 +154,7 @@ class RNN(Module):
         if not isinstance(self.cell, Module):
             raise fail(
                 self,
-                f"cell is {self.cell!r:.60}, not a cell.",
+                f"cell is {shown(self.cell)}, not a cell.",
                 "Pass an instance, e.g. nn.RNN(nn.LSTMCell(64)).",
             )
         batch_dims = inputs.ndim - self.cell.num_feature_axes - 1

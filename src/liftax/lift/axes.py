@@ -111,8 +111,8 @@ class Sizes:
         self.size: int | None = None
         self.source = ""
         if given is not None:
-            if isinstance(given, bool) or not hasattr(given, "__index__"):
-                raise self._error(f"{argument} expected an int, found {type(given).__name__}")
+            if isinstance(given, bool) or not hasattr(given, "__index__") or jnp.ndim(given):
+                raise self._error(f"{argument} expected an int, found {describe(given)}")
             if given.__index__() < 1:
                 raise self._error(f"{argument}={given} is not positive")
             self.size, self.source = given.__index__(), f"{argument}={given}"

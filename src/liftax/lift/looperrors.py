@@ -13,6 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ..core.pack import Group
 from ..core.rngs import describe
 from ..core.roles import broadcast
+from ..core.trees import shown
 from ..errors import AxesTreeError, AxisError, BodyReturnError, CarryError, LiftOptionError
 from .axes import Placed, names_on
 
@@ -33,13 +34,15 @@ def check_options(lift: str, **options: Any) -> None:
             return isinstance(value, Mapping)
         if name == "data_transform":
             return value is None or callable(value)
+        if name == "policy":
+            return value is None or callable(value)
         return isinstance(value, (bool, np.bool_)) or (whole(value) and int(value) in (0, 1))
 
     for name, value in options.items():
         if not fits(name, value):
             raise LiftOptionError(
                 f"{lift}: {name} does not mean anything as it is.\n"
-                f"found: {name}={value!r:.60}\n"
+                f"found: {name}={shown(value)}\n"
                 f"expected: {_OPTIONS.get(name, 'True or False')}"
             )
 
@@ -47,6 +50,7 @@ def check_options(lift: str, **options: Any) -> None:
 _OPTIONS = {
     "unroll": "a positive number of iterations, or True to write out all of them",
     "metadata_params": "a mapping, e.g. {nn.PARTITION_NAME: 'layers'}",
+    "policy": "one of jax.checkpoint_policies, or None",
     "data_transform": "a function (variable_groups, rng_groups) -> (variable_groups, rng_groups)",
 }
 
@@ -56,6 +60,14 @@ def not_a_pair(place: str, out: Any) -> BodyReturnError:
         f"{place}: the body must return a pair (carry, ys).\n"
         f"found: {kind_of(out)}\n"
         f"expected: return carry, ys; where there is nothing to stack, return carry, None"
+    )
+
+
+def no_carry(place: str) -> CarryError:
+    return CarryError(
+        f"{place}: called without a carry.\n"
+        f"found: no argument by position\n"
+        f"expected: (carry, *xs); None for the carry where there is nothing to carry"
     )
 
 

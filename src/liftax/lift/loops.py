@@ -24,6 +24,7 @@ from .looperrors import (
     check_out_axes,
     check_variable_axes,
     checked_carry,
+    no_carry,
     not_a_pair,
 )
 from .loopflat import FlatBody, Result
@@ -121,6 +122,9 @@ def scanner(
     return lift
 
 
+_MISSING: Any = object()
+
+
 def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[..., Any]:
     """Returns what `scan` returns, for a loop of any kind.
 
@@ -131,8 +135,10 @@ def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[
     fn, roles, metadata_params = spec.fn, spec.roles, spec.metadata_params
     axes = roles.axes
 
-    def scanned(scope: Any, carry: Any, *args: Any, **kwargs: Any) -> Any:
+    def scanned(scope: Any, carry: Any = _MISSING, *args: Any, **kwargs: Any) -> Any:
         opening = Opening(roles, scope, fn, spec.shared)
+        if carry is _MISSING:
+            raise no_carry(opening.place)
         opening.check()
         leaves, treedef = jax.tree.flatten(args)
         leaf_axes = axes_of(in_axes, args, opening, "in_axes")

@@ -13,6 +13,7 @@ from ..core import metadata
 from ..core.filters import Filter
 from ..core.pack import Opening
 from ..core.roles import BROADCAST, Roles, axis_rows, broadcast, split_pairs
+from ..core.trees import shown
 from ..errors import AxesTreeError, AxisNameError, LiftaxError, LoopDependentError
 from .axes import Sizes, axes_of, renamed
 from .invariants import split_shared
@@ -78,7 +79,7 @@ def mapper(
         if not isinstance(axis, int):
             raise AxesTreeError(
                 f"vmap: out_axes expected ints, or None for a value that is the same for each "
-                f"example; found {axis!r}"
+                f"example; found {shown(axis)}"
             )
 
     def lift(fn: Callable[..., Any]) -> Callable[..., Any]:

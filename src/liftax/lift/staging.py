@@ -18,6 +18,7 @@ from ..core.rngs import describe
 from ..core.roles import THROUGH, through_roles
 from ..errors import StaticArgumentError
 from .axes import Placed
+from .looperrors import check_options
 
 
 def remat(
@@ -65,6 +66,7 @@ def rematter(
 ) -> Callable[..., Callable[..., Any]]:
     """Returns `remat` with its arguments read, ``(fn, static_argnums) -> lifted``."""
     roles = through_roles("remat", variables, rngs)
+    check_options("remat", policy=policy, prevent_cse=prevent_cse, concrete=concrete)
     # JAX says itself that it no longer supports concrete=True.
     options: Any = {"concrete": True} if concrete else {}
     checkpoint = jax.checkpoint(
