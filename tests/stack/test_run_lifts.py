@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from stack.blocks import (
     KEY,
+    RNGS,
     Residual,
     Scale,
     Uses,
@@ -124,6 +125,32 @@ def test_under_every_lift(lift):
     by_layer = Inside("loop", "layers", lift=lift)
     _, mine = by_layer.init_with_output(KEYS, X)
     same(by_layer.apply(mine, X), expected, rtol=1e-4)
+
+
+class Drops(nn.Module):
+    """A scan over a stack that makes parameters and draws keys in each iteration."""
+
+    run: str = "scan"
+    broadcast: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        stack = nn.Stack(Residual(0.5, parent=None), depth=3, run=self.run)
+        roles = {"variable_axes": {"params": 0}}
+        if self.broadcast:
+            roles = {"variable_broadcast": "params"}
+        split = {"params": not self.broadcast, "dropout": True}
+        scan = nn.scan(lambda m, x, _: (m(x), None), split_rngs=split, length=2, **roles)
+        return scan(stack, x, None)[0]
+
+
+@pytest.mark.parametrize(("run", "broadcast"), [("loop", False), ("scan of 2", True)])
+def test_keys_in_a_scan_over_a_stack(run, broadcast):
+    """A loop that calls its layer more than once draws the same numbers in every call."""
+    y, variables = Drops("scan", broadcast).init_with_output(RNGS, X)
+    z, made = Drops(run, broadcast).init_with_output(RNGS, X)
+    equal(made, variables)
+    same(z, y)
 
 
 @pytest.mark.parametrize("lift", ["jit", "remat"])

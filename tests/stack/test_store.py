@@ -595,6 +595,11 @@ def test_bad_layouts(layout, message):
         nn.to_layers(stacked(a=np.zeros((2, 3))), layout)
 
 
+def test_a_model_is_no_layout():
+    with pytest.raises(StackingError, match=r"found Dense; of a model, nn.stackings_of\(model"):
+        nn.to_layers({}, nn.Dense(2))
+
+
 def test_bad_descriptions():
     with pytest.raises(StackingError, match="depth=0"):
         nn.Stacking.of("a", 0)

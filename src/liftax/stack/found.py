@@ -9,6 +9,7 @@ from typing import Any
 from ..core.metadata import PARTITION_NAME
 from ..errors import StackingError
 from ..layout.model import Layout, LiftNode, VariableLayout
+from ..module.naming import is_module
 from .stackings import Around, AskedAxes, Path, Stacking, Stackings, insert, name_of
 
 
@@ -54,9 +55,10 @@ def _parts(layout: Any) -> Iterator[Stacking]:
         for part in sorted(layout, key=lambda part: len(getattr(part, "path", ()))):
             yield from _parts(part)
     else:
+        hint = "; of a model, nn.stackings_of(model, rngs, *args)" if is_module(layout) else ""
         raise StackingError(
             f"a layout is a Stacking, the layout of a Stack, the result of nn.layout(), or a list "
-            f"of these; found {type(layout).__name__}"
+            f"of these; found {type(layout).__name__}{hint}"
         )
 
 
