@@ -7,7 +7,7 @@ gated feed-forward layers, embeddings scaled and tied.
 The cache of a local layer is a ring of as many positions as its window has, that of a global
 layer holds them all: caches that differ in shape, handed to the layers by position.
 
-    python -m examples.gemma3
+    python examples/gemma3.py
 """
 
 from __future__ import annotations

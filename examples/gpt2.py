@@ -3,7 +3,7 @@
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners": layer norm before
 attention and before the feed-forward layer, learned positions, output tied to the embedding.
 
-    python -m examples.gpt2
+    python examples/gpt2.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each layer is a recurrent network over the whole sequence (Hochreiter and Schmidhuber 1997) with
 a residual connection around it. The task: is the number of ones so far odd?
 
-    python -m examples.lstm
+    python examples/lstm.py
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929; the rate at which a l
 grows with its number (Huang et al. 2016, https://arxiv.org/abs/1603.09382), so each layer gets
 its own: an argument that the stack slices.
 
-    python -m examples.vit
+    python examples/vit.py
 """
 
 from __future__ import annotations
