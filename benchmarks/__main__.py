@@ -29,6 +29,7 @@ TABLES: dict[str, tuple[str, str, str]] = {
     "depth": ("depth", "run", "trace and compile time of 4 to 1,024 scanned layers"),
     "layout": ("layout", "run", "layout() beside one abstract init"),
     "layers": ("layers", "run", "the layers, one by one"),
+    "stack": ("stack", "run", "every way to run a stack: trace, compile, step, memory"),
     "gpu": ("gpu", "run", "a 300M-parameter transformer; needs a GPU"),
 }
 
@@ -151,7 +152,7 @@ def save(
 
 def versions() -> dict[str, str]:
     found = {}
-    for name in ("jax", "jaxlib", "liftax", "flax", "equinox", "dm-haiku", "numpy"):
+    for name in ("jax", "jaxlib", "liftax", "flax", "equinox", "dm-haiku", "haliax", "numpy"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
