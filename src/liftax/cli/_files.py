@@ -6,14 +6,13 @@ import contextlib
 import csv
 import os
 import re
-import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from .. import files
 from ._console import CommandError, require
 
 # What float() reads, less its underscores between digits; "nan" and "inf" are refused later,
@@ -130,49 +129,16 @@ def check_output(path: Path, suffix: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a new file that takes the place of `path` when the block ends well.
-
-    Until then, and for good when the block raises (Ctrl-C included), `path` stays as it is.
+    """As `liftax.files.replacing`, with a line for the user where the file cannot be written.
 
     Raises:
       CommandError: the disk is full, the folder is read-only, and the like.
-
-    Example:
-
-      >>> import pathlib, tempfile
-      >>> from liftax.cli._files import replacing
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     path = pathlib.Path(folder, "a.txt")
-      ...     with replacing(path) as file:
-      ...         _ = file.write(b"whole")
-      ...     path.read_bytes()
-      b'whole'
     """
-    target = path.resolve()  # a link stays a link
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(_mode(target))
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with files.replacing(path) as (file, _):
+            yield file
     except OSError as error:
         raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _mode(target: Path) -> int:
-    """The permissions of the file to be replaced, or of a new one."""
-    with contextlib.suppress(FileNotFoundError):
-        return stat.S_IMODE(target.stat().st_mode)
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:

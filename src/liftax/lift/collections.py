@@ -16,6 +16,7 @@ from ..core.roles import THROUGH, Roles, Row, axis_rows, through_roles
 from ..errors import ApplyScopeInvalidVariablesTypeError, UnusedFilterError
 from .invariants import Marks, trace_loop
 from .looperrors import kind_of
+from .looptrees import with_births
 
 MAPPED = "mapped"
 
@@ -161,7 +162,7 @@ def _initialised(
         return [], [], [*leaves, *written_leaves], []
 
     loop = trace_loop(body, [], [], marks, lambda i: "a variable", opening.place)
-    made = _nested(opening, marks, loop.shared)
+    made = with_births(tuple({} for _ in opening.tops), marks.births, loop.shared)
     outer = tuple(map_out(opening, v) if v else {} for v in made)
     # Written first: a loop or a map outside marks what is made on the way, and what
     # follows must use it with that mark on.
@@ -217,19 +218,6 @@ def _marker(marks: Marks, opening: Opening, top: int) -> Callable[..., Any]:
         return marks.birth(False, top, col, path[depth:], value, late)
 
     return on_birth
-
-
-def _nested(opening: Opening, marks: Marks, leaves: list[Any]) -> Group:
-    """Returns the births' values as groups of nested dicts."""
-    values = iter(leaves)
-    group: Group = tuple({} for _ in opening.tops)
-    for birth in marks.births:
-        value = jax.tree.unflatten(birth.treedef, [next(values) for _ in birth.marks])
-        node = group[birth.top].setdefault(birth.col, {})
-        for name in birth.path[:-1]:
-            node = node.setdefault(name, {})
-        node[birth.path[-1]] = value
-    return group
 
 
 def swap_collection(fn: Callable[..., Any], col_a: str, col_b: str) -> Callable[..., Any]:

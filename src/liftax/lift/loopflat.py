@@ -91,7 +91,7 @@ class FlatBody:
         carry_vars = jax.tree.unflatten(self.var_def, carry[n:])
         return Result(
             carry[:n],
-            with_births(carry_vars, self.marks, born),
+            with_births(carry_vars, [b for b in self.marks.births if b.carried], born),
             ys[: self.n_ys],
             invariants[n_shared:],
             jax.tree.unflatten(self.stacked_def, ys[self.n_ys :]),

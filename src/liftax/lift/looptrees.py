@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -79,12 +79,10 @@ def final_of(scope: Any, birth: Birth, at: Placed) -> list[Any]:
     return [jnp.asarray(leaf) for leaf in jax.tree.leaves(node)]
 
 
-def with_births(group: Group, marks: Marks, born: list[Any]) -> Group:
-    """Puts the carried births' final values among the carried variables."""
-    values = iter(born)
-    for birth in marks.births:
-        if not birth.carried:
-            continue
+def with_births(group: Group, births: Iterable[Birth], leaves: Iterable[Any]) -> Group:
+    """Puts the values of births, given as their leaves, among other variables."""
+    values = iter(leaves)
+    for birth in births:
         value = jax.tree.unflatten(birth.treedef, [next(values) for _ in birth.marks])
         node = group[birth.top].setdefault(birth.col, {})
         for name in birth.path[:-1]:

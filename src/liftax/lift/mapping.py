@@ -79,7 +79,7 @@ def mapper(
         if not isinstance(axis, int):
             raise AxesTreeError(
                 f"vmap: out_axes expected ints, or None for a value that is the same for each "
-                f"example; found {shown(axis)}"
+                f"example; found {axis if axis is broadcast else shown(axis)}"
             )
 
     def lift(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,18 +7,16 @@ same checksums before it takes the place of anything.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import shutil
-import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import CheckpointError
+from ..files import replacing
 from .found import as_stackings
 from .leaves import Lazy
 from .safetensors_io import (
@@ -288,31 +286,3 @@ def _check_room(path: Path, needed: int) -> None:
     free = shutil.disk_usage(path.resolve().parent).free
     if needed > free:
         raise CheckpointError(f"{path}: takes {needed:,} bytes, and {free:,} are free there")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new file and its name; it takes the place of `path` when the block ends well.
-
-    Until then, and for good when the block raises, `path` stays as it is.
-    """
-    target = path.resolve()  # a link stays a link
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            yield file, temporary
-        temporary.chmod(_mode(target))
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _mode(target: Path) -> int:
-    """The permissions of the file to be replaced, or of a new one."""
-    with contextlib.suppress(FileNotFoundError):
-        return stat.S_IMODE(target.stat().st_mode)
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
