@@ -145,8 +145,8 @@ class Opening:
 
     @property
     def watched(self) -> bool:
-        """Whether a loop outside wants to see variables as they are made."""
-        return any(top._root.on_birth is not None for top in self.tops)
+        """Whether a loop outside wants to see the variables that this call makes."""
+        return self.initializing and any(top._root.on_birth is not None for top in self.tops)
 
     def _check_tied(self, top: Scope, col: str, node: Any, path: tuple[str, ...]) -> None:
         for name, value in node.items():
@@ -359,6 +359,9 @@ class Opening:
     def set_counters(self, counted: Any) -> None:
         """Goes on counting from what `counted` returned."""
         for top, counters in zip(self.tops, counted, strict=True):
+            for path, streams in top._root.counters.items():
+                if path[: len(top.path)] == top.path and path[len(top.path) :] not in counters:
+                    streams.clear()
             for path, streams in counters.items():
                 # In place: the log of a loop outside holds on to these.
                 found = top._root.counters.setdefault((*top.path, *path), {})

@@ -211,6 +211,7 @@ def join(log: Iterable[Drawn], later: Iterable[Drawn], apart: Callable[[str], bo
         return [d for e in entries for d in e.draws if not (d.collection and apart(d.collection))]
 
     for draw, twin in zip(common(log), common(later), strict=False):
+        twin.counter = draw.counter
         while draw.twin is not None:
             draw = draw.twin
         draw.twin = twin

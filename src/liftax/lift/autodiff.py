@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ..core.filters import Filter
 from ..core.pack import Group, Opening, pure
+from ..core.rngs import Drawn, Log, join
 from ..core.roles import THROUGH, Roles, Row, through_roles
 from ..errors import DifferentiationError
 from . import diffchecks
@@ -28,8 +29,8 @@ def _differentiated(lift: str, chosen: Filter, variables: Filter, rngs: Filter) 
 def _run(opening: Opening, fn: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the pure function ``(differentiated, others, keys, args) -> (y, written)``."""
 
-    def run(chosen: Group, others: Group, keys: Group, args: Any) -> Any:
-        inner = opening.enter([others, chosen], [keys])
+    def run(chosen: Group, others: Group, keys: Group, args: Any, log: Log | None = None) -> Any:
+        inner = opening.enter([others, chosen], [keys], log=log)
         y = opening.call(fn, inner, args, {})
         written = opening.written(inner, DIFFERENTIATED), opening.written(inner, THROUGH)
         opening.close(inner)
@@ -257,6 +258,34 @@ def _overlay(node: Any, part: Any) -> Any:
     return part
 
 
+class _Counted:
+    """Counts the keys of one call whose function JAX may trace more than once.
+
+    A later trace, which may come after the model has gone on, draws the keys that the
+    first one drew.
+    """
+
+    def __init__(self, opening: Opening):
+        self.opening = opening
+        self.before = opening.counted()
+        self.drawn: list[Drawn] | None = None
+
+    def __call__(self, run: Callable[..., Any], *args: Any) -> Any:
+        opening, log = self.opening, self.opening.log
+        if self.drawn is None:
+            start = len(log or ())
+            out = run(*args)
+            self.drawn = log[start:] if log is not None else []
+            return out
+        after = opening.counted()
+        opening.set_counters(self.before)
+        again = None if log is None else Log(log.hoisted, log.outer)
+        out = run(*args, again)
+        opening.set_counters(after)
+        join(self.drawn, again or (), lambda collection: False)
+        return out
+
+
 def custom_vjp(
     fn: Callable[..., Any],
     forward_fn: Callable[..., Any],
@@ -300,25 +329,24 @@ def custom_vjp(
 
     def differentiated(scope: Any, *args: Any) -> Any:
         opening = Opening(roles, scope, fn)
+        if opening.watched:
+            # A loop outside wants to see the variables that fn makes, not a sealed program.
+            return fn(jax.tree.map(lambda s: s.rewound(), scope), *args)
         single = opening.tree is None or len(opening.tops) == 1
         fixed = {n % len(args): args[n] for n in numbers}
         moving = [a for i, a in enumerate(args) if i not in fixed]
-        before = opening.counted()
+        counted = _Counted(opening)
 
         def filled(moving: Sequence[Any]) -> tuple[Any, ...]:
             rest = iter(moving)
             return tuple(fixed[i] if i in fixed else next(rest) for i in range(len(args)))
 
         def primal(chosen: Group, others: Group, keys: Group, moving: Any) -> Any:
-            return _run(opening, fn)(chosen, others, keys, filled(moving))
+            return counted(_run(opening, fn), chosen, others, keys, filled(moving))
 
         def forward(chosen: Group, others: Group, keys: Group, moving: Any) -> Any:
-            # JAX may trace this after the model has gone on: it counts keys from where
-            # the call stood, and leaves the counts as they are now.
-            after = opening.counted()
-            opening.set_counters(before)
-            out, written = _run(opening, forward_fn)(chosen, others, keys, filled(moving))
-            opening.set_counters(after)
+            run = _run(opening, forward_fn)
+            out, written = counted(run, chosen, others, keys, filled(moving))
             y, residuals = diffchecks.with_residuals(opening, out)
             return (y, written), residuals
 
