@@ -7,7 +7,7 @@ liftax convert model.safetensors stacked.safetensors --layout stacked --axis 1
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,7 +284,7 @@ def _depth(path: str, layers: str, tree: Any, axis: int) -> int:
     return 0
 
 
-def _numbers(tree: Any, layers: Sequence[str]) -> set[int]:
+def _numbers(tree: Any, layers: tuple[str, ...]) -> set[int]:
     """The numbers of the layers that lie in a tree at a path with `{}` for the number."""
     from ..stack.trees import MISSING, get
 
