@@ -328,6 +328,35 @@ def test_carry_of_sequences_in_several_batch_axes() -> None:
     assert_same(carry, last)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("kind", ["SpectralNorm", "WeightNorm", "map_variables"])
+def test_variables_that_are_mapped_to_another_dtype(kind: str, dtype: Any) -> None:
+    """The layer inside promotes: it was made in float32, and is given something else."""
+    x = array((3, 4), jnp.float32)
+
+    def run(lib: Any) -> Any:
+        class Outer(lib.nn.Module):  # type: ignore[name-defined, misc]
+            @lib.nn.compact
+            def __call__(self, x: Any) -> Any:
+                if kind == "SpectralNorm":
+                    return lib.nn.SpectralNorm(lib.nn.Dense(5), dtype=dtype)(x, update_stats=True)
+                if kind == "WeightNorm":
+                    return lib.nn.WeightNorm(lib.nn.Dense(5), dtype=dtype, variable_filter=None)(x)
+
+                def rounded(variables: Any) -> Any:
+                    return jax.tree.map(lambda v: v.astype(dtype), variables)
+
+                mapped = lib.nn.map_variables(
+                    lib.nn.Dense, "params", trans_in_fn=rounded, init=True, mutable=True
+                )
+                return mapped(5)(x)
+
+        y, variables = Outer().init_with_output(jax.random.key(0), x)
+        return y, variables, Outer().init(jax.random.key(0), x)
+
+    both(run)
+
+
 @pytest.mark.skipif(ON_FLAX, reason="an improvement on flax")
 def test_weight_norm_around_a_layer_with_state() -> None:
     """flax does not let the layer inside write its batch statistics."""

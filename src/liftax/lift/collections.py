@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ..core import metadata
 from ..core.filters import Filter, in_filter, names_of
@@ -169,8 +170,9 @@ def _initialised(
     opening.write_back(outer, late=False)
     stored = opening.values(MAPPED)
     mapped = tuple(map_in(opening, v) if m else {} for v, m in zip(stored, made, strict=True))
-    if any(birth.late for birth in marks.births):
-        # A lift inside made them and used them unmapped: run the body on the mapped ones.
+    births = _mapped_births(marks, mapped, loop.shared)
+    if births is None:
+        # The trace is of other values: run the body on the mapped ones.
         rewind(side["log"])
         settle(side["first"])
         if opening.log is not None:
@@ -182,12 +184,6 @@ def _initialised(
         opening.write_back(opening.written(inner, THROUGH))
         opening.close(inner)
         return y
-    births: list[Any] = []
-    for birth in marks.births:
-        node: Any = mapped[birth.top][birth.col]
-        for name in birth.path:
-            node = node[name]
-        births += _like(jax.tree.unflatten(birth.treedef, birth.marks), node)
     _, _, out = loop.step(births, [], [], [])
     y = jax.tree.unflatten(side["y_def"], out[: side["n_y"]])
     changed, through = jax.tree.unflatten(side["written_def"], out[side["n_y"] :])
@@ -197,6 +193,24 @@ def _initialised(
     if opening.log is not None:
         opening.log.extend(side["log"])
     return y
+
+
+def _mapped_births(marks: Marks, mapped: Group, made: list[Any]) -> list[Any] | None:
+    """Returns what stands for the births after the mapping, None where the trace has no use of it.
+
+    So it is where a lift inside the body made them, and used them unmapped, and where the
+    mapping gives them another shape or dtype.
+    """
+    if any(birth.late for birth in marks.births):
+        return None
+    births: list[Any] = []
+    for birth in marks.births:
+        node: Any = mapped[birth.top][birth.col]
+        for name in birth.path:
+            node = node[name]
+        births += _like(jax.tree.unflatten(birth.treedef, birth.marks), node)
+    kinds = [[(jnp.shape(x), jnp.result_type(x)) for x in leaves] for leaves in (births, made)]
+    return births if kinds[0] == kinds[1] else None
 
 
 def _like(born: Any, node: Any) -> list[Any]:
