@@ -317,6 +317,8 @@ def test_orbax_array_that_is_not_as_described(orbax, monkeypatch):
         nn.load_checkpoint(orbax)
 
 
+# A thread of tensorstore may come back to an event loop that Orbax has closed by then.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_orbax_damaged(orbax, tmp_path, capfd):
     import shutil
 
