@@ -402,6 +402,10 @@ class LiftWarning(UserWarning):
     def __init__(self, code: str, text: str):
         super().__init__(f"{code}: {text}")
         self.code = code
+        self._given = code, text
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), self._given
 
 
 # --- layers -----------------------------------------------------------------

@@ -82,3 +82,9 @@ def test_a_traceback_shows_the_code_and_the_page():
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), again.args, again.__notes__) == (type(error), error.args, error.__notes__)
     assert not hasattr(errors.LiftaxError("no rule"), "__notes__")
+
+
+def test_a_warning_is_copied_with_its_code():
+    warning = nn.LiftWarning("LX202", "not split")
+    again = pickle.loads(pickle.dumps(warning))
+    assert (str(again), again.code) == (str(warning), "LX202")
