@@ -5,10 +5,12 @@ Everything here works on jax 0.10 and 0.11.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from jax._src import core as _core
 from jax.interpreters import mlir
 from jax.interpreters import partial_eval as pe
@@ -94,6 +96,29 @@ def evaluate_apart(jaxpr: jex.Jaxpr, args: Sequence[Any], zero: Any) -> list[Any
     return [v.val if isinstance(v, _core.Literal) else values[v] for v in jaxpr.outvars]
 
 
+def is_variable(atom: Any) -> bool:
+    """Tells whether an operand of an equation is a variable and no literal."""
+    return isinstance(atom, _core.Var)
+
+
+def literals_as_inputs(jaxpr: jex.Jaxpr) -> tuple[jex.Jaxpr, list[Any]]:
+    """Returns the program with its literals as further inputs, and their values.
+
+    Weakly typed ones stay: as an input they would be like any other number.
+    """
+    invars, values, eqns = list(jaxpr.invars), [], []
+    for eqn in jaxpr.eqns:
+        atoms: list[Any] = []
+        for atom in eqn.invars:
+            if isinstance(atom, _core.Literal) and not getattr(atom.aval, "weak_type", False):
+                values.append(atom.val)
+                atom = _core.Var(atom.aval)
+                invars.append(atom)
+            atoms.append(atom)
+        eqns.append(eqn.replace(invars=atoms))
+    return rewire(jaxpr, invars=invars, outvars=jaxpr.outvars, eqns=eqns), values
+
+
 def _apart(value: Any, zero: Any) -> Any:
     dtype = jax.typeof(value).dtype
     if jax.numpy.issubdtype(dtype, jax.numpy.complexfloating):
@@ -117,6 +142,19 @@ def register_constant(primitive: Any, value: Any) -> None:
 def current_trace() -> Any:
     """Returns the level of tracing in force: one object per jit, grad, vmap or eager."""
     return _core.trace_ctx.trace
+
+
+_numbers = itertools.count()
+
+
+@jax.jit
+def _settings() -> Any:
+    return np.uint32(next(_numbers))  # traced, and so counted, once for each
+
+
+def settings() -> int:
+    """Returns a number for JAX's settings on which a trace depends, such as enable_x64."""
+    return int(jax.device_get(_settings()))
 
 
 Primitive = _core.Primitive

@@ -2,9 +2,9 @@
 
 The function is traced, cut down to what makes the variables, and run. The first
 time it is run equation by equation, so that a model that is initialised once
-costs no compilation of its own; a function of the same key that comes again is
-compiled as one program, in which the equations are kept apart, so that the
-numbers are those of the first time to the last bit.
+costs no compilation of its own. The program is kept; when a function of the same
+key comes again it is run in compiled parts, whose equations are kept apart, so that
+the numbers are those of the first time to the last bit.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from .. import compat
 from ..errors import LazyInitError, StaticArgumentError
 from .keys import typed
+from .parts import Parts
 from .record import recorder
 from .rngs import as_streams, is_key
 
@@ -34,33 +35,23 @@ _CANNOT_STAGE = (
 
 
 class Programs:
-    """Compiled programs by key, a few at a time, of keys that came more than once."""
+    """What was traced, by key, a few at a time."""
 
-    def __init__(self, size: int = 8, remembered: int = 64):
+    def __init__(self, size: int = 8):
         self.size = size
-        self.remembered = remembered
-        self.seen: dict[Hashable, Any] = {}
+        self.kept: dict[Hashable, _Program] = {}
 
     def __reduce__(self) -> Any:
-        return Programs, (self.size, self.remembered)  # programs stay behind
+        return Programs, (self.size,)  # programs stay behind
 
-    def find(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Returns the program of a key, None the first time that the key comes."""
-        if key not in self.seen:
-            self.seen[key] = None
-            _shorten(self.seen, self.remembered)
-            return None
-        program = self.seen.pop(key, None) or make()
-        self.seen[key] = program
-        compiled = [k for k, p in list(self.seen.items()) if p is not None]
-        for old in compiled[: -self.size]:
-            self.seen[old] = None
+    def find(self, key: Hashable, make: Callable[[], _Program | None]) -> _Program | None:
+        """Returns the program of a key, made now if it is not there."""
+        program = self.kept.pop(key, None) or make()
+        if program is not None:
+            self.kept[key] = program
+            for old in list(self.kept)[: -self.size]:
+                self.kept.pop(old, None)
         return program
-
-
-def _shorten(cache: dict[Any, Any], size: int) -> None:
-    while len(cache) > size:
-        cache.pop(next(iter(cache)), None)
 
 
 context_keys: list[Callable[[], Hashable]] = []
@@ -90,15 +81,18 @@ def staged(
     def run(rngs: Any, *args: Any, **kwargs: Any) -> Any:
         call = _Init(initialise, rngs, args, kwargs)
         cache = programs() if call.plain else None
-        if cache is not None:
+        if cache is None:
+            program = call.program()
+        else:
             try:
-                key = (identity(), call.key(), *(k() for k in context_keys))
-                program = cache.find(key, call.program)
+                settings = (compat.settings(), *(k() for k in context_keys))
+                program = cache.find((identity(), call.key(), settings), call.program)
             except StaticArgumentError:
-                program = None
-            if program is not None:
-                return call.compiled(program)
-        return call.eager()
+                program = call.program()
+        if program is None:
+            rngs, args, kwargs = call.filled(call.inputs)
+            return initialise(rngs, *args, **kwargs)[1]
+        return program(call.inputs)
 
     return run
 
@@ -158,18 +152,20 @@ class _Init:
         closed = jax.make_jaxpr(variables_of)(inputs)
         return closed, side[-1]
 
-    def eager(self) -> Any:
-        """Runs what makes variables equation by equation."""
+    def program(self) -> _Program | None:
+        """Returns what makes the variables, None if the function looks at values.
+
+        Raises:
+          LazyInitError: a variable needs an input of which only the shape is known.
+        """
         try:
             closed, made = self.trace(self.inputs)
         except _CANNOT_STAGE:
             if any(self.abstract):
                 raise
-            rngs, args, kwargs = self.filled(self.inputs)
-            return self.initialise(rngs, *args, **kwargs)[1]
+            return None
         jaxpr = compat.consts_as_inputs(closed)
         small, used = compat.prune(jaxpr, [True] * len(jaxpr.outvars))
-        values = [*closed.consts, *self.inputs]
         unknown = [False] * len(closed.consts) + self.abstract
         if any(u and a for u, a in zip(used, unknown, strict=True)):
             raise LazyInitError(
@@ -177,32 +173,38 @@ class _Init:
                 f"depends on an input of which only the shape is given; pass that input as an "
                 f"array"
             )
-        kept = [v for v, u in zip(values, used, strict=True) if u]
-        return made.variables(compat.evaluate(small, kept))
-
-    def program(self) -> Any:
-        """Returns the compiled counterpart of `eager`: inputs -> (arrays, what else)."""
-
-        def run(inputs: list[Any], zero: Any) -> Any:
-            closed, made = self.trace(inputs)
-            jaxpr = compat.consts_as_inputs(closed)
-            small, used = compat.prune(jaxpr, [True] * len(jaxpr.outvars))
-            values = [*closed.consts, *inputs]
-            kept = [v for v, u in zip(values, used, strict=True) if u]
-            return compat.evaluate_apart(small, kept, zero), made
-
-        return jax.jit(run)
-
-    def compiled(self, program: Any) -> Any:
-        """Runs a program that `program` made for a call of the same key."""
-        try:
-            arrays, made = program(self.inputs, np.uint32(0))
-        except _CANNOT_STAGE:
-            return self.eager()
-        return made.variables(arrays)
+        return _Program(small, list(closed.consts), used, made)
 
 
-@jax.tree_util.register_static
+class _Program:
+    """What makes the variables, traced and cut down.
+
+    Args:
+      jaxpr: maps those of the constants and inputs that are used to the arrays.
+      consts: what the function closed over.
+      used: for each of the constants and inputs, whether it is used.
+      made: the variables but for the arrays.
+    """
+
+    def __init__(self, jaxpr: jex.Jaxpr, consts: list[Any], used: list[bool], made: _Made):
+        self.jaxpr = jaxpr
+        self.consts = consts
+        self.used = used
+        self.made = made
+        self.parts: Parts | None = None
+        self.first = True
+
+    def __call__(self, inputs: list[Any]) -> Any:
+        both = zip([*self.consts, *inputs], self.used, strict=True)
+        kept = [value for value, used in both if used]
+        if self.first:
+            self.first = False
+            return self.made.variables(compat.evaluate(self.jaxpr, kept))
+        if self.parts is None:
+            self.parts = Parts(self.jaxpr)
+        return self.made.variables(self.parts(kept))
+
+
 class _Made:
     """The variables but for their arrays: where those go, and what else there is."""
 
@@ -210,12 +212,6 @@ class _Made:
         self.fixed = fixed
         self.traced = traced
         self.treedef = treedef
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
 
     def variables(self, arrays: list[Any]) -> Any:
         """Returns the variables with ``arrays`` in their places."""

@@ -361,8 +361,10 @@ class Module(Variables):
         """Makes the module's variables.
 
         Only what makes variables is computed: the method is traced once, and
-        the rest of it, such as products with the inputs, is left out. A method
-        that looks at values while it runs is run as it is.
+        the rest of it, such as products with the inputs, is left out. As with
+        `jax.jit`, an equal module with inputs of the same shapes is not traced
+        again: side effects of its code happen once. `init_with_output` runs the
+        code each time, and so does this for a method that looks at values.
 
         Args:
           rngs: a key for the stream ``params``, or stream -> key.
