@@ -403,7 +403,7 @@ class Pair(nn.Module):
 
 def test_pairs_that_nobody_asked_for():
     """The bodies of a scan by hand return pairs; a layer of a stack does where it has outputs."""
-    with pytest.raises(BodyReturnError, match=r"Pair returns a pair(.|\n)*outputs=True"):
+    with pytest.raises(StackError, match=r"Pair returns a pair(.|\n)*outputs=True"):
         nn.Stack(Pair(), depth=2).init(KEY, X)
     y, nothing = nn.Stack(Pair(), depth=2, outputs=True).apply({}, X)
     assert nothing is None

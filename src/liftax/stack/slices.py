@@ -158,12 +158,13 @@ def split_pair(out: Any, outputs: bool, block: Any, place: str, x: Any = None) -
       x: what went into a layer of the pattern.
 
     Raises:
-      BodyReturnError: outputs are declared and it returned no pair, or the other way round.
+      BodyReturnError: outputs are declared and it returned no pair.
+      StackError: it returned a pair and none are declared.
     """
     if not outputs:
         if isinstance(out, tuple) and len(out) == 2 and _is_like(out[0], x):
             if not _is_like(out, x):
-                raise BodyReturnError(
+                raise StackError(
                     f"{place}: {type(block).__name__} returns a pair (x, ys), and the stack has "
                     f"no outputs.\n"
                     f"found: {describe(out[0])} and {describe(out[1])}\n"
