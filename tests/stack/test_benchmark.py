@@ -10,12 +10,13 @@ from benchmarks.timing import Settings
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(stack, "CONFIG", Config(lengths=(4,), dim=8, heads=2, positions=3))
+    monkeypatch.setattr(stack, "CONFIG", Config(body="dense", lengths=(4,), dim=4))
     ways = (stack.Way("scan of 2, remat every 2", group=2, every=2),)
     monkeypatch.setattr(stack, "WAYS", ways)
-    stack.reference.cache_clear()
+    reference = stack.reference
+    reference.cache_clear()
     yield
-    stack.reference.cache_clear()
+    reference.cache_clear()
 
 
 def test_tables(small):
@@ -36,6 +37,6 @@ def test_tables(small):
 
 
 def test_wrong_gradients_are_left_out(small, monkeypatch):
-    monkeypatch.setattr(stack, "reference", lambda: np.ones(16))
+    monkeypatch.setattr(stack, "reference", lambda: np.ones(2))
     found = stack.program("by hand", stack.WAYS[0], stack.CONFIG.input(), lambda: 0.0)
     assert found == "left out, its gradients are not those by hand"
