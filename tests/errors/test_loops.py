@@ -645,7 +645,7 @@ def axis_without_a_name(mdl, x, wrong):
 
 @misuse(
     errors.PartitioningUnspecifiedError,
-    "scan of Layer",
+    "scan of Layer: variable params/Dense_0/kernel: ",
     "metadata_params={'partition_name'",
     at="stack",
 )

@@ -201,7 +201,22 @@ def renamed(
     try:
         return tuple(change(collections, axis, metadata_params) for collections in group)
     except (PartitioningUnspecifiedError, PartitioningMismatchError) as error:
-        raise type(error)(f"{at.place}: {error}") from None
+        name = _first_refused(change, group, axis, metadata_params)
+        raise type(error)(f"{at.place}: variable {name}: {error}") from None
+
+
+def _first_refused(
+    change: Callable[..., Any], group: Group, axis: int, metadata_params: Mapping[Any, Any]
+) -> str:
+    """Names the first variable whose box does not take the change."""
+    is_box = metadata.is_axis_metadata
+    for collections in group:
+        for path, box in jax.tree_util.tree_leaves_with_path(collections, is_leaf=is_box):
+            try:
+                change(box, axis, metadata_params)
+            except (PartitioningUnspecifiedError, PartitioningMismatchError):
+                return "/".join(names_on(path))
+    return "?"
 
 
 def unstack(
