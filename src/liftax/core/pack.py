@@ -83,11 +83,15 @@ class Opening:
             leaves, self.tree = jax.tree.flatten(scopes)
         self.tops: list[Scope] = []
         self.places = _places(leaves, self.tops)
+        # The log of the loop body that this call stands in.
+        self.log: Log | None = None
         # Whether this call may write nothing at all.
         self.read_only = True
         self.initializing = False
         for top in self.tops:
             top._check_valid()
+            if self.log is None:
+                self.log = top._root.log
             self.read_only &= top._root.read_only
             self.initializing |= bool(top._root.flags.get("initializing", False))
         # The table of each top.
@@ -179,14 +183,6 @@ class Opening:
                         found[col] = node
             groups.append(found)
         return tuple(groups)
-
-    @property
-    def log(self) -> Log | None:
-        """The log of the loop body that this call stands in."""
-        for top in self.tops:
-            if top._root.log is not None:
-                return top._root.log
-        return None
 
     def keys(self, split: bool) -> Group:
         """Returns the base keys of the streams that are (not) split."""

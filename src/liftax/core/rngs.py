@@ -172,9 +172,6 @@ def replay(log: Log) -> list[Drawn]:
     What is hoisted is made by the first trace; its draws are not repeated by the second.
     """
 
-    if not log:
-        return log
-
     def traced(entry: Drawn, early: bool) -> Drawn:
         return entry._replace(draws=tuple(d for d in entry.draws if is_early(d) is early))
 

@@ -291,13 +291,8 @@ class _Call:
         )
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise not_a_pair(opening.place, out)
-        rewind(log)
-        self.drawn = replay(log) if self.spec.twice else log
-        if self.first is not None:
-            join_draws(self.first, self.drawn, self._is_made)
-            self.drawn = self.first
-        settle(self.drawn)
-        join_draws(self.drawn, earlier, lambda collection: False)
+        if log or self.first is not None:
+            self._count(log, earlier)
         after = checked_carry(opening, carry, self.carry_def, out[0])
         ys, self.y_def = jax.tree.flatten(out[1])
         self.y_axes = axes_of(self.spec.out_axes, out[1], opening, "out_axes")
@@ -329,6 +324,16 @@ class _Call:
             return marks.birth(role == CARRY, top, col, path[depth:], value, late)
 
         return on_birth
+
+    def _count(self, log: Log, earlier: list[Drawn]) -> None:
+        """Counts the draws of the body as Linen's traces of it would have made them."""
+        rewind(log)
+        self.drawn = replay(log) if self.spec.twice else log
+        if self.first is not None:
+            join_draws(self.first, self.drawn, self._is_made)
+            self.drawn = self.first
+        settle(self.drawn)
+        join_draws(self.drawn, earlier, lambda collection: False)
 
     def _forget(self) -> None:
         """Takes back the draws of a trace that another one replaces."""
