@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -69,13 +70,7 @@ def rematter(
     check_options("remat", policy=policy, prevent_cse=prevent_cse, concrete=concrete)
     # JAX says itself that it no longer supports concrete=True.
     options: Any = {"concrete": True} if concrete else {}
-    checkpoint = jax.checkpoint(
-        _call_pure,
-        policy=policy,
-        prevent_cse=prevent_cse,
-        static_argnums=(0,),
-        **options,
-    )
+    checkpoint = _Checkpoint({"policy": policy, "prevent_cse": prevent_cse, **options})
 
     def lift(
         fn: Callable[..., Any], static_argnums: int | Sequence[int] = ()
@@ -108,6 +103,22 @@ def rematter(
         return rematted
 
     return lift
+
+
+class _Checkpoint:
+    """`jax.checkpoint` of pure bodies; JAX's own caches stay behind when it is pickled."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        self.options = options
+        self.run: Callable[..., Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"options": self.options, "run": None}
+
+    def __call__(self, *args: Any) -> Any:
+        if self.run is None:
+            self.run = jax.checkpoint(_call_pure, static_argnums=(0,), **self.options)
+        return self.run(*args)
 
 
 # How JAX names the argument that Python needed, by the names of the functions it traces here.
@@ -150,6 +161,16 @@ def is_traceable(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))
 
 
+def positional(fn: Any) -> float:
+    """Returns how many positional arguments a function takes, the scope or module among them."""
+    count = 0
+    for parameter in inspect.signature(fn).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return math.inf
+        count += parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    return count
+
+
 class Static:
     """The arguments of a staged call, static ones set apart.
 
@@ -176,8 +197,11 @@ class Static:
         self.at = at
         numbers = [argnums] if isinstance(argnums, int) else list(argnums)
         names = {argnames} if isinstance(argnames, str) else set(argnames)
-        for number in numbers:
-            if not -len(args) <= number < len(args):
+        for number in [n for n in numbers if not -len(args) <= n < len(args)]:
+            numbers.remove(number)
+            target = getattr(at, "target", None)
+            # Of an argument that is left to its default nothing is to be said.
+            if hasattr(target, "method") or not 0 <= number < positional(target) - 1:
                 raise StaticArgumentError(
                     f"{at.place}: static_argnums has {number}, the call has {len(args)} positional "
                     f"arguments besides the module; expected {-len(args)} to {len(args) - 1} "

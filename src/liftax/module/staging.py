@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from ..core import metadata
 from ..core.filters import Filter
@@ -35,12 +36,13 @@ def _numbers(lift: str, argument: str, numbers: int | Iterable[int]) -> tuple[in
 
 def _counted(
     target: Any, lift: str, argument: str, numbers: int | Iterable[int]
-) -> Callable[[tuple[Any, ...]], tuple[int, ...]]:
-    """Returns the argument numbers, without the module, for the arguments of a call.
+) -> Callable[[Any, tuple[Any, ...]], tuple[int, ...]]:
+    """Returns the argument numbers, without the module, for a body and the arguments of a call.
 
     A function is called with the module, so the module is number 0. A module is
     called without it. Linen counts it there too: a number that only Linen's way
-    of counting has is taken that way, with a warning.
+    of counting has is taken that way, with a warning. Numbers of arguments that
+    the call leaves to their defaults are left out.
     """
     given = _numbers(lift, argument, numbers)
     if not isinstance(target, type):
@@ -50,29 +52,39 @@ def _counted(
                 f"count from 1"
             )
 
-        def after(args: tuple[Any, ...]) -> tuple[int, ...]:
+        def after(fn: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
+            passed = []
             for n in given:
-                if not -len(args) <= n <= len(args):
+                if -len(args) <= n <= len(args):
+                    passed.append(n - 1 if n > 0 else n)
+                elif not 0 < n < core.positional(target):
                     name = getattr(target, "__name__", "a function")
                     raise StaticArgumentError(
                         f"{lift} of {name}: {argument} has {n}, the call has {len(args)} "
                         f"positional arguments after the module; expected 1 to {len(args)}, or "
                         f"{-len(args)} to -1 from the end"
                     )
-            return tuple(n - 1 if n > 0 else n for n in given)
+            return tuple(passed)
 
         return after
 
-    def counted(args: tuple[Any, ...]) -> tuple[int, ...]:
+    def counted(fn: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
+        if all(-len(args) <= n < len(args) for n in given):
+            return given
         if len(args) in given and all(0 < n <= len(args) for n in given):
             shifted = tuple(n - 1 for n in given)
-            text = (
-                f"{lift} of {target.__name__}: {argument}={given} counts the module as argument "
-                f"0, as Linen does; count the arguments of the call, {argument}={shifted}"
-            )
-            warnings.warn(LiftWarning("LX206", text), stacklevel=4)
-            return shifted
-        return given
+            # An array is not static: the argument after it is meant, which has its default.
+            arrays = any(isinstance(args[n], (jax.Array, np.ndarray)) for n in shifted)
+            if argument != "static_argnums" or not arrays:
+                text = (
+                    f"{lift} of {target.__name__}: {argument}={given} counts the module as "
+                    f"argument 0, as Linen does; count the arguments of the call, "
+                    f"{argument}={shifted}"
+                )
+                warnings.warn(LiftWarning("LX206", text), stacklevel=4)
+                return shifted
+        limit = core.positional(getattr(fn, "method", fn))
+        return tuple(n for n in given if not len(args) <= n < limit)
 
     return counted
 
@@ -130,7 +142,7 @@ def remat(
 
     def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
         def run(scopes: Any, *args: Any, **kwargs: Any) -> Any:
-            return rematted(fn, counted(args))(scopes, *args, **kwargs)
+            return rematted(fn, counted(fn, args))(scopes, *args, **kwargs)
 
         return run
 
@@ -193,7 +205,7 @@ def jit(
 
         def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
             def run(scopes: Any, *args: Any, **kwargs: Any) -> Any:
-                numbers = counted(args), donated(args)
+                numbers = counted(fn, args), donated(fn, args)
                 if numbers not in engines:
                     static, donate = numbers
                     engines[numbers] = core.Jit(
