@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -128,12 +129,22 @@ def test_few_are_kept() -> None:
 
     def make(i: int) -> Any:
         made.append(i)
-        return f"program {i}"
+        return SimpleNamespace(number=i, warned=False)
 
     for i in (0, 1, 2, 0, 3, 0, 1, 3):  # 1 had to go for 3, then 2 for 1
-        assert programs.find(i, lambda i=i: make(i)) == f"program {i}"
+        assert programs.find(i, lambda i=i: make(i)).number == i
     assert made == [0, 1, 2, 3, 1]
     assert len(programs.kept) == 3
+
+
+def test_a_warning_is_given_each_time() -> None:
+    Block, _ = counting()
+    same_for_all = nn.vmap(
+        Block, variable_axes={"params": 0, "stats": 0}, split_rngs={"params": False}
+    )
+    for _ in range(3):
+        with pytest.warns(nn.LiftWarning, match="LX202"):
+            same_for_all().init(KEY, X)
 
 
 def test_programs_go_with_their_class() -> None:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from .. import compat
-from ..errors import LazyInitError, StaticArgumentError
+from ..errors import LazyInitError, LiftWarning, StaticArgumentError
 from .keys import typed
 from .parts import Parts
 from .record import recorder
@@ -47,7 +47,7 @@ class Programs:
     def find(self, key: Hashable, make: Callable[[], _Program | None]) -> _Program | None:
         """Returns the program of a key, made now if it is not there."""
         program = self.kept.pop(key, None) or make()
-        if program is not None:
+        if program is not None and not program.warned:
             self.kept[key] = program
             for old in list(self.kept)[: -self.size]:
                 self.kept.pop(old, None)
@@ -158,6 +158,7 @@ class _Init:
         Raises:
           LazyInitError: a variable needs an input of which only the shape is known.
         """
+        before = LiftWarning.made
         try:
             closed, made = self.trace(self.inputs)
         except _CANNOT_STAGE:
@@ -173,7 +174,7 @@ class _Init:
                 f"depends on an input of which only the shape is given; pass that input as an "
                 f"array"
             )
-        return _Program(small, list(closed.consts), used, made)
+        return _Program(small, list(closed.consts), used, made, LiftWarning.made != before)
 
 
 class _Program:
@@ -184,13 +185,17 @@ class _Program:
       consts: what the function closed over.
       used: for each of the constants and inputs, whether it is used.
       made: the variables but for the arrays.
+      warned: whether the trace gave warning. It is to do so each time.
     """
 
-    def __init__(self, jaxpr: jex.Jaxpr, consts: list[Any], used: list[bool], made: _Made):
+    def __init__(
+        self, jaxpr: jex.Jaxpr, consts: list[Any], used: list[bool], made: _Made, warned: bool
+    ):
         self.jaxpr = jaxpr
         self.consts = consts
         self.used = used
         self.made = made
+        self.warned = warned
         self.parts: Parts | None = None
         self.first = True
 

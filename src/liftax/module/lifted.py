@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -24,7 +23,7 @@ from ..errors import (
 from ..lift.looperrors import kind_of
 from .calls import wrapped
 from .detach import Detached, without_modules
-from .naming import is_module
+from .naming import is_module, own_methods
 from .state import local
 
 Target = TypeVar("Target", bound=Callable[..., Any])
@@ -153,12 +152,7 @@ def _lift_class(name: str, target: type, lifts: Mapping[str, CoreLift]) -> type:
 
 def _no_method(lift: str, target: type, method: Any) -> LiftMethodError:
     """An entry of ``methods`` that is none."""
-    (base,) = [cls for cls in target.__mro__ if "_liftax_module" in cls.__dict__]
-    own = [
-        name
-        for name, _ in inspect.getmembers(target, inspect.isfunction)
-        if (not name.startswith("_") or name == "__call__") and not hasattr(base, name)
-    ]
+    own = own_methods(target)
     near = difflib.get_close_matches(str(method), own, n=1)
     what = "is no method of" if isinstance(method, str) and hasattr(target, method) else "is not in"
     return LiftMethodError(

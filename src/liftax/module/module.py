@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -12,10 +11,8 @@ from typing import Any, ClassVar, TypeVar
 from ..core import run
 from ..core.filters import Filter
 from ..errors import (
-    ApplyModuleInvalidMethodError,
     CallUnbindOnUnboundModuleError,
     DescriptorAttributeError,
-    InvalidInstanceModuleError,
     SetAttributeFrozenModuleError,
     SetAttributeInModuleSetupError,
 )
@@ -23,7 +20,7 @@ from . import fields
 from .calls import wrap_methods
 from .detach import fingerprint
 from .naming import is_module, place, register
-from .run import INIT_COLLECTIONS, apply, init, init_with_output
+from .run import INIT_COLLECTIONS, apply, function_of, init, init_with_output
 from .state import DONE, NEW, RUNNING, State, local
 from .variables import Variables
 
@@ -321,7 +318,7 @@ class Module(Variables):
           >>> nn.Dense(2).apply(variables, jnp.ones((4, 3))).shape
           (4, 2)
         """
-        fn = Module._function_of_method(self, method)
+        fn = function_of(self, method)
         return apply(fn, self, mutable, capture_intermediates)(
             variables, *args, rngs=rngs, **kwargs
         )
@@ -346,7 +343,7 @@ class Module(Variables):
           >>> y.shape
           (2,)
         """
-        fn = Module._function_of_method(self, method)
+        fn = function_of(self, method)
         return init_with_output(fn, self, mutable, capture_intermediates)(rngs, *args, **kwargs)
 
     def init(
@@ -383,7 +380,7 @@ class Module(Variables):
           >>> jax.tree.map(jnp.shape, variables)
           {'params': {'bias': (2,), 'kernel': (3, 2)}}
         """
-        fn = Module._function_of_method(self, method)
+        fn = function_of(self, method)
         return init(fn, self, mutable, capture_intermediates)(rngs, *args, **kwargs)
 
     def lazy_init(
@@ -410,34 +407,12 @@ class Module(Variables):
           >>> nn.Dense(2).lazy_init(jax.random.key(0), x)['params']['kernel'].shape
           (3, 2)
         """
-        fn = Module._function_of_method(self, method)
+        fn = function_of(self, method)
         return init(fn, self, mutable)(rngs, *args, **kwargs)
 
     def _fingerprint(self) -> Any:
         """Returns a key: equal for modules that compute alike, whatever their names."""
         return fingerprint(self, {})
-
-    def _function_of_method(self, method: Any) -> Callable[..., Any]:
-        """Returns ``method=`` as a function of a module."""
-        if not is_module(self):
-            raise _not_an_instance()
-        if method is None:
-            return type(self).__call__
-        if isinstance(method, str):
-            if not hasattr(type(self), method) and method not in self.__dict__:
-                raise _no_method(self, method)
-            method = inspect.getattr_static(type(self), method, None) or getattr(self, method)
-            if isinstance(method, (staticmethod, classmethod)):
-                method = method.__get__(self, type(self))
-        bound_to = getattr(method, "__self__", None)
-        if is_module(bound_to):
-            method = method.__func__
-        if not callable(method):
-            raise ApplyModuleInvalidMethodError(
-                f"{type(self).__name__}: method= expected a method, its name or a function of "
-                f"the module; found {type(method).__name__}"
-            )
-        return method
 
     def tabulate(
         self,
@@ -486,20 +461,3 @@ class Module(Variables):
 
 
 fields.declare(Module, False)
-
-
-def _no_method(module: Module, method: str) -> ApplyModuleInvalidMethodError:
-    methods = inspect.getmembers(type(module), inspect.isfunction)
-    own = [n for n, _ in methods if not hasattr(Module, n) and not n.startswith("_")]
-    near = difflib.get_close_matches(method, own, n=1)
-    return ApplyModuleInvalidMethodError(
-        f"{type(module).__name__}: method={method!r} is no method of it"
-        + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(own) or '__call__'}")
-    )
-
-
-def _not_an_instance() -> InvalidInstanceModuleError:
-    return InvalidInstanceModuleError(
-        "init, apply and bind are called on an instance of a module: Model(...).init(...), "
-        "not Model.init(...)"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from ..core.scope import Scope
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 def is_module(value: Any) -> bool:
     """Tells whether a value is a module instance."""
     return hasattr(type(value), "_liftax_module")
+
+
+def own_methods(cls: type) -> list[str]:
+    """Returns the names of the methods that a module class has beyond what every module has."""
+    (base,) = [c for c in cls.__mro__ if "_liftax_module" in c.__dict__]
+    common = {name for c in base.__mro__ for name in c.__dict__}
+    return [
+        name
+        for name, _ in inspect.getmembers(cls, inspect.isfunction)
+        if (not name.startswith("_") or name == "__call__") and name not in common
+    ]
 
 
 def place(module: Module) -> None:

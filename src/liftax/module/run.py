@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ from ..core.filters import DenyList, Filter, union
 from ..core.keys import typed
 from ..core.scope import Scope
 from ..core.staged import Programs, staged
+from ..errors import ApplyModuleInvalidMethodError, InvalidInstanceModuleError
+from .naming import is_module, own_methods
 from .state import local
 
 if TYPE_CHECKING:
@@ -29,6 +33,42 @@ def _flags(capture: bool | Callable[[Module, str], bool]) -> dict[str, Any]:
 
 def _calls(module: Module, method: str) -> bool:
     return method == "__call__"
+
+
+def function_of(module: Any, method: Any) -> Callable[..., Any]:
+    """Returns what ``method=`` of `apply` and `init` stands for: a function of a module.
+
+    Raises:
+      InvalidInstanceModuleError: a class stands where its instance belongs.
+      ApplyModuleInvalidMethodError: the module has no such method, or it is none.
+    """
+    if not is_module(module):
+        raise InvalidInstanceModuleError(
+            "init, apply and bind are called on an instance of a module: Model(...).init(...), "
+            "not Model.init(...)"
+        )
+    cls = type(module)
+    if method is None:
+        return cls.__call__
+    if isinstance(method, str):
+        if not hasattr(cls, method) and method not in module.__dict__:
+            own = own_methods(cls)
+            near = difflib.get_close_matches(method, own, n=1)
+            raise ApplyModuleInvalidMethodError(
+                f"{cls.__name__}: method={method!r} is no method of it"
+                + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(own)}")
+            )
+        method = inspect.getattr_static(cls, method, None) or getattr(module, method)
+        if isinstance(method, (staticmethod, classmethod)):
+            method = method.__get__(module, cls)
+    if is_module(getattr(method, "__self__", None)):
+        method = method.__func__
+    if not callable(method):
+        raise ApplyModuleInvalidMethodError(
+            f"{cls.__name__}: method= expected a method, its name or a function of the module; "
+            f"found {type(method).__name__}"
+        )
+    return method
 
 
 def apply(
