@@ -45,10 +45,15 @@ LIFTS: dict[str, tuple[str | None, Lift]] = {
 }
 
 
+# Linen's jit finds a class again by its hash: no class is dropped for another to take its place.
+_KEPT: list[Any] = []
+
+
 def build(lib: Library, target: Any, nest: tuple[str, ...]) -> Any:
     """`nest` is written outermost first."""
     for name in reversed(nest):
         target = LIFTS[name][1](lib, target)
+        _KEPT.append(target)
     return target
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -68,7 +67,11 @@ LIFTS: dict[str, Any] = {
 }
 
 
-@functools.cache
+# What Linen's jit remembers of a class it finds again by hash: each nest has a class of its own,
+# and none is dropped for another to take its place.
+_KEPT: list[Any] = []
+
+
 def body(lib: Library) -> type:
     """Draws keys before, between and after its parameters, and one for a state."""
 
@@ -89,6 +92,7 @@ def build(lib: Library, nest: str) -> Any:
     target: Any = body(lib)
     for name in reversed(nest):
         target = LIFTS[name](lib, target)
+        _KEPT.append(target)
     return target()
 
 
