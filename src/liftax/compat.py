@@ -164,6 +164,11 @@ EAGER = _core.eval_trace
 """The level of tracing outside every transformation."""
 
 
+def is_staged(value: Any) -> bool:
+    """Tells whether ``value`` stands for a value of a program that is being written down."""
+    return isinstance(value, pe.DynamicJaxprTracer)
+
+
 def leaks(value: Any, trace: Any) -> bool:
     """Tells whether ``value`` is traced at a level inside ``trace``, so dies before it."""
     if not isinstance(value, jax.core.Tracer):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..compat import is_staged
 from ..core.trees import shown
 from ..errors import LayerError, where
 
@@ -100,28 +101,24 @@ def check_broadcast(module: Any, what: str, shape: Sequence[int], target: Sequen
 
 
 # What follows runs one operation the quick way. Run eagerly, a jitted function is called faster
-# than a primitive is bound; traced, a primitive is bound faster than jnp finds out what to bind.
-# The operation is the same, and so are its bits: two operations in one jitted function could be
-# fused, which is why there is never more than one.
-
-
-def _is_traced(x: Any) -> bool:
-    return isinstance(x, jax.core.Tracer)
+# than a primitive is bound; differentiated, it is linearized once for all calls; staged, a
+# primitive is bound faster than jnp finds out what to bind. The operation is the same, and so are
+# its bits: two operations in one jitted function could be fused, so there is never more than one.
 
 
 def _quick(plain: Callable[..., Any], primitive: Callable[..., Any]) -> Callable[..., Any]:
-    """``plain``, by ``primitive`` where an array is traced and the other operand is like it.
+    """``plain``, by ``primitive`` where an array is staged and the other operand is like it.
 
     Arrays are floating; a Python float takes the dtype of the array beside it.
     """
 
     def op(a: Any, b: Any) -> Any:
-        if _is_traced(a):
+        if is_staged(a):
             if type(b) is float:
                 return primitive(a, a.dtype.type(b))
             if isinstance(b, jax.Array) and a.dtype == b.dtype and a.ndim == b.ndim:
                 return primitive(a, b)
-        elif _is_traced(b) and type(a) is float:
+        elif is_staged(b) and type(a) is float:
             return primitive(b.dtype.type(a), b)
         return plain(a, b)
 
@@ -136,20 +133,22 @@ maximum = _quick(jnp.maximum, lax.max)
 
 def square(x: Any) -> Any:
     """``x * x``."""
-    return lax.square(x) if _is_traced(x) else jnp.square(x)
+    return lax.square(x) if is_staged(x) else jnp.square(x)
 
 
 def reshape(x: Any, shape: tuple[int, ...]) -> Any:
     """``x`` under another shape, in which no size is left open."""
-    return lax.reshape(x, shape) if _is_traced(x) else jnp.reshape(x, shape)
+    return lax.reshape(x, shape) if is_staged(x) else jnp.reshape(x, shape)
 
 
-_jit_dot_general = jax.jit(lax.dot_general, static_argnames=("dimension_numbers", "precision"))
+_jit_dot_general = jax.jit(
+    lax.dot_general, static_argnames=("dimension_numbers", "precision"), inline=True
+)
 
 
 def dot_general(lhs: Any, rhs: Any, dimension_numbers: Any, precision: Any = None) -> jax.Array:
     """``lax.dot_general``."""
-    if _is_traced(lhs) or _is_traced(rhs):
+    if is_staged(lhs) or is_staged(rhs):
         return lax.dot_general(lhs, rhs, dimension_numbers, precision=precision)
     return _jit_dot_general(lhs, rhs, dimension_numbers=dimension_numbers, precision=precision)
 
@@ -163,11 +162,11 @@ def _add_bias(y: Any, bias: Any) -> jax.Array:
     return add(y, reshape(bias, (1,) * (y.ndim - bias.ndim) + bias.shape))
 
 
-_jit_add_bias = jax.jit(_add_bias)
+_jit_add_bias = jax.jit(_add_bias, inline=True)
 
 
 def add_bias(y: Any, bias: Any) -> jax.Array:
     """``y + bias``, the axes of ``bias`` being the last of ``y``."""
-    if _is_traced(y) or _is_traced(bias):
+    if is_staged(y) or is_staged(bias):
         return _add_bias(y, bias)
     return _jit_add_bias(y, bias)
