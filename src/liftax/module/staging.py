@@ -250,6 +250,8 @@ def map_variables(
       trans_out_fn: maps what the module made or wrote to what is stored.
       init: True makes missing variables as the module does, stores what
         ``trans_out_fn`` makes of them, and goes on with ``trans_in_fn`` of that.
+        Around another lift that makes them, or a mapping that changes their
+        dtype, the body is traced twice then: to make them, and to use them.
       mutable: whether writes to mapped collections are kept.
       rngs: the streams that go in.
       variables: which of the other collections go in.
