@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 from helpers.compare import ours
 from helpers.models import cheap
 
@@ -92,3 +93,51 @@ def test_an_applied_model_is_freed_with_its_last_reference() -> None:
     references = use()
     gc.collect()
     assert [ref() for ref in references] == [None, None]
+
+
+@pytest.mark.parametrize("lift", ["scan", "vmap", "remat", "jit", "none"])
+def test_a_call_leaves_no_cycles(lift: str) -> None:
+    """What a call has made goes with its last reference, before the collector comes."""
+    lib = ours()
+    nn = lib.nn
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x + nn.Dense(2, kernel_init=cheap)(x)
+
+    class Body(nn.Module):
+        @nn.compact
+        def __call__(self, c, x):
+            return Layer()(c), x
+
+    axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+    lifted = {
+        "scan": lambda: nn.scan(Body, length=2, **axes),
+        "vmap": lambda: nn.vmap(Body, in_axes=None, axis_size=2, **axes),
+        "remat": lambda: nn.remat(Body),
+        "jit": lambda: nn.jit(Body),
+        "none": lambda: Body,
+    }[lift]()
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return lifted()(x, None)[0]
+
+    variables = Model().init(jax.random.key(0), jnp.ones(2))
+
+    def trace() -> None:
+        jax.jit(lambda v, x: Model().apply(v, x)).trace(variables, jnp.ones(2))
+
+    for _ in range(2):
+        trace()
+    _settle()
+    gc.disable()
+    try:
+        trace()
+        kept = _modules(lib)
+        gc.collect()
+        assert kept == _modules(lib)
+    finally:
+        gc.enable()

@@ -70,53 +70,18 @@ class Detached:
 
     def rebuild(self, scopes: Sequence[Scope]) -> list[Any]:
         """Returns the values with their modules rebuilt on other scopes."""
-        at = {id(m): s for m, s in zip(self.modules, scopes, strict=True)}
-        built: dict[int, Any] = {}
-
-        def new(old: Any) -> Any:
-            if id(old) in built:
-                return built[id(old)]
-            if isinstance(old, Variable):
-                made: Any = Variable(at[id(old)], old.collection, old.name, old.unbox)
-            else:
-                scope = at.get(id(old))
-                changes = {}
-                for name in _held(old):
-                    value = old.__dict__.get(name)
-                    part = replaced(value, is_module, new)
-                    if part is not value:
-                        changes[name] = part
-                if scope is None:
-                    # Owned by a module that is rebuilt: it is named again by attachment.
-                    made = old.clone(name=None, **changes) if old.scope is not None else old
-                else:
-                    made = self._bound(old, scope, changes)
-            built[id(old)] = made
-            return made
-
+        first = self.values[0] if self.cls is not None else None
+        new = _Rebuilding(self.modules, scopes, first, self.cls)
         return [
-            new(value) if id(value) in at else replaced(value, lambda part: id(part) in at, new)
-            for value in self.values
+            new(value) if new.has(value) else replaced(value, new.has, new) for value in self.values
         ]
-
-    def _bound(self, old: Any, scope: Scope, changes: dict[str, Any]) -> Any:
-        first = self.cls is not None and old is self.values[0]
-        if first:
-            assert self.cls is not None
-            attrs = {n: old.__dict__[n] for n in self.cls._clone_names}  # type: ignore[attr-defined]
-            made = remake(self.cls, {**attrs, **changes, "parent": scope})
-        else:
-            made = old.clone(parent=scope, **changes)
-        old._state.hand_to(made._state)
-        if old._state.within is not None:
-            made._state.within = made.scope.push(old._state.within.name, reuse=True)
-        return made
 
     def take_back(self, rebuilt: Sequence[Any]) -> None:
         """Lets the modules go on naming where their clones left off."""
         for old, made in zip(self.values, rebuilt, strict=True):
             if is_module(old) and old.scope is not None:
                 old._state.take_from(made._state)
+                made._state.forget()
 
     def fingerprint(self) -> Any:
         """Returns a key: equal for values that are rebuilt alike, whatever their names."""
@@ -152,6 +117,57 @@ def fingerprint(value: Any, order: dict[int, int]) -> Any:
     if isinstance(value, dict):
         return dict, frozenset((k, fingerprint(v, order)) for k, v in value.items())
     return typed(value)
+
+
+class _Rebuilding:
+    """Rebuilds modules and Variables on other scopes, each once.
+
+    An object, since a function that calls itself is a cycle, which keeps all that it has seen
+    until the garbage collector comes.
+    """
+
+    def __init__(
+        self, modules: Sequence[Any], scopes: Sequence[Scope], first: Any, cls: type | None
+    ):
+        self.at = {id(m): s for m, s in zip(modules, scopes, strict=True)}
+        self.built: dict[int, Any] = {}
+        self.first = first  # rebuilt as an instance of cls
+        self.cls: Any = cls
+
+    def has(self, value: Any) -> bool:
+        return id(value) in self.at
+
+    def __call__(self, old: Any) -> Any:
+        if id(old) in self.built:
+            return self.built[id(old)]
+        scope = self.at.get(id(old))
+        if isinstance(old, Variable):
+            made: Any = Variable(self.at[id(old)], old.collection, old.name, old.unbox)
+        else:
+            changes = {}
+            for name in _held(old):
+                value = old.__dict__.get(name)
+                part = replaced(value, is_module, self)
+                if part is not value:
+                    changes[name] = part
+            if scope is not None:
+                made = self._bound(old, scope, changes)
+            else:
+                # Owned by a module that is rebuilt: it is named again by attachment.
+                made = old.clone(name=None, **changes) if old.scope is not None else old
+        self.built[id(old)] = made
+        return made
+
+    def _bound(self, old: Any, scope: Scope, changes: dict[str, Any]) -> Any:
+        if old is self.first:
+            attrs = {n: old.__dict__[n] for n in self.cls._clone_names}
+            made = remake(self.cls, {**attrs, **changes, "parent": scope})
+        else:
+            made = old.clone(parent=scope, **changes)
+        old._state.hand_to(made._state)
+        if old._state.within is not None:
+            made._state.within = made.scope.push(old._state.within.name, reuse=True)
+        return made
 
 
 def _held(module: Any) -> Sequence[str]:

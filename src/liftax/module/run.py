@@ -71,6 +71,18 @@ def function_of(module: Any, method: Any) -> Callable[..., Any]:
     return method
 
 
+def _on_scope(fn: Callable[..., Any], module: Module) -> Callable[..., Any]:
+    """Returns ``fn`` as a function of a scope."""
+
+    def body(scope: Scope, *args: Any, **kwargs: Any) -> Any:
+        bound = module.clone(parent=scope, _deep_clone=True)
+        y = fn(bound, *args, **kwargs)
+        bound._state.forget()
+        return y
+
+    return body
+
+
 def apply(
     fn: Callable[..., Any],
     module: Module,
@@ -97,10 +109,7 @@ def apply(
     if capture_intermediates is not False:
         mutable = union(mutable, "intermediates")
 
-    def body(scope: Scope, *args: Any, **kwargs: Any) -> Any:
-        return fn(module.clone(parent=scope, _deep_clone=True), *args, **kwargs)
-
-    return run.apply(body, mutable, _flags(capture_intermediates))
+    return run.apply(_on_scope(fn, module), mutable, _flags(capture_intermediates))
 
 
 def init_with_output(
@@ -124,10 +133,7 @@ def init_with_output(
     if capture_intermediates is not False:
         mutable = union(mutable, "intermediates")
 
-    def body(scope: Scope, *args: Any, **kwargs: Any) -> Any:
-        return fn(module.clone(parent=scope, _deep_clone=True), *args, **kwargs)
-
-    return run.init(body, mutable, _flags(capture_intermediates))
+    return run.init(_on_scope(fn, module), mutable, _flags(capture_intermediates))
 
 
 def init(

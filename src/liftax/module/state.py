@@ -59,6 +59,16 @@ class State:
         other.in_compact = self.in_compact
         other.cursors = dict(self.cursors)
 
+    def forget(self) -> None:
+        """Lets go of the submodules, at the end of a call that the module was made for.
+
+        They hold on to the module in turn, and together to all arrays of the call.
+        """
+        children, self.children = self.children, {}
+        for child in children.values():
+            if child is not None:
+                child._state.forget()
+
     def take_from(self, other: State) -> None:
         """Goes on where the clone inside a lift left off."""
         self.cursors = other.cursors
