@@ -164,9 +164,13 @@ EAGER = _core.eval_trace
 """The level of tracing outside every transformation."""
 
 
+# Only speed hangs on it: where JAX has no such name, any traced value will do.
+_STAGED = getattr(pe, "DynamicJaxprTracer", jax.core.Tracer)
+
+
 def is_staged(value: Any) -> bool:
     """Tells whether ``value`` stands for a value of a program that is being written down."""
-    return isinstance(value, pe.DynamicJaxprTracer)
+    return isinstance(value, _STAGED)
 
 
 def leaks(value: Any, trace: Any) -> bool:
