@@ -428,6 +428,11 @@ def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, tuple[str
     return places
 
 
+def rewound(scopes: Any) -> Any:
+    """Returns scopes with no names taken, to call a body on them without its lift."""
+    return jax.tree.map(lambda scope: scope.rewound(), scopes)
+
+
 def _bases(top: Scope) -> tuple[str, ...]:
     """Returns the collections whose variables may be made of the keys of a lift inside."""
     return ("params", *top.collections())

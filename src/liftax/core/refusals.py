@@ -250,15 +250,21 @@ def escaped(error: jax.errors.UnexpectedTracerError) -> LeakedTracerError:
     )
 
 
+def unbound_axis(error: NameError) -> str | None:
+    """Returns the axis name that JAX says no map gives, None if the error is another."""
+    found = re.search(r"unbound axis name:? (\w+)", str(error))
+    return None if found is None or isinstance(error, LiftaxError) else found[1]
+
+
 def check_axis_name(error: NameError) -> None:
     """Raises AxisNameError where JAX knows no axis of a collective's name."""
-    unbound = re.search(r"unbound axis name:? (\w+)", str(error))
-    if unbound is not None and not isinstance(error, LiftaxError):
+    name = unbound_axis(error)
+    if name is not None:
         raise AxisNameError(
-            f"{_raised_in(error)}: a collective inside uses the axis name {unbound[1]!r}, which "
+            f"{_raised_in(error)}: a collective inside uses the axis name {name!r}, which "
             f"nothing around it gives.\n"
-            f"found: no vmap, of liftax's or JAX's, with axis_name={unbound[1]!r}\n"
-            f"expected: axis_name={unbound[1]!r} in the vmap around the model; or no axis_name= in "
+            f"found: no vmap, of liftax's or JAX's, with axis_name={name!r}\n"
+            f"expected: axis_name={name!r} in the vmap around the model; or no axis_name= in "
             f"the layer that has it"
         ) from error
 

@@ -63,6 +63,8 @@ def sizes(module: Any, option: str, value: Any, least: int = 0) -> tuple[int, ..
 
 def check_size(module: Any, option: str, value: Any, least: int = 0) -> None:
     """``value`` must be one int, ``least`` or more."""
+    if type(value) is int and value >= least:
+        return
     if not hasattr(value, "__index__") or jnp.ndim(value) or operator.index(value) < least:
         raise fail(
             module, f"{option}={shown(value)} is not an int, {least} or more.", f"Change {option}=."

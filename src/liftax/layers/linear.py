@@ -87,8 +87,7 @@ class Dense(Module):
         shape = jnp.shape(inputs)
         if not shape:
             raise fail(self, "the input is a scalar.", "Pass an array with at least one axis.")
-        if type(self.features) is not int or self.features < 0:
-            check_size(self, "features", self.features)
+        check_size(self, "features", self.features)
         _check_dots(self)
         kernel = self.param(
             "kernel", self.kernel_init, (shape[-1], self.features), self.param_dtype

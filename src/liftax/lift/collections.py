@@ -83,15 +83,21 @@ def map_variables(
         inside = tuple(map_in(opening, v) for v in outside)
         inner, call = run(inside)
         y = call()
-        if writes:
-            changed = opening.written(inner, MAPPED)
-            if any(changed):
-                opening.write_back(tuple(map_out(opening, v) if v else v for v in changed))
-        opening.write_back(opening.written(inner, THROUGH))
-        opening.close(inner)
+        _write_out(opening, inner, map_out)
         return y
 
     return mapped
+
+
+def _write_out(opening: Opening, inner: Any, map_out: Callable[..., Any]) -> None:
+    """Ends a body: writes to the scopes outside what it wrote."""
+    _write_mapped(opening, opening.written(inner, MAPPED), map_out)
+    opening.write_back(opening.written(inner, THROUGH))
+    opening.close(inner)
+
+
+def _write_mapped(opening: Opening, changed: Group, map_out: Callable[..., Any]) -> None:
+    opening.write_back(tuple(map_out(opening, v) if v else v for v in changed))
 
 
 def _checked(fn: Callable[..., Any], argument: str) -> Callable[..., Any]:
@@ -179,16 +185,12 @@ def _initialised(
             opening.log.extend(side["first"])
         inner, call = run(mapped)
         y = call()
-        changed = opening.written(inner, MAPPED)
-        opening.write_back(tuple(map_out(opening, v) if v else v for v in changed))
-        opening.write_back(opening.written(inner, THROUGH))
-        opening.close(inner)
+        _write_out(opening, inner, map_out)
         return y
     _, _, out = loop.step(births, [], [], [])
     y = jax.tree.unflatten(side["y_def"], out[: side["n_y"]])
     changed, through = jax.tree.unflatten(side["written_def"], out[side["n_y"] :])
-    if any(changed):
-        opening.write_back(tuple(map_out(opening, v) if v else v for v in changed))
+    _write_mapped(opening, changed, map_out)
     opening.write_back(through)
     if opening.log is not None:
         opening.log.extend(side["log"])

@@ -12,9 +12,10 @@ from .. import compat
 from ..core import metadata
 from ..core.filters import Filter
 from ..core.pack import Opening
+from ..core.refusals import unbound_axis
 from ..core.roles import BROADCAST, Roles, axis_rows, broadcast, split_pairs
 from ..core.trees import shown
-from ..errors import AxesTreeError, AxisNameError, LiftaxError, LoopDependentError
+from ..errors import AxesTreeError, AxisNameError, LoopDependentError
 from .axes import Sizes, axes_of, renamed
 from .invariants import split_shared
 from .looperrors import check_options, check_out_axes, check_variable_axes
@@ -149,10 +150,10 @@ def mapper(
                     raise split_shared(opening.place, "a parameter") from cause
                 raise _differs(opening.place, *found) from cause
             except NameError as cause:
-                unbound = _UNBOUND.search(str(cause))
-                if unbound is None or isinstance(cause, LiftaxError):
+                unbound = unbound_axis(cause)
+                if unbound is None:
                     raise
-                raise _no_axis(opening.place, unbound[1], axis_name) from cause
+                raise _no_axis(opening.place, unbound, axis_name) from cause
             opening.write_back(same)
             for group, axis in zip(written, axes, strict=True):
                 named = renamed(opening, metadata.add_axis, group, axis, metadata_params)
@@ -164,11 +165,9 @@ def mapper(
     return lift
 
 
-# How JAX says that a value without an axis has one after all (with axis_name= it does not say
-# which), and that no axis has a name.
+# How JAX says that a value without an axis has one after all; not which, where axis_name= is given.
 _UNSHARED = re.compile(r"out_axes\[(\d)\]((?:\[[^\]]*\])*), got axis spec None")
 _MAPPED = "vmap has mapped output"
-_UNBOUND = re.compile(r"unbound axis name:? (\w+)")
 
 
 def _unshared(

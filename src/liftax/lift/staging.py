@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.filters import Filter
 from ..core.keys import typed, weakly
-from ..core.pack import Opening, pure
+from ..core.pack import Opening, pure, rewound
 from ..core.rngs import describe
 from ..core.roles import THROUGH, through_roles
 from ..errors import StaticArgumentError
@@ -86,7 +86,7 @@ def rematter(
                 if rec is not None:
                     rec.enter(opening.event())
                 try:
-                    return fn(jax.tree.map(lambda s: s.rewound(), scope), *args, **kwargs)
+                    return fn(rewound(scope), *args, **kwargs)
                 finally:
                     if rec is not None:
                         rec.exit()

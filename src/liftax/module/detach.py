@@ -14,7 +14,7 @@ from typing import Any
 from ..core.keys import typed
 from ..core.scope import Scope
 from ..core.variable import Variable
-from .fields import ARRAYS, parts, remake, replaced
+from .fields import ARRAYS, is_atom, parts, remake, replaced
 from .naming import is_module
 
 
@@ -188,7 +188,7 @@ def without_modules(
     """
     taken: list[Any] = []
     both = args, kwargs
-    if not kwargs and all(map(_is_array, args)):
+    if not kwargs and all(map(_is_plain, args)):
         return both, _as_they_are, taken
 
     def take(value: Any) -> Any:
@@ -204,8 +204,8 @@ def without_modules(
     return emptied, lambda values, rebuilt: _filled(holed, values, rebuilt), taken
 
 
-def _is_array(value: Any) -> bool:
-    return value is None or isinstance(value, ARRAYS)
+def _is_plain(value: Any) -> bool:
+    return is_atom(value) or isinstance(value, ARRAYS)
 
 
 def _as_they_are(values: Any, rebuilt: Sequence[Any]) -> Any:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import compat
-from ..core.pack import Opening, pure
+from ..core.pack import Opening, pure, rewound
 from ..core.roles import THROUGH, through_roles
 from .plan import Level, Remat, Run, levels, names_in
 
@@ -121,9 +121,9 @@ class Plan:
           x: what is differentiated; all else that ``fn`` uses it closes over.
         """
         opening = Opening(through_roles("remat", True, True), scopes, fn)
-        if opening.watched and opening.initializing:
+        if opening.watched:
             # A loop outside wants to see the variables as the layer makes them.
-            return fn(jax.tree.map(lambda scope: scope.rewound(), scopes), x)
+            return fn(rewound(scopes), x)
         run = pure(opening, fn)
 
         def sealed(variables: Any, keys: Any, x: Any) -> Any:
