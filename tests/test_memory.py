@@ -95,9 +95,71 @@ def test_an_applied_model_is_freed_with_its_last_reference() -> None:
     assert [ref() for ref in references] == [None, None]
 
 
-@pytest.mark.parametrize("lift", ["scan", "vmap", "remat", "jit", "none"])
-def test_a_call_leaves_no_cycles(lift: str) -> None:
-    """What a call has made goes with its last reference, before the collector comes."""
+AXES: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+
+LIFTS: dict[str, Any] = {
+    "none": lambda nn, body: body,
+    "scan": lambda nn, body: nn.scan(body, length=2, **AXES),
+    "scan, remat": lambda nn, body: nn.scan(nn.remat(body), length=2, **AXES),
+    "stack": lambda nn, body: (
+        lambda: lambda x, _: nn.Stack(body(), 2, outputs=True, remat=nn.Remat())(x, None)
+    ),
+    "vmap": lambda nn, body: nn.vmap(body, in_axes=None, axis_size=2, **AXES),
+    "remat": lambda nn, body: nn.remat(body),
+    "remat, policy": lambda nn, body: nn.remat(
+        body, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False
+    ),
+    "jit": lambda nn, body: nn.jit(body),
+    "jit, remat": lambda nn, body: nn.jit(nn.remat(body)),
+    "map_variables": lambda nn, body: nn.map_variables(
+        body, "params", lambda v: jax.tree.map(lambda w: 2 * w, v), init=True
+    ),
+    "fold_rngs": lambda nn, body: nn.fold_rngs(body),
+    "vjp": lambda nn, body: lambda: lambda x, _: nn.vjp(lambda m, x: m(x, None)[0], body(), x),
+    "jvp": lambda nn, body: (
+        lambda: lambda x, _: nn.jvp(lambda m, x: m(x, None)[0], body(), (x,), (x,), {})
+    ),
+    "grad": lambda nn, body: (
+        lambda: lambda x, _: (nn.grad(lambda m, x: m(x, None)[0].sum(), body(), x),)
+    ),
+    "custom_vjp": lambda nn, body: (
+        lambda: (
+            lambda x, _: (
+                nn.custom_vjp(
+                    lambda m, x: m(x, None)[0],
+                    forward_fn=lambda m, x: nn.vjp(lambda m, x: m(x, None)[0], m, x),
+                    backward_fn=lambda pull, g: pull(g),
+                )(body(), x),
+            )
+        )
+    ),
+    "cond": lambda nn, body: (
+        lambda: (
+            lambda x, _: (
+                nn.cond(
+                    x.sum() > 0, lambda m, x: m(x, None)[0], lambda m, x: -m(x, None)[0], body(), x
+                ),
+            )
+        )
+    ),
+    "switch": lambda nn, body: (
+        lambda: (
+            lambda x, _: (
+                nn.switch((x.sum() > 0).astype(int), [lambda m, x: m(x, None)[0]] * 2, body(), x),
+            )
+        )
+    ),
+    "while_loop": lambda nn, body: lambda: lambda x, _: (_looped(nn, body(), x),),
+}
+
+
+def _looped(nn: Any, module: Any, x: Any) -> Any:
+    module(x, None)  # what the loop reads is made before it
+    return nn.while_loop(lambda m, x: x.sum() < 10, lambda m, x: m(x, None)[0] + 1, module, x)
+
+
+def _tracer(lift: str, differentiated: bool) -> tuple[Any, Any]:
+    """A function that traces a model with the lift in it, and the library."""
     lib = ours()
     nn = lib.nn
 
@@ -111,14 +173,7 @@ def test_a_call_leaves_no_cycles(lift: str) -> None:
         def __call__(self, c, x):
             return Layer()(c), x
 
-    axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-    lifted = {
-        "scan": lambda: nn.scan(Body, length=2, **axes),
-        "vmap": lambda: nn.vmap(Body, in_axes=None, axis_size=2, **axes),
-        "remat": lambda: nn.remat(Body),
-        "jit": lambda: nn.jit(Body),
-        "none": lambda: Body,
-    }[lift]()
+    lifted = LIFTS[lift](nn, Body)
 
     class Model(nn.Module):
         @nn.compact
@@ -127,9 +182,43 @@ def test_a_call_leaves_no_cycles(lift: str) -> None:
 
     variables = Model().init(jax.random.key(0), jnp.ones(2))
 
-    def trace() -> None:
-        jax.jit(lambda v, x: Model().apply(v, x)).trace(variables, jnp.ones(2))
+    def loss(v: Any, x: Any) -> Any:
+        return sum(y.sum() for y in jax.tree.leaves(Model().apply(v, x)))
 
+    differentiated = differentiated and lift != "while_loop"
+    fn = jax.grad(loss) if differentiated else loss
+
+    def trace() -> None:
+        jax.jit(lambda v, x: fn(v, x)).trace(variables, jnp.ones(2))
+
+    return trace, lib
+
+
+def _scopes() -> int:
+    from liftax.core import Scope
+
+    return sum(type(found) is Scope for found in gc.get_objects())
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+@pytest.mark.parametrize("lift", LIFTS)
+def test_nothing_that_a_call_made_stays_in_a_cache(lift: str, differentiated: bool) -> None:
+    """A scope that is kept keeps all arrays of its call."""
+    trace, lib = _tracer(lift, differentiated)
+    for _ in range(2):
+        trace()
+    _settle()
+    before = _scopes(), _modules(lib)
+    for _ in range(3):
+        trace()
+    _settle()
+    assert (_scopes(), _modules(lib)) == before
+
+
+@pytest.mark.parametrize("lift", ["scan", "vmap", "remat", "jit", "none"])
+def test_a_call_leaves_no_cycles(lift: str) -> None:
+    """What a call has made goes with its last reference, before the collector comes."""
+    trace, lib = _tracer(lift, False)
     for _ in range(2):
         trace()
     _settle()

@@ -70,7 +70,7 @@ def rematter(
     check_options("remat", policy=policy, prevent_cse=prevent_cse, concrete=concrete)
     # JAX says itself that it no longer supports concrete=True.
     options: Any = {"concrete": True} if concrete else {}
-    checkpoint = _Checkpoint({"policy": policy, "prevent_cse": prevent_cse, **options})
+    options.update(policy=policy, prevent_cse=prevent_cse)
 
     def lift(
         fn: Callable[..., Any], static_argnums: int | Sequence[int] = ()
@@ -78,7 +78,6 @@ def rematter(
         def rematted(scope: Any, *args: Any, **kwargs: Any) -> Any:
             opening = Opening(roles, scope, fn)
             static = Static(opening, args, kwargs, static_argnums, static_argnames)
-            body = _Body(pure(opening, fn), static)
             if opening.watched and variables is True and rngs is True:
                 # A loop outside wants to see the variables that the body makes, not a
                 # sealed program; nothing is differentiated while it does.
@@ -90,9 +89,10 @@ def rematter(
                 finally:
                     if rec is not None:
                         rec.exit()
+            body = _Body(pure(opening, fn), static)
             values, keys = opening.values(THROUGH), opening.keys(False)
             try:
-                y, written = checkpoint(body, values, keys, static.dynamic)
+                y, written = jax.checkpoint(body.__call__, **options)(values, keys, static.dynamic)
             except TypeError as cause:
                 static.check_needed(opening, cause)
                 raise
@@ -103,22 +103,6 @@ def rematter(
         return rematted
 
     return lift
-
-
-class _Checkpoint:
-    """`jax.checkpoint` of pure bodies; JAX's own caches stay behind when it is pickled."""
-
-    def __init__(self, options: Mapping[str, Any]):
-        self.options = options
-        self.run: Callable[..., Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"options": self.options, "run": None}
-
-    def __call__(self, *args: Any) -> Any:
-        if self.run is None:
-            self.run = jax.checkpoint(_call_pure, static_argnums=(0,), **self.options)
-        return self.run(*args)
 
 
 # How JAX names the argument that Python needed, by the names of the functions it traces here.
@@ -150,10 +134,6 @@ class _Body:
         for i, value in zip(self.traced, traced, strict=True):
             leaves[i] = value
         return jax.tree.unflatten(self.treedef, leaves)
-
-
-def _call_pure(body: _Body, variables: Any, keys: Any, dynamic: list[Any]) -> Any:
-    return body(variables, keys, dynamic)
 
 
 def is_traceable(leaf: Any) -> bool:
