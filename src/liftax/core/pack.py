@@ -38,21 +38,23 @@ Group = tuple[dict[str, Any], ...]
 class _InnerRoot(Root):
     """What is true inside a lift: what is true outside, narrowed by the roles."""
 
-    __slots__ = ("outer",)
-
     roles: Roles
 
-    def __init__(self, outside: Scope, roles: Roles, label: str):
+    def __init__(self, opening: Opening, outside: Scope, roles: Roles):
         self.outer = outer = outside._root
         super().__init__(False, outer.flags)
         self.read_only = outer.read_only
+        self.opening = opening
         self.outside = outside
         self.roles = roles
-        self.lift = label
         self.creating = outer.creating
         self.counters = outer.counters
         self.log = outer.log
         self.boxed = outer.boxed
+
+    @property
+    def lift(self) -> str:  # type: ignore[override]
+        return self.opening.label
 
     def is_mutable(self, col: str) -> bool:
         found = self._mutable.get(col)
@@ -76,9 +78,11 @@ class Opening:
     def __init__(self, roles: Roles, scopes: Any, target: Any, shared: Sequence[Scope] = ()):
         self.roles = roles
         self.target = target
+        self.tree: Any = None  # of the scopes, where they are neither one nor a list
         if isinstance(scopes, Scope):
-            self.tree: Any = None
             leaves = [scopes]
+        elif type(scopes) is list and all(type(scope) is Scope for scope in scopes):
+            leaves, self.tree = scopes, list
         else:
             leaves, self.tree = jax.tree.flatten(scopes)
         self.tops: list[Scope] = []
@@ -88,12 +92,18 @@ class Opening:
         # Whether this call may write nothing at all.
         self.read_only = True
         self.initializing = False
+        self.keyless = True  # whether there is no stream
         for top in self.tops:
             top._check_valid()
-            if self.log is None:
-                self.log = top._root.log
-            self.read_only &= top._root.read_only
-            self.initializing |= bool(top._root.flags.get("initializing", False))
+            root = top._root
+            if root.log is not None and self.log is None:
+                self.log = root.log
+            if not root.read_only:
+                self.read_only = False
+            if root.flags.get("initializing"):
+                self.initializing = True
+            if top.rngs:
+                self.keyless = False
         # The table of each top.
         self.tables = [roles] * len(self.tops)
         if shared:
@@ -102,8 +112,11 @@ class Opening:
             for i, top in enumerate(self.tops):
                 if (id(top._root), top.path) in whole:
                     self.tables[i] = all_shared
-        name = getattr(target, "__name__", type(target).__name__)
-        self.label = f"{roles.lift} of {name}"
+
+    @property
+    def label(self) -> str:
+        """The lift and what is lifted, for messages."""
+        return f"{self.roles.lift} of {getattr(self.target, '__name__', type(self.target).__name__)}"
 
     @property
     def place(self) -> str:
@@ -172,22 +185,29 @@ class Opening:
 
     def values(self, role: Any) -> Group:
         """Returns the variables that go in under ``role``."""
-        groups = []
-        for top, roles in zip(self.tops, self.tables, strict=True):
-            found = {}
+        return self.sorted_values((role,))[role]
+
+    def sorted_values(self, wanted: Sequence[Any]) -> dict[Any, Group]:
+        """Returns the variables that go in under each of the roles, by role."""
+        groups = {role: self.empty() for role in wanted}
+        for i, top in enumerate(self.tops):
+            roles = self.tables[i]
             for col in top.collections():
                 row = roles.of(col)
-                if row is not None and row.enters and row.role == role:
+                if row is not None and row.enters and row.role in groups:
                     node = top._node(col)
                     if node is not None:
-                        found[col] = node
-            groups.append(found)
-        return tuple(groups)
+                        groups[row.role][i][col] = node
+        return groups
+
+    def empty(self) -> Group:
+        """Returns a group with nothing in it."""
+        return ({},) if len(self.tops) == 1 else tuple([{} for _ in self.tops])
 
     def keys(self, split: bool) -> Group:
         """Returns the base keys of the streams that are (not) split."""
-        if not any(top.rngs for top in self.tops):
-            return tuple({} for _ in self.tops)
+        if self.keyless:
+            return self.empty()
         return tuple(
             {n: s.key for n, s in top.rngs.items() if roles.split(n) is split}
             for top, roles in zip(self.tops, self.tables, strict=True)
@@ -211,6 +231,8 @@ class Opening:
 
     def split_keys(self, size: int) -> Group:
         """Returns the keys of the split streams, stacked along a new first axis."""
+        if self.keyless:
+            return self.empty()
         made: dict[int, Any] = {}
 
         def split(key: Any) -> Any:
@@ -252,17 +274,22 @@ class Opening:
         """
         inner = []
         for i, top in enumerate(self.tops):
-            root = _InnerRoot(top, self.tables[i], self.label)
+            root = _InnerRoot(self, top, self.tables[i])
             nodes: dict[str, Any] = {}
             for group in variables:
+                if root.read_only:
+                    nodes.update(group[i])
+                    continue
                 for col, node in group[i].items():
                     nodes[col] = copy_dicts(node) if root.is_mutable(col) else node
-            scope = Scope(nodes, name=top.name, path=top.path, _root=root)
-            scope.rngs = {
-                n: Stream(key, () if folded else top.rngs[n].path)
-                for group in keys
-                for n, key in group[i].items()
-            }
+            rngs: dict[str, Stream] = {}
+            if not self.keyless:
+                rngs = {
+                    n: Stream(key, () if folded else top.rngs[n].path)
+                    for group in keys
+                    for n, key in group[i].items()
+                }
+            scope = Scope._make(nodes, rngs, top.name, None, top.path, root)
             if log is not None:
                 root.log = log
             inner.append(scope)
@@ -276,6 +303,8 @@ class Opening:
             for name in path:
                 scope = scope.push(name, reuse=True)
             found.append(scope)
+        if self.tree is list:
+            return found
         return found[0] if self.tree is None else jax.tree.unflatten(self.tree, found)
 
     def call(
@@ -369,7 +398,7 @@ class Opening:
     def written(self, inner: Sequence[Scope], role: Any) -> Group:
         """Returns the mutable variables of the inner scopes under ``role``."""
         if self.read_only:
-            return tuple({} for _ in inner)
+            return self.empty()
         groups = []
         for scope, roles in zip(inner, self.tables, strict=True):
             found = {}

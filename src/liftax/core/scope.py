@@ -196,16 +196,29 @@ class Scope:
         return self._child(name)
 
     def _child(self, name: str) -> Scope:
-        child = Scope.__new__(Scope)
-        child._nodes = {}
-        child.rngs = {n: stream.at(name) for n, stream in self.rngs.items()} if self.rngs else {}
-        child.name = name
-        child.parent = self
-        child.path = (*self.path, name)
-        child._root = self._root
-        child.reservations = {}
-        child._rewound = None
-        return child
+        rngs = {n: stream.at(name) for n, stream in self.rngs.items()} if self.rngs else {}
+        return Scope._make({}, rngs, name, self, (*self.path, name), self._root)
+
+    @staticmethod
+    def _make(
+        nodes: dict[str, Any],
+        rngs: dict[str, Stream],
+        name: str | None,
+        parent: Scope | None,
+        path: tuple[str, ...],
+        root: Root,
+    ) -> Scope:
+        """Makes a scope of what is checked already."""
+        made = Scope.__new__(Scope)
+        made._nodes = nodes
+        made.rngs = rngs
+        made.name = name
+        made.parent = parent
+        made.path = path
+        made._root = root
+        made.reservations = {}
+        made._rewound = None
+        return made
 
     def rewound(self, rewind_rngs: bool = False) -> Scope:
         """Returns this scope with no names taken: for calling a function again.
@@ -214,10 +227,9 @@ class Scope:
           rewind_rngs: True restarts the streams too, so that keys repeat.
         """
         self._check_valid()
-        again = Scope.__new__(Scope)
-        for slot in ("_nodes", "rngs", "name", "parent", "path", "_root"):
-            setattr(again, slot, getattr(self, slot))
-        again.reservations = {}
+        again = Scope._make(
+            self._nodes, self.rngs, self.name, self.parent, self.path, self._root
+        )
         again._rewound = {} if rewind_rngs else self._rewound
         return again
 

@@ -37,12 +37,21 @@ def _is_axis(axis: Any) -> bool:
     return axis is broadcast or axis is None or isinstance(axis, int)
 
 
-def axes_of(axes: Any, tree: Any, at: Placed, argument: str) -> list[Any]:
+def axes_of(axes: Any, tree: Any, leaves: int, at: Placed, argument: str) -> list[Any]:
     """Returns the axis of each leaf of ``tree``, from a prefix tree of axes.
+
+    Args:
+      axes: an axis, or a tree of them.
+      tree: what has the axes.
+      leaves: how many leaves it has.
+      at: where the lift stands.
+      argument: the lift's argument that says them.
 
     Raises:
       AxesTreeError: ``axes`` is not a prefix of ``tree``.
     """
+    if type(axes) is int:
+        return [axes] * leaves
     found: list[Any] = []
     if not _expand(axes, tree, found):
         raise AxesTreeError(
@@ -55,7 +64,7 @@ def axes_of(axes: Any, tree: Any, at: Placed, argument: str) -> list[Any]:
 
 def _expand(axes: Any, tree: Any, found: list[Any]) -> bool:
     """Appends the axis of each leaf of ``tree``; tells whether ``axes`` is a prefix."""
-    if type(axes) is int or (_is_axis(axes) and not isinstance(axes, bool)):
+    if _is_axis(axes) and not isinstance(axes, bool):
         found += [axes] * len(jax.tree.leaves(tree))
         return True
     axis_def: Any
@@ -111,7 +120,9 @@ class Sizes:
         self.size: int | None = None
         self.source = ""
         if given is not None:
-            if isinstance(given, bool) or not hasattr(given, "__index__") or jnp.ndim(given):
+            if type(given) is not int and (
+                isinstance(given, bool) or not hasattr(given, "__index__") or jnp.ndim(given)
+            ):
                 raise self._error(f"{argument} expected an int, found {describe(given)}")
             if given.__index__() < 1:
                 raise self._error(f"{argument}={given} is not positive")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -107,76 +108,78 @@ def scanner(
         check_constancy_invariants=check_constancy_invariants,
     )
 
-    def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
-        spec = Spec(
-            fn,
-            roles,
-            out_axes,
-            options,
-            data_transform,
-            metadata_params,
-            check_constancy_invariants,
-        )
-        return looped(spec, in_axes, length)
-
-    return lift
+    spec = Spec(
+        roles, out_axes, options, data_transform, metadata_params, check_constancy_invariants
+    )
+    return looped(spec, in_axes, length)
 
 
 _MISSING: Any = object()
 
 
-def looped(spec: Spec, in_axes: Any = 0, length: int | None = None) -> Callable[..., Any]:
-    """Returns what `scan` returns, for a loop of any kind.
+def looped(
+    spec: Spec, in_axes: Any = 0, length: int | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns `scan` with its arguments read, for a loop of any kind.
 
     Args:
-      spec: the body and what is fixed about it.
+      spec: what is fixed about it.
       in_axes, length: as in `scan`.
     """
-    fn, roles, metadata_params = spec.fn, spec.roles, spec.metadata_params
-    axes = roles.axes
+    axes, metadata_params = spec.roles.axes, spec.metadata_params
+    wanted = (*axes, CARRY, BROADCAST)
 
-    def scanned(scope: Any, carry: Any = _MISSING, *args: Any, **kwargs: Any) -> Any:
-        opening = Opening(roles, scope, fn, spec.shared)
+    def scanned(
+        fn: Any, scope: Any, /, carry: Any = _MISSING, *args: Any, **kwargs: Any
+    ) -> Any:
+        opening = Opening(spec.roles, scope, fn, spec.shared)
         if carry is _MISSING:
             raise no_carry(opening.place)
         opening.check()
-        leaves, treedef = jax.tree.flatten(args)
-        leaf_axes = axes_of(in_axes, args, opening, "in_axes")
-        if None in leaf_axes:
+        given = _Arguments(args, in_axes, opening)
+        variables = opening.sorted_values(wanted)
+        sizes = Sizes(opening, length, "length")
+        sizes.see_arguments(args, given.axes, skip=2)
+        for axis in axes:
+            sizes.see_variables(variables[axis], axis)
+        size = sizes.known("nothing is scanned over; pass length=")
+        boxed = opening.boxed
+        xs = (
+            given.moving(),
+            [unstack(opening, variables[axis], axis, metadata_params, boxed) for axis in axes],
+            opening.split_keys(size),
+        )
+        carry_leaves, carry_def = jax.tree.flatten(carry)
+        call = _Call(spec, fn, scope, opening, variables, carry_def, given, kwargs, size)
+        return call.finish(call.run(carry_leaves, xs))
+
+    return lambda fn: functools.partial(scanned, fn)
+
+
+class _Arguments:
+    """The arguments of a scan after the carry, those along an axis and the others."""
+
+    def __init__(self, args: tuple[Any, ...], in_axes: Any, opening: Opening):
+        self.leaves, self.treedef = jax.tree.flatten(args)
+        self.axes = axes_of(in_axes, args, len(self.leaves), opening, "in_axes")
+        if None in self.axes:
             raise AxesTreeError(
                 f"{opening.place}: in_axes has None for an array; to hand it whole to each "
                 f"iteration use nn.broadcast in its place"
             )
-        stacked = [opening.values(axis) for axis in axes]
-        sizes = Sizes(opening, length, "length")
-        sizes.see_arguments(args, leaf_axes, skip=2)
-        for axis, group in zip(axes, stacked, strict=True):
-            sizes.see_variables(group, axis)
-        size = sizes.known("nothing is scanned over; pass length=")
+        self.whole = broadcast in self.axes  # whether any is handed whole to each iteration
 
-        def rebuild(moving: list[Any]) -> Any:
-            if broadcast in leaf_axes:
-                parts, both = iter(moving), zip(leaves, leaf_axes, strict=True)
-                moving = [x if axis is broadcast else next(parts) for x, axis in both]
-            return jax.tree.unflatten(treedef, moving)
+    def moving(self) -> list[Any]:
+        """Returns the leaves along an axis, with that axis in front."""
+        both = zip(self.leaves, self.axes, strict=True)
+        return [to_front(leaf, axis) for leaf, axis in both if axis is not broadcast]
 
-        xs = (
-            [
-                to_front(leaf, axis)
-                for leaf, axis in zip(leaves, leaf_axes, strict=True)
-                if axis is not broadcast
-            ],
-            [
-                unstack(opening, g, a, metadata_params, opening.boxed)
-                for g, a in zip(stacked, axes, strict=True)
-            ],
-            opening.split_keys(size),
-        )
-        carry_leaves, carry_def = jax.tree.flatten(carry)
-        call = _Call(spec, scope, opening, carry_def, rebuild, kwargs, size)
-        return call.finish(call.run(carry_leaves, xs))
-
-    return scanned
+    def rebuild(self, moving: list[Any]) -> Any:
+        """Returns the arguments of one iteration, from its part of `moving`."""
+        if self.whole:
+            parts, both = iter(moving), zip(self.leaves, self.axes, strict=True)
+            moving = [x if axis is broadcast else next(parts) for x, axis in both]
+        return jax.tree.unflatten(self.treedef, moving)
 
 
 class Spec(NamedTuple):
@@ -190,7 +193,6 @@ class Spec(NamedTuple):
       shared: scopes whose variables all iterations share.
     """
 
-    fn: Callable[..., Any]
     roles: Roles
     out_axes: Any
     options: dict[str, Any]
@@ -211,25 +213,28 @@ class _Call:
     def __init__(
         self,
         spec: Spec,
+        fn: Callable[..., Any],
         scopes: Any,
         opening: Opening,
+        variables: Mapping[Any, Group],
         carry_def: Any,
-        rebuild: Callable[[list[Any]], Any],
+        args: _Arguments,
         kwargs: dict[str, Any],
         size: int,
         first: list[Drawn] | None = None,
     ):
         self.spec = spec
+        self.fn = fn
         self.scopes = scopes
         self.opening = opening
         self.carry_def = carry_def
-        self.rebuild = rebuild
+        self.args = args
         self.kwargs = kwargs
         self.size = size
         self.first = first  # the draws of the first iteration, if it ran by itself
         self.axes = spec.roles.axes
-        self.carried = opening.values(CARRY)
-        self.shared = opening.values(BROADCAST)
+        self.carried = variables[CARRY]
+        self.shared = variables[BROADCAST]
         self.shared_keys = opening.keys(False)
         self.marks: Marks | None = None
         self.drawn: list[Drawn] = []
@@ -250,8 +255,8 @@ class _Call:
         """Tells whether the body goes to a jaxpr before it goes into the loop."""
         opening = self.opening
         return (
-            opening.can_write(BROADCAST)
-            or (opening.can_write(CARRY) and opening.initializing)
+            (not opening.read_only and opening.can_write(BROADCAST))
+            or (opening.initializing and opening.can_write(CARRY))
             or (self.spec.out_axes != 0 and broadcast in jax.tree.leaves(self.spec.out_axes))
             # lax.scan traces a weakly typed carry a second time to make it strong.
             or any(getattr(jax.typeof(leaf), "weak_type", False) for leaf in carry)
@@ -275,15 +280,15 @@ class _Call:
         keys: Any = (self.shared_keys, split_keys)
         if self.spec.data_transform is not None:
             variables, keys = self.spec.data_transform(variables, keys)
-        log = Log(self._is_shared, opening.log)
+        log = None if opening.keyless else Log(self._is_shared, opening.log)
         inner = opening.enter(variables, keys, log=log)
         if self.marks is not None:
             for i, scope in enumerate(inner):
                 scope._root.on_birth = self._marker(i, self.marks)
         out = opening.call(
-            self.spec.fn,
+            self.fn,
             inner,
-            (jax.tree.unflatten(self.carry_def, carry), *self.rebuild(moving)),
+            (jax.tree.unflatten(self.carry_def, carry), *self.args.rebuild(moving)),
             self.kwargs,
             size=self.size,
             axis_name=self.spec.metadata_params.get(metadata.PARTITION_NAME),
@@ -291,11 +296,11 @@ class _Call:
         )
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise not_a_pair(opening.place, out)
-        if log or self.first is not None:
+        if log or (log is not None and self.first is not None):
             self._count(log, earlier)
         after = checked_carry(opening, carry, self.carry_def, out[0])
         ys, self.y_def = jax.tree.flatten(out[1])
-        self.y_axes = axes_of(self.spec.out_axes, out[1], opening, "out_axes")
+        self.y_axes = axes_of(self.spec.out_axes, out[1], len(ys), opening, "out_axes")
         check_out_axes(opening, out[1], self.y_axes, shared=broadcast)
         opening.close(inner)
         return inner, after, ys
@@ -423,12 +428,15 @@ class _Call:
         self._forget()
         reverse = self.spec.options["reverse"]
         rest = jax.tree.map(lambda leaf: leaf[:-1] if reverse else leaf[1:], xs)
+        opening = Opening(self.spec.roles, self.scopes, self.fn, self.spec.shared)
         again = _Call(
             self.spec,
+            self.fn,
             self.scopes,
-            Opening(self.spec.roles, self.scopes, self.spec.fn, self.spec.shared),
+            opening,
+            opening.sorted_values((CARRY, BROADCAST)),
             self.carry_def,
-            self.rebuild,
+            self.args,
             self.kwargs,
             self.size - 1,
             first,

@@ -74,6 +74,7 @@ def mapper(
     rows = axis_rows(variable_axes, "vmap", shared=True)
     roles = Roles("vmap", rows, split_pairs(split_rngs, "vmap"))
     axes = roles.axes
+    wanted = (*axes, BROADCAST)
     shares_params = roles.role("params") == BROADCAST
     check_options("vmap", metadata_params=metadata_params)
     for axis in jax.tree.leaves(out_axes):
@@ -87,20 +88,20 @@ def mapper(
         def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
             opening = Opening(roles, scope, fn)
             opening.check()
-            leaf_axes = axes_of(in_axes, args, opening, "in_axes")
+            leaves, treedef = jax.tree.flatten(args)
+            leaf_axes = axes_of(in_axes, args, len(leaves), opening, "in_axes")
             if any(a is broadcast for a in leaf_axes):
                 raise AxesTreeError(
                     f"{opening.place}: in_axes has broadcast; vmap uses None for it"
                 )
-            stacked = [opening.values(axis) for axis in axes]
+            variables = opening.sorted_values(wanted)
+            shared, stacked = variables[BROADCAST], [variables[axis] for axis in axes]
             sizes = Sizes(opening, axis_size, "axis_size")
             sizes.see_arguments(args, leaf_axes, skip=1)
             for axis, group in zip(axes, stacked, strict=True):
                 sizes.see_variables(group, axis)
             size = sizes.known("nothing is mapped over; pass axis_size=")
-            shared = opening.values(BROADCAST)
             shared_keys = opening.keys(False)
-            leaves, treedef = jax.tree.flatten(args)
             moving = [i for i, axis in enumerate(leaf_axes) if axis is not None]
             taken = [
                 renamed(opening, metadata.remove_axis, group, axis, metadata_params)
@@ -125,7 +126,7 @@ def mapper(
                 opening.close(inner)
                 written = [opening.written(inner, axis) for axis in axes]
                 if out_axes != 0:
-                    y_axes = axes_of(out_axes, y, opening, "out_axes")
+                    y_axes = axes_of(out_axes, y, len(jax.tree.leaves(y)), opening, "out_axes")
                     check_out_axes(opening, y, y_axes, shared=None)
                 check_variable_axes(opening, written, axes)
                 finished, returned = True, (y, opening.written(inner, BROADCAST))
@@ -181,7 +182,7 @@ def _unshared(
         return None
     trace = opening.tops[0]._root.trace if opening.tops else compat.EAGER
     y, variables = returned
-    kept = axes_of(out_axes, y, opening, "out_axes")
+    kept = axes_of(out_axes, y, len(jax.tree.leaves(y)), opening, "out_axes")
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if compat.leaks(leaf, trace):
             return 1, jax.tree_util.keystr(path)

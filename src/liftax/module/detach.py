@@ -31,15 +31,15 @@ class Detached:
       cls: the class to rebuild the first value as, where it is not its own.
 
     Attributes:
-      scopes: the scopes of the modules found, in order.
+      found: the modules and Variables, by identity.
+      scopes: theirs, in the same order.
     """
 
     def __init__(self, values: Sequence[Any], cls: type | None = None):
         self.values = values
         self.cls = cls
         self.scopes: list[Scope] = []
-        self.modules: list[Any] = []
-        self._seen: dict[int, Any] = {}
+        self.found: dict[int, Any] = {}
         for value in values:
             self._visit(value)
 
@@ -51,10 +51,9 @@ class Detached:
             self._meet(found)
 
     def _meet(self, found: Any) -> None:
-        if id(found) in self._seen:
+        if id(found) in self.found:
             return
-        self._seen[id(found)] = found
-        self.modules.append(found)
+        self.found[id(found)] = found
         self.scopes.append(found.scope)
         if is_module(found):
             self._visit_fields(found)
@@ -71,7 +70,7 @@ class Detached:
     def rebuild(self, scopes: Sequence[Scope]) -> list[Any]:
         """Returns the values with their modules rebuilt on other scopes."""
         first = self.values[0] if self.cls is not None else None
-        new = _Rebuilding(self.modules, scopes, first, self.cls)
+        new = _Rebuilding(dict(zip(self.found, scopes, strict=True)), first, self.cls)
         return [
             new(value) if new.has(value) else replaced(value, new.has, new) for value in self.values
         ]
@@ -85,7 +84,7 @@ class Detached:
 
     def fingerprint(self) -> Any:
         """Returns a key: equal for values that are rebuilt alike, whatever their names."""
-        order = {id(m): i for i, m in enumerate(self.modules)}
+        order = {key: i for i, key in enumerate(self.found)}
         return tuple(fingerprint(value, order) for value in self.values)
 
     def memory(self) -> Any:
@@ -126,10 +125,8 @@ class _Rebuilding:
     until the garbage collector comes.
     """
 
-    def __init__(
-        self, modules: Sequence[Any], scopes: Sequence[Scope], first: Any, cls: type | None
-    ):
-        self.at = {id(m): s for m, s in zip(modules, scopes, strict=True)}
+    def __init__(self, at: dict[int, Scope], first: Any, cls: type | None):
+        self.at = at  # the new scopes, by the identity of what stands on them
         self.built: dict[int, Any] = {}
         self.first = first  # rebuilt as an instance of cls
         self.cls: Any = cls
@@ -159,11 +156,12 @@ class _Rebuilding:
         return made
 
     def _bound(self, old: Any, scope: Scope, changes: dict[str, Any]) -> Any:
-        if old is self.first:
-            attrs = {n: old.__dict__[n] for n in self.cls._clone_names}
-            made = remake(self.cls, {**attrs, **changes, "parent": scope})
-        else:
-            made = old.clone(parent=scope, **changes)
+        cls = self.cls if old is self.first else type(old)
+        own = old.__dict__
+        values = {name: own[name] for name in cls._clone_names}
+        values.update(changes)
+        values["parent"] = scope
+        made = remake(cls, values, own["_state"].held)
         old._state.hand_to(made._state)
         if old._state.within is not None:
             made._state.within = made.scope.push(old._state.within.name, reuse=True)
@@ -188,8 +186,12 @@ def without_modules(
     """
     taken: list[Any] = []
     both = args, kwargs
-    if not kwargs and all(map(_is_plain, args)):
-        return both, _as_they_are, taken
+    if not kwargs:
+        for value in args:
+            if not (is_atom(value) or isinstance(value, ARRAYS)):
+                break
+        else:
+            return both, _as_they_are, taken
 
     def take(value: Any) -> Any:
         taken.append(value)
@@ -202,10 +204,6 @@ def without_modules(
     # None is an empty pytree, so it goes through any transformation unseen; the
     # places are found again by walking both trees side by side.
     return emptied, lambda values, rebuilt: _filled(holed, values, rebuilt), taken
-
-
-def _is_plain(value: Any) -> bool:
-    return is_atom(value) or isinstance(value, ARRAYS)
 
 
 def _as_they_are(values: Any, rebuilt: Sequence[Any]) -> Any:

@@ -297,8 +297,9 @@ class Body:
 
 def _check_return(y: Any, target: Any) -> None:
     parts = y if isinstance(y, (tuple, list)) else y.values() if type(y) is dict else (y,)
-    found = next((v for v in parts if is_module(v) or isinstance(v, Variable)), None)
-    if found is not None:
+    for found in parts:
+        if not (is_module(found) or isinstance(found, Variable)):
+            continue
         raise TransformedMethodReturnValueError(
             f"{getattr(target, '__name__', target)}: a lifted method returned a "
             f"{type(found).__name__}, which cannot leave the lift; return arrays, or a "

@@ -89,7 +89,10 @@ class Module(Variables):
         """Takes the modules in the fields as submodules, once this module is bound."""
         own = self.__dict__
         held = own["_state"].held = []
-        for name in self._field_names:
+        names = own.pop("_held", None)
+        if names is None or type(self).__post_init__ is not Module.__post_init__:
+            names = self._field_names
+        for name in names:
             value = own.get(name)
             if not fields.is_atom(value):
                 kept, has_modules = register(self, name, value)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.scope import Scope
 from ..errors import AssignSubModuleError, NameInUseError
 from .fields import freeze, is_atom, parts, replaced
+from .variables import Variables
 
 if TYPE_CHECKING:
     from .module import Module
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def is_module(value: Any) -> bool:
     """Tells whether a value is a module instance."""
-    return hasattr(type(value), "_liftax_module")
+    return isinstance(value, Variables)
 
 
 def own_methods(cls: type) -> list[str]:
@@ -116,7 +117,7 @@ def register(owner: Module, name: str, value: Any) -> tuple[Any, bool]:
 
 
 def _set(module: Any, name: str, value: Any) -> None:
-    object.__setattr__(module, name, value)
+    module.__dict__[name] = value
 
 
 def _whose(module: Module) -> str:

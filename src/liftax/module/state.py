@@ -24,29 +24,17 @@ class State:
       children: the submodules and variables by name, for display.
       held: the fields that have modules in them, None before the module is bound.
       within: the scope of a ``compact_name_scope`` method that runs now, or None.
-      initialised: whether ``__post_init__`` of Module ran.
     """
 
-    __slots__ = (
-        "children",
-        "cursors",
-        "held",
-        "in_compact",
-        "in_setup",
-        "initialised",
-        "setup",
-        "within",
-    )
+    setup = NEW
+    in_compact = False
+    in_setup = False
+    held: list[str] | None = None
+    within: Any = None
 
     def __init__(self) -> None:
-        self.setup = NEW
-        self.in_compact = False
-        self.in_setup = False
         self.cursors: dict[str, int] = {}
         self.children: dict[str, Any] = {}
-        self.held: list[str] | None = None
-        self.within: Any = None
-        self.initialised = False
 
     def reset(self) -> None:
         """Ends a compact method or ``setup``: automatic names start over."""
@@ -57,7 +45,8 @@ class State:
     def hand_to(self, other: State) -> None:
         """Lets the clone inside a lift go on where this module is."""
         other.in_compact = self.in_compact
-        other.cursors = dict(self.cursors)
+        if self.cursors:
+            other.cursors = dict(self.cursors)
 
     def forget(self) -> None:
         """Lets go of the submodules, at the end of a call that the module was made for.

@@ -130,7 +130,7 @@ def shared_outside(stack: Stack, detached: Detached, taken: Sequence[Any]) -> li
     """
     given = {id(module) for module in (*stack.shared, *taken)}
     found = []
-    for module, scope in zip(detached.modules, detached.scopes, strict=True):
+    for module, scope in zip(detached.found.values(), detached.scopes, strict=True):
         if id(module) in given:
             found.append(scope)
     return found

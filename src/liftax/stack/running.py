@@ -119,7 +119,6 @@ def _pattern(stack: Stack, plan: Plan, x: Any, call: Arguments) -> tuple[Any, An
         return x, gathered
 
     spec = Spec(
-        _Turn(turn, blocks),
         stack._roles(),
         0,
         {"reverse": False},
@@ -129,7 +128,8 @@ def _pattern(stack: Stack, plan: Plan, x: Any, call: Arguments) -> tuple[Any, An
         loop=plan,
         shared=shared,
     )
-    return looped(spec, 0, stack.repeats)(detached.scopes, x, call.xs)
+    run = looped(spec, 0, stack.repeats)(_Turn(turn, blocks))
+    return run(detached.scopes, x, call.xs)
 
 
 class _Turn:
