@@ -31,6 +31,9 @@ from .root import Root
 from .scope import Scope
 from .trees import copy_dicts
 
+_NONE: frozenset[str] = frozenset()
+_PARAMS = frozenset(("params",))
+
 Group = tuple[dict[str, Any], ...]
 """For each opened scope: collection -> variables, or stream -> key."""
 
@@ -78,10 +81,10 @@ class Opening:
     def __init__(self, roles: Roles, scopes: Any, target: Any, shared: Sequence[Scope] = ()):
         self.roles = roles
         self.target = target
-        self.tree: Any = None  # of the scopes, where they are neither one nor a list
+        self.tree: Any = None  # of the scopes; None for one scope, list for one in a list
         if isinstance(scopes, Scope):
             leaves = [scopes]
-        elif type(scopes) is list and all(type(scope) is Scope for scope in scopes):
+        elif type(scopes) is list and len(scopes) == 1 and type(scopes[0]) is Scope:
             leaves, self.tree = scopes, list
         else:
             leaves, self.tree = jax.tree.flatten(scopes)
@@ -93,6 +96,7 @@ class Opening:
         self.read_only = True
         self.initializing = False
         self.keyless = True  # whether there is no stream
+        self.boxed = False  # whether any variable is in a metadata box
         for top in self.tops:
             top._check_valid()
             root = top._root
@@ -102,6 +106,8 @@ class Opening:
                 self.read_only = False
             if root.flags.get("initializing"):
                 self.initializing = True
+            if root.boxed:
+                self.boxed = True
             if top.rngs:
                 self.keyless = False
         # The table of each top.
@@ -150,15 +156,10 @@ class Opening:
                         self._check_tied(top, col, top._node(col) or {}, top.path)
         roles.check_used(
             self,
-            {col for top in self.tops for col in top.collections()},
-            {stream for top in self.tops for stream in top.rngs},
-            known=("params",) if self.initializing else (),
+            frozenset().union(*[top.collections() for top in self.tops]),
+            frozenset().union(*[top.rngs for top in self.tops]),
+            _PARAMS if self.initializing else _NONE,
         )
-
-    @property
-    def boxed(self) -> bool:
-        """Whether any variable is in a metadata box."""
-        return any(top._root.boxed for top in self.tops)
 
     @property
     def watched(self) -> bool:
@@ -189,7 +190,10 @@ class Opening:
 
     def sorted_values(self, wanted: Sequence[Any]) -> dict[Any, Group]:
         """Returns the variables that go in under each of the roles, by role."""
-        groups = {role: self.empty() for role in wanted}
+        if len(self.tops) == 1:
+            groups: dict[Any, Group] = {role: ({},) for role in wanted}
+        else:
+            groups = {role: self.empty() for role in wanted}
         for i, top in enumerate(self.tops):
             roles = self.tables[i]
             for col in top.collections():
@@ -297,12 +301,10 @@ class Opening:
 
     def hand_out(self, inner: Sequence[Scope]) -> Any:
         """Returns the inner counterparts of the scopes, in the tree that was given."""
-        found = []
-        for index, path in self.places:
-            scope = inner[index]
-            for name in path:
-                scope = scope.push(name, reuse=True)
-            found.append(scope)
+        if len(self.places) == 1:
+            found = list(inner)
+        else:
+            found = [_below(inner[index], path) for index, path in self.places]
         if self.tree is list:
             return found
         return found[0] if self.tree is None else jax.tree.unflatten(self.tree, found)
@@ -316,10 +318,12 @@ class Opening:
         **event: Any,
     ) -> Any:
         """Calls the body on the inner scopes."""
-        outside = {id(top._root): top._root for top in self.tops}
-        before = [(root, root.valid, root.entered_by) for root in outside.values()]
-        for root, _, _ in before:
-            root.valid, root.entered_by = False, self
+        before = []
+        for top in self.tops:
+            root = top._root
+            if root.entered_by is not self:  # scopes of one call have one root
+                before.append((root, root.valid, root.entered_by))
+                root.valid, root.entered_by = False, self
         rec = inner[0]._root.rec if inner else None
         if rec is not None:
             rec.enter(self.event(**event))
@@ -455,6 +459,12 @@ def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, tuple[str
             tops.append(top)
         places.append((index[key], path))
     return places
+
+
+def _below(scope: Scope, path: tuple[str, ...]) -> Scope:
+    for name in path:
+        scope = scope.push(name, reuse=True)
+    return scope
 
 
 def rewound(scopes: Any) -> Any:

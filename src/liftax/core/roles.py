@@ -180,9 +180,9 @@ class Roles:
     def check_used(
         self,
         at: Any,
-        collections: Iterable[str],
-        streams: Iterable[str],
-        known: Iterable[str] = (),
+        collections: frozenset[str],
+        streams: frozenset[str],
+        known: frozenset[str],
     ) -> None:
         """Raises UnusedFilterError for a spelled-out name that looks mistyped.
 
@@ -190,16 +190,16 @@ class Roles:
         this call); one that matches nothing while a name much like it goes
         unmatched is a slip.
         """
-        seen = (frozenset(collections), frozenset(streams), frozenset(known))
+        seen = collections, streams, known
         if seen in self._checked:
             return
-        have = set(collections) | set(known)
+        have = collections | known
         loose = [c for c in have if self.of(c) is None]
         for row in self.rows:
             _close(at, self.lift, row.argument, names_of(row.filter) - have, loose)
         loose = [s for s in streams if self.split(s) is None]
         for stream_filter, _ in self.streams:
-            missing = names_of(stream_filter) - set(streams)
+            missing = names_of(stream_filter) - streams
             _close(at, self.lift, "split_rngs", missing, loose)
         self._checked.add(seen)
 

@@ -175,10 +175,12 @@ class Sizes:
 
     def _all_fit(self, leaves: list[Any], axis: int) -> bool:
         """Tells quickly whether all have the size that is known already."""
-        for leaf in leaves:
-            shape = getattr(leaf, "shape", ())
-            if not -len(shape) <= axis < len(shape) or shape[axis] != self.size:
-                return False
+        try:
+            for leaf in leaves:
+                if leaf.shape[axis] != self.size:
+                    return False
+        except (AttributeError, IndexError):
+            return False
         return True
 
     def known(self, hint: str) -> int:

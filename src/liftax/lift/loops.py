@@ -242,14 +242,30 @@ class _Call:
         self.y_axes: list[Any] = []
 
     def run(self, carry: list[Any], xs: Any) -> Result:
-        """Runs the loop from the carry's leaves."""
+        """Runs the loop from the carry's leaves: `jax.lax.scan` traces the body, where it may."""
         if self._traces_first(carry):
             return self._in_parts(carry, xs)
+        opening = self.opening
+
+        def step(c: Any, x: Any) -> Any:
+            inner, after, ys = self.body(c[0], c[1], x)
+            if opening.read_only:
+                return (after, c[1]), (ys, [])
+            carry_vars = opening.written(inner, CARRY)
+            if created(carry_vars, self.carried):
+                raise _Retrace
+            kept = updated(c[1], carry_vars)
+            check_carried(opening, c[1], kept)
+            return (after, kept), (ys, self.stacked(inner))
+
         try:
-            return self._directly(carry, xs)
+            (carry, carry_vars), (ys, stacked) = self.spec.loop(
+                step, (carry, self.carried), xs, length=self.size, **self.spec.options
+            )
         except _Retrace:
             self._forget()
             return self._in_parts(carry, xs)
+        return Result(carry, carry_vars, ys, [], stacked)
 
     def _traces_first(self, carry: list[Any]) -> bool:
         """Tells whether the body goes to a jaxpr before it goes into the loop."""
@@ -274,7 +290,8 @@ class _Call:
         # A loop that calls the body again wants the same keys: the log of a loop outside
         # settles the draws of all its calls as one.
         earlier = self.drawn if opening.log is not None and self.first is None else []
-        self._forget()  # of a call of the body that went before: each counts alike
+        if self.drawn:
+            self._forget()  # of a call of the body that went before: each counts alike
         moving, stacked, split_keys = x
         variables: Any = (self.shared, carried, *stacked)
         keys: Any = (self.shared_keys, split_keys)
@@ -301,7 +318,8 @@ class _Call:
         after = checked_carry(opening, carry, self.carry_def, out[0])
         ys, self.y_def = jax.tree.flatten(out[1])
         self.y_axes = axes_of(self.spec.out_axes, out[1], len(ys), opening, "out_axes")
-        check_out_axes(opening, out[1], self.y_axes, shared=broadcast)
+        if ys:
+            check_out_axes(opening, out[1], self.y_axes, shared=broadcast)
         opening.close(inner)
         return inner, after, ys
 
@@ -346,26 +364,6 @@ class _Call:
         self.drawn = []
 
     # --- the loop ---------------------------------------------------------------
-
-    def _directly(self, carry: list[Any], xs: Any) -> Result:
-        """Hands the body to `jax.lax.scan`, which traces it."""
-        opening = self.opening
-
-        def step(c: Any, x: Any) -> Any:
-            inner, after, ys = self.body(c[0], c[1], x)
-            if opening.read_only:
-                return (after, c[1]), (ys, [])
-            carry_vars = opening.written(inner, CARRY)
-            if created(carry_vars, self.carried):
-                raise _Retrace
-            kept = updated(c[1], carry_vars)
-            check_carried(opening, c[1], kept)
-            return (after, kept), (ys, self.stacked(inner))
-
-        (carry, carry_vars), (ys, stacked) = self.spec.loop(
-            step, (carry, self.carried), xs, length=self.size, **self.spec.options
-        )
-        return Result(carry, carry_vars, ys, [], stacked)
 
     def _in_parts(self, carry: list[Any], xs: Any) -> Result:
         """Traces the body to a jaxpr, runs what stands before the loop, then the loop."""

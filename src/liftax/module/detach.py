@@ -14,7 +14,7 @@ from typing import Any
 from ..core.keys import typed
 from ..core.scope import Scope
 from ..core.variable import Variable
-from .fields import ARRAYS, is_atom, parts, remake, replaced
+from .fields import ARRAYS, is_atom, parts, replaced
 from .naming import is_module
 
 
@@ -72,7 +72,8 @@ class Detached:
         first = self.values[0] if self.cls is not None else None
         new = _Rebuilding(dict(zip(self.found, scopes, strict=True)), first, self.cls)
         return [
-            new(value) if new.has(value) else replaced(value, new.has, new) for value in self.values
+            new(value) if id(value) in self.found else replaced(value, new.has, new)
+            for value in self.values
         ]
 
     def take_back(self, rebuilt: Sequence[Any]) -> None:
@@ -148,23 +149,11 @@ class _Rebuilding:
                 if part is not value:
                     changes[name] = part
             if scope is not None:
-                made = self._bound(old, scope, changes)
+                made = old._rebound(self.cls if old is self.first else type(old), scope, changes)
             else:
                 # Owned by a module that is rebuilt: it is named again by attachment.
                 made = old.clone(name=None, **changes) if old.scope is not None else old
         self.built[id(old)] = made
-        return made
-
-    def _bound(self, old: Any, scope: Scope, changes: dict[str, Any]) -> Any:
-        cls = self.cls if old is self.first else type(old)
-        own = old.__dict__
-        values = {name: own[name] for name in cls._clone_names}
-        values.update(changes)
-        values["parent"] = scope
-        made = remake(cls, values, own["_state"].held)
-        old._state.hand_to(made._state)
-        if old._state.within is not None:
-            made._state.within = made.scope.push(old._state.within.name, reuse=True)
         return made
 
 

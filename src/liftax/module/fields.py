@@ -74,18 +74,12 @@ def _fields_of(cls: Any) -> dict[str, Any]:
     return cls.__dataclass_fields__
 
 
-def remake(cls: Any, values: dict[str, Any], held: Any = None) -> Any:
-    """Makes an instance of a module class from the values of all its fields.
-
-    Args:
-      held: the names of the fields that have modules in them, where they are known.
-    """
+def remake(cls: Any, values: dict[str, Any]) -> Any:
+    """Makes an instance of a module class from the values of all its fields."""
     if not cls._plain_init:
         return cls(**values)
     made = object.__new__(cls)
     made.__dict__.update(values)
-    if held is not None:
-        made.__dict__["_held"] = held
     made.__post_init__()
     return made
 

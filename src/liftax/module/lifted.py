@@ -44,7 +44,7 @@ def remembered(lift: F) -> F:
         if not (isinstance(target, type) and hasattr(target, "_liftax_module")):
             return lift(target, *args, **kwargs)
         try:
-            key = lift.__name__, typed(args), typed(kwargs)
+            key = lift.__name__, typed(args) if args else (), typed(kwargs)
         except StaticArgumentError:
             return lift(target, *args, **kwargs)
         known = target.__dict__.get("_lifted_classes")
@@ -145,7 +145,7 @@ def _lift_class(name: str, target: type, lifts: Mapping[str, CoreLift]) -> type:
         fn = getattr(target, method, None) if defined else None
         if not callable(fn) or method in target._field_names:  # type: ignore[attr-defined]
             raise _no_method(spoken(name), target, method)
-        members[method] = _lift_method(fn, core_lift, target)
+        members[method] = lift_function(spoken(name), fn, core_lift, target)
     meta = type(target)
     return meta(name.capitalize() + target.__name__, (target,), members, _as_base=True)
 
@@ -162,50 +162,30 @@ def _no_method(lift: str, target: type, method: Any) -> LiftMethodError:
     )
 
 
-def _lift_method(fn: Callable[..., Any], core_lift: CoreLift, cls: type) -> Callable[..., Any]:
-    """Returns the lifted method; inside, the module is an instance of ``cls``."""
-    method = wrapped(fn)
+def lift_function(
+    name: str, fn: Callable[..., Any], core_lift: CoreLift, cls: type | None = None
+) -> Callable[..., Any]:
+    """Lifts a function whose first argument is a module (or a container of them).
+
+    Args:
+      name: the lift's name, for messages.
+      cls: for a method of a lifted class: what the module is an instance of inside.
+    """
+    method, target = wrapped(fn), fn if cls is None else cls
 
     @functools.wraps(fn)
-    def lifted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _run(method, core_lift, self, args, kwargs, cls, cls)
+    def lifted(module: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if is_module(module) and module.scope is None:
+            # Only to raise the error of an unbound call.
+            return method(module, *args, **kwargs)
+        (args, kwargs), fill, taken = without_modules(args, kwargs)
+        detached = Detached([module, *taken], cls)
+        if not detached.scopes:
+            raise _unbound(name, target, module)
+        return core_lift(Body(method, target, detached, fill))(detached.scopes, *args, **kwargs)
 
     lifted.nowrap = True  # type: ignore[attr-defined]
     return lifted
-
-
-def lift_function(name: str, fn: Callable[..., Any], core_lift: CoreLift) -> Callable[..., Any]:
-    """Lifts a function whose first argument is a module (or a container of them)."""
-    method = wrapped(fn)
-
-    @functools.wraps(fn)
-    def lifted(module: Any, *args: Any, **kwargs: Any) -> Any:
-        return _run(method, core_lift, module, args, kwargs, None, fn, name)
-
-    lifted.nowrap = True  # type: ignore[attr-defined]
-    return lifted
-
-
-def _run(
-    method: Callable[..., Any],
-    core_lift: CoreLift,
-    module: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    cls: type | None,
-    target: Any,
-    lift: str = "",
-) -> Any:
-    """Runs a lifted method or function."""
-    if is_module(module) and module.scope is None:
-        # Only to raise the error of an unbound call.
-        return method(module, *args, **kwargs)
-    plain, fill, taken = without_modules(args, kwargs)
-    detached = Detached([module, *taken], cls)
-    _check_bound(detached, lift, target, module)
-    body = Body(method, target, detached, fill)
-    args, kwargs = plain
-    return core_lift(body)(detached.scopes, *args, **kwargs)
 
 
 def call_functions(
@@ -228,21 +208,22 @@ def call_functions(
             )
     plain, fill, taken = without_modules(args, {})
     detached = Detached([module, *taken])
-    _check_bound(detached, lift, functions[0], module)
+    if not detached.scopes:
+        raise _unbound(lift, functions[0], module)
     bodies = [Body(wrapped(fn), fn, detached, fill) for fn in functions]
     return bodies, detached.scopes, plain[0]
 
 
-def _check_bound(detached: Detached, lift: str, target: Any, module: Any) -> None:
-    if not detached.scopes:
-        name = getattr(target, "__name__", kind_of(target))
-        found = f"an unbound {type(module).__name__}" if is_module(module) else kind_of(module)
-        raise TransformTargetError(
-            f"{lift} of {name}: the first argument of a lifted function must be a bound module, "
-            f"or a container of them.\n"
-            f"found: {found}\n"
-            f"expected: a module made in setup or in a compact method, or the module itself (self)"
-        )
+def _unbound(lift: str, target: Any, module: Any) -> TransformTargetError:
+    """A lifted function of no bound module."""
+    name = getattr(target, "__name__", kind_of(target))
+    found = f"an unbound {type(module).__name__}" if is_module(module) else kind_of(module)
+    return TransformTargetError(
+        f"{lift} of {name}: the first argument of a lifted function must be a bound module, "
+        f"or a container of them.\n"
+        f"found: {found}\n"
+        f"expected: a module made in setup or in a compact method, or the module itself (self)"
+    )
 
 
 class Body:
@@ -265,9 +246,11 @@ class Body:
         self.method = method
         self.detached = detached
         self.fill = fill
-        self.__name__ = getattr(target, "__name__", type(target).__name__)
         self.func = target
-        self._side: Any = None
+
+    @property
+    def __name__(self) -> str:
+        return str(getattr(self.func, "__name__", type(self.func).__name__))
 
     def __call__(self, scopes: Any, *args: Any, **kwargs: Any) -> Any:
         rebuilt = self.detached.rebuild(scopes)

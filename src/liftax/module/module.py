@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from ..core import run
 from ..core.filters import Filter
+from ..core.scope import Scope
 from ..errors import (
     CallUnbindOnUnboundModuleError,
     DescriptorAttributeError,
@@ -85,14 +86,15 @@ class Module(Variables):
             if self.scope is not None:
                 self._adopt_fields()
 
-    def _adopt_fields(self) -> None:
-        """Takes the modules in the fields as submodules, once this module is bound."""
+    def _adopt_fields(self, names: Sequence[str] | None = None) -> None:
+        """Takes the modules in the fields as submodules, once this module is bound.
+
+        Args:
+          names: the fields that may have modules in them, where that is known.
+        """
         own = self.__dict__
         held = own["_state"].held = []
-        names = own.pop("_held", None)
-        if names is None or type(self).__post_init__ is not Module.__post_init__:
-            names = self._field_names
-        for name in names:
+        for name in self._field_names if names is None else names:
             value = own.get(name)
             if not fields.is_atom(value):
                 kept, has_modules = register(self, name, value)
@@ -100,6 +102,29 @@ class Module(Variables):
                     held.append(name)
                 if kept is not value:
                     own[name] = kept
+
+    def _rebound(self, cls: type, scope: Scope, changes: dict[str, Any]) -> Any:
+        """Returns this bound module once more, on another scope.
+
+        Args:
+          cls: its class.
+          changes: fields with other values.
+        """
+        own, state = self.__dict__, self._state
+        values = {name: own[name] for name in cls._clone_names}  # type: ignore[attr-defined]
+        values.update(changes)
+        values["parent"] = scope
+        if cls._plain_init and cls.__post_init__ is Module.__post_init__:  # type: ignore[attr-defined]
+            # The quick way to the same end: the place is known, and which fields hold modules.
+            made = object.__new__(cls)
+            made.__dict__.update(values, scope=scope, _state=State())
+            made._adopt_fields(state.held)  # type: ignore[attr-defined]
+        else:
+            made = fields.remake(cls, values)
+        state.hand_to(made._state)  # type: ignore[attr-defined]
+        if state.within is not None:
+            made._state.within = scope.push(state.within.name, reuse=True)  # type: ignore[attr-defined]
+        return made
 
     def __setattr__(self, name: str, value: Any) -> None:
         state = self.__dict__.get("_state")

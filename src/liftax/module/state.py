@@ -53,6 +53,8 @@ class State:
 
         They hold on to the module in turn, and together to all arrays of the call.
         """
+        if not self.children:
+            return
         children, self.children = self.children, {}
         for child in children.values():
             if child is not None:
