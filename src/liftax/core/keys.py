@@ -26,10 +26,7 @@ def typed(value: Any) -> Any:
     if kind in _PLAIN:  # most by far, and the checks below are slow
         return kind, value
     if kind is dict or isinstance(value, Mapping):
-        items = value.items()
-        return kind, frozenset(
-            [(name, (type(v), v) if type(v) in _PLAIN else typed(v)) for name, v in items]
-        )
+        return kind, frozenset(zip(value, map(typed, value.values()), strict=True))
     if isinstance(value, (list, tuple)):
         return kind, tuple(map(typed, value))
     if isinstance(value, float):
