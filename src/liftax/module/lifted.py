@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..core.keys import typed
 from ..core.variable import Variable
@@ -139,13 +139,23 @@ def no_arguments(name: str) -> TransformTargetError:
 
 
 def _lift_class(name: str, target: type, lifts: Mapping[str, CoreLift]) -> type:
-    members: dict[str, Any] = {"__doc__": target.__doc__, "__module__": target.__module__}
+    nests: dict[str, _Nest] = {}
+    members: dict[str, Any] = {
+        "__doc__": target.__doc__,
+        "__module__": target.__module__,
+        "_nests": nests,
+    }
     for method, core_lift in lifts.items():
         defined = any(method in cls.__dict__ for cls in target.__mro__)
         fn = getattr(target, method, None) if defined else None
         if not callable(fn) or method in target._field_names:  # type: ignore[attr-defined]
             raise _no_method(spoken(name), target, method)
-        members[method] = lift_function(spoken(name), fn, core_lift, target)
+        known = target.__dict__.get("_nests", {}).get(method)
+        if known is None or known.lifted is not fn:
+            known = _Nest(wrapped(fn), target, ())
+        nest = known._replace(lifts=(*known.lifts, (core_lift, target)))
+        members[method] = _lifted(spoken(name), fn, nest)
+        nests[method] = nest._replace(lifted=members[method])
     meta = type(target)
     return meta(name.capitalize() + target.__name__, (target,), members, _as_base=True)
 
@@ -162,16 +172,33 @@ def _no_method(lift: str, target: type, method: Any) -> LiftMethodError:
     )
 
 
-def lift_function(
-    name: str, fn: Callable[..., Any], core_lift: CoreLift, cls: type | None = None
-) -> Callable[..., Any]:
-    """Lifts a function whose first argument is a module (or a container of them).
+def lift_function(name: str, fn: Callable[..., Any], core_lift: CoreLift) -> Callable[..., Any]:
+    """Lifts a function whose first argument is a module (or a container of them)."""
+    return _lifted(name, fn, _Nest(wrapped(fn), None, ((core_lift, fn),)))
 
-    Args:
-      name: the lift's name, for messages.
-      cls: for a method of a lifted class: what the module is an instance of inside.
+
+class _Nest(NamedTuple):
+    """A method or function under one lift or several.
+
+    Lifts over lifts are one nest: the module is taken off its scope before the outermost and
+    rebuilt inside the innermost, and between them there are scopes alone.
+
+    Attributes:
+      method: the user's.
+      cls: for a method: what the module is an instance of inside.
+      lifts: from the inside out, each with the class or function that it was made of.
+      lifted: what a class has for the method.
     """
-    method, target = wrapped(fn), fn if cls is None else cls
+
+    method: Callable[..., Any]
+    cls: type | None
+    lifts: tuple[tuple[CoreLift, Any], ...]
+    lifted: Any = None
+
+
+def _lifted(name: str, fn: Callable[..., Any], nest: _Nest) -> Callable[..., Any]:
+    method, cls, ((innermost, inside), *others), _ = nest
+    outside = nest.lifts[-1][1]
 
     @functools.wraps(fn)
     def lifted(module: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -181,8 +208,13 @@ def lift_function(
         (args, kwargs), fill, taken = without_modules(args, kwargs)
         detached = Detached([module, *taken], cls)
         if not detached.scopes:
-            raise _unbound(name, target, module)
-        return core_lift(Body(method, target, detached, fill))(detached.scopes, *args, **kwargs)
+            raise _unbound(name, outside, module)
+        body = Body(method, inside, detached, fill)
+        run = innermost(body)
+        for core_lift, target in others:
+            body = _LiftedBody(run, body, target)
+            run = core_lift(body)
+        return run(detached.scopes, *args, **kwargs)
 
     lifted.nowrap = True  # type: ignore[attr-defined]
     return lifted
@@ -276,6 +308,22 @@ class Body:
     def restore(self, side: Any) -> None:
         """Lets the modules remember what `side` returned."""
         self.detached.remember(side)
+
+
+class _LiftedBody(Body):
+    """A body under a lift, as the body of the next lift around it."""
+
+    def __init__(self, run: Callable[..., Any], body: Body, target: Any):
+        super().__init__(body.method, target, body.detached, body.fill)
+        self.run = run
+        self.body = body
+
+    def __call__(self, scopes: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.run(scopes, *args, **kwargs)
+
+    def identity(self) -> Any:
+        """Returns a key, as that of the body inside."""
+        return self.func, self.body.identity()
 
 
 def _check_return(y: Any, target: Any) -> None:
