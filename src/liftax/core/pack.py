@@ -122,7 +122,9 @@ class Opening:
     @property
     def label(self) -> str:
         """The lift and what is lifted, for messages."""
-        return f"{self.roles.lift} of {getattr(self.target, '__name__', type(self.target).__name__)}"
+        return (
+            f"{self.roles.lift} of {getattr(self.target, '__name__', type(self.target).__name__)}"
+        )
 
     @property
     def place(self) -> str:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from .. import compat
+from .batched import is_batch
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
@@ -58,7 +59,7 @@ class Parts:
 
 
 def _is_loop(eqn: Any) -> bool:
-    return eqn.primitive.name in _LOOPS
+    return eqn.primitive.name in _LOOPS or is_batch(eqn)
 
 
 def _cut(jaxpr: jex.Jaxpr) -> list[jex.Jaxpr]:

@@ -227,9 +227,7 @@ class Scope:
           rewind_rngs: True restarts the streams too, so that keys repeat.
         """
         self._check_valid()
-        again = Scope._make(
-            self._nodes, self.rngs, self.name, self.parent, self.path, self._root
-        )
+        again = Scope._make(self._nodes, self.rngs, self.name, self.parent, self.path, self._root)
         again._rewound = {} if rewind_rngs else self._rewound
         return again
 

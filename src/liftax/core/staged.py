@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import compat
 from ..errors import LazyInitError, LiftWarning, StaticArgumentError
+from .batched import batched
 from .keys import typed
 from .parts import Parts
 from .record import recorder
@@ -174,7 +175,7 @@ class _Init:
                 f"depends on an input of which only the shape is given; pass that input as an "
                 f"array"
             )
-        return _Program(small, list(closed.consts), used, made, LiftWarning.made != before)
+        return _Program(batched(small), list(closed.consts), used, made, LiftWarning.made != before)
 
 
 class _Program:

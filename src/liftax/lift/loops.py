@@ -129,9 +129,7 @@ def looped(
     axes, metadata_params = spec.roles.axes, spec.metadata_params
     wanted = (*axes, CARRY, BROADCAST)
 
-    def scanned(
-        fn: Any, scope: Any, /, carry: Any = _MISSING, *args: Any, **kwargs: Any
-    ) -> Any:
+    def scanned(fn: Any, scope: Any, /, carry: Any = _MISSING, *args: Any, **kwargs: Any) -> Any:
         opening = Opening(spec.roles, scope, fn, spec.shared)
         if carry is _MISSING:
             raise no_carry(opening.place)
