@@ -5,6 +5,7 @@ Everything here works on jax 0.10 and 0.11.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,11 @@ def is_variable(atom: Any) -> bool:
     return isinstance(atom, _core.Var)
 
 
+def is_program(value: Any) -> bool:
+    """Tells whether a parameter of an equation is a program that it calls."""
+    return isinstance(value, _core.ClosedJaxpr)
+
+
 def literals_as_inputs(jaxpr: jex.Jaxpr) -> tuple[jex.Jaxpr, list[Any]]:
     """Returns the program with its literals as further inputs, and their values.
 
@@ -147,14 +153,18 @@ def current_trace() -> Any:
 _numbers = itertools.count()
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """JAX's settings on which a trace depends, such as enable_x64, by a number."""
+
+    number: int
+
+
 @jax.jit
-def _settings() -> Any:
-    return np.uint32(next(_numbers))  # traced, and so counted, once for each
-
-
-def settings() -> int:
-    """Returns a number for JAX's settings on which a trace depends, such as enable_x64."""
-    return int(jax.device_get(_settings()))
+def settings() -> Settings:
+    """Returns what equals another call's under equal settings."""
+    return Settings(next(_numbers))  # traced, and so counted, once for each
 
 
 Primitive = _core.Primitive

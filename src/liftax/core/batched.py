@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.extend import core as jex_core
 
 from .. import compat
 
@@ -89,15 +88,15 @@ def _is_free(jaxpr: jex.Jaxpr) -> bool:
     for eqn in jaxpr.eqns:
         if eqn.effects:
             return False
-        dtypes = [v.aval.dtype for v in (*eqn.invars, *eqn.outvars)]
-        keys = [d for d in dtypes if jax.dtypes.issubdtype(d, jax.dtypes.prng_key)]
+        dtypes = [getattr(v.aval, "dtype", None) for v in (*eqn.invars, *eqn.outvars)]
+        keys = [d for d in dtypes if d is None or jax.dtypes.issubdtype(d, jax.dtypes.prng_key)]
         if any(str(dtype) != "key<fry>" for dtype in keys):
             return False  # other generators give other numbers in a batch
-        inside = [x for x in eqn.params.values() if isinstance(x, jex_core.ClosedJaxpr)]
-        if inside:
-            name = eqn.primitive.name
-            if name not in _CALLS or not all(not x.consts and _is_free(x.jaxpr) for x in inside):
+        name = eqn.primitive.name
+        if name in _CALLS:
+            called = [x for x in eqn.params.values() if compat.is_program(x)]
+            if any(x.consts or not _is_free(x.jaxpr) for x in called):
                 return False
-        elif eqn.primitive.name not in _FREE:
+        elif name not in _FREE:
             return False
     return True

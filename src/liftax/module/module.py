@@ -103,7 +103,7 @@ class Module(Variables):
                 if kept is not value:
                     own[name] = kept
 
-    def _rebound(self, cls: type, scope: Scope, changes: dict[str, Any]) -> Any:
+    def _rebound(self, cls: Any, scope: Scope, changes: dict[str, Any]) -> Any:
         """Returns this bound module once more, on another scope.
 
         Args:
@@ -111,19 +111,19 @@ class Module(Variables):
           changes: fields with other values.
         """
         own, state = self.__dict__, self._state
-        values = {name: own[name] for name in cls._clone_names}  # type: ignore[attr-defined]
+        values = {name: own[name] for name in cls._clone_names}
         values.update(changes)
         values["parent"] = scope
-        if cls._plain_init and cls.__post_init__ is Module.__post_init__:  # type: ignore[attr-defined]
+        if cls._plain_init and cls.__post_init__ is Module.__post_init__:
             # The quick way to the same end: the place is known, and which fields hold modules.
-            made = object.__new__(cls)
+            made: Any = object.__new__(cls)
             made.__dict__.update(values, scope=scope, _state=State())
-            made._adopt_fields(state.held)  # type: ignore[attr-defined]
+            made._adopt_fields(state.held)
         else:
             made = fields.remake(cls, values)
-        state.hand_to(made._state)  # type: ignore[attr-defined]
+        state.hand_to(made._state)
         if state.within is not None:
-            made._state.within = scope.push(state.within.name, reuse=True)  # type: ignore[attr-defined]
+            made._state.within = scope.push(state.within.name, reuse=True)
         return made
 
     def __setattr__(self, name: str, value: Any) -> None:
