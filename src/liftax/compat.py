@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 from jax._src import core as _core
 from jax.interpreters import mlir
 from jax.interpreters import partial_eval as pe

@@ -27,7 +27,7 @@ from .keys import typed
 from .record import LiftEvent
 from .rngs import Keys, Log, Stream
 from .roles import THROUGH, Roles
-from .root import Root
+from .root import InnerRoot
 from .scope import Scope
 from .trees import copy_dicts
 
@@ -36,36 +36,6 @@ _PARAMS = frozenset(("params",))
 
 Group = tuple[dict[str, Any], ...]
 """For each opened scope: collection -> variables, or stream -> key."""
-
-
-class _InnerRoot(Root):
-    """What is true inside a lift: what is true outside, narrowed by the roles."""
-
-    roles: Roles
-
-    def __init__(self, opening: Opening, outside: Scope, roles: Roles):
-        self.outer = outer = outside._root
-        super().__init__(False, outer.flags)
-        self.read_only = outer.read_only
-        self.opening = opening
-        self.outside = outside
-        self.roles = roles
-        self.creating = outer.creating
-        self.counters = outer.counters
-        self.log = outer.log
-        self.boxed = outer.boxed
-
-    @property
-    def lift(self) -> str:  # type: ignore[override]
-        return self.opening.label
-
-    def is_mutable(self, col: str) -> bool:
-        found = self._mutable.get(col)
-        if found is None:
-            row = self.roles.of(col)
-            found = row is not None and row.leaves and self.outer.is_mutable(col)
-            self._mutable[col] = found
-        return found
 
 
 class Opening:
@@ -280,7 +250,7 @@ class Opening:
         """
         inner = []
         for i, top in enumerate(self.tops):
-            root = _InnerRoot(self, top, self.tables[i])
+            root = InnerRoot(self, top, self.tables[i])
             nodes: dict[str, Any] = {}
             for group in variables:
                 if root.read_only:
@@ -488,7 +458,7 @@ def _candidates(row: Any, top: Scope) -> list[str]:
     # another lift, a collection that nobody has made yet may go by a name in that lift's table.
     names = [*top.collections(), "*"]
     root = top._root
-    while isinstance(root, _InnerRoot):
+    while isinstance(root, InnerRoot):
         names += [name for outer in root.roles.rows for name in names_of(outer.filter)]
         root = root.outer
     return [name for name in names if in_filter(row.filter, name)]

@@ -22,6 +22,7 @@ from ..errors import (
     JaxTransformError,
     LeakedTracerError,
     LiftaxError,
+    ModifyScopeVariableError,
     ScopeCollectionNotFound,
     ScopeParamNotFoundError,
     ScopeParamShapeError,
@@ -64,6 +65,22 @@ def no_variables(given: Any) -> ApplyScopeInvalidVariablesTypeError:
     return ApplyScopeInvalidVariablesTypeError(
         f"variables: expected a mapping of collections, {{'params': {{...}}, ...}}; found "
         f"{found}{hint}"
+    )
+
+
+def no_mapping(scope: Scope, col: str, found: Any) -> ApplyScopeInvalidVariablesTypeError:
+    """What stands where the variables of a scope belong."""
+    return ApplyScopeInvalidVariablesTypeError(
+        f"{scope._where()}: expected a mapping of variables in collection {col!r}, "
+        f"found {describe(found)}"
+    )
+
+
+def immutable(scope: Scope, col: str, name: str) -> ModifyScopeVariableError:
+    """A write to a collection that may not be written."""
+    return ModifyScopeVariableError(
+        f"{scope._where()}: cannot write variable {name!r}, collection {col!r} is immutable "
+        f"here; pass mutable=[{col!r}] to apply"
     )
 
 

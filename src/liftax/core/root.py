@@ -54,3 +54,33 @@ class Root:
         if found is None:
             found = self._mutable[col] = in_filter(self.mutable, col)
         return found
+
+
+class InnerRoot(Root):
+    """What is true inside a lift: what is true outside, narrowed by the roles."""
+
+    roles: Roles
+
+    def __init__(self, opening: Opening, outside: Scope, roles: Roles):
+        self.outer = outer = outside._root
+        super().__init__(False, outer.flags)
+        self.read_only = outer.read_only
+        self.opening = opening
+        self.outside = outside
+        self.roles = roles
+        self.creating = outer.creating
+        self.counters = outer.counters
+        self.log = outer.log
+        self.boxed = outer.boxed
+
+    @property
+    def lift(self) -> str:  # type: ignore[override]
+        return self.opening.label
+
+    def is_mutable(self, col: str) -> bool:
+        found = self._mutable.get(col)
+        if found is None:
+            row = self.roles.of(col)
+            found = row is not None and row.leaves and self.outer.is_mutable(col)
+            self._mutable[col] = found
+        return found

@@ -23,15 +23,10 @@ from typing import Any
 import jax
 
 from .. import compat
-from ..errors import (
-    ApplyScopeInvalidVariablesTypeError,
-    ModifyScopeVariableError,
-    NameInUseError,
-    where,
-)
+from ..errors import NameInUseError, where
 from . import metadata, refusals
 from .filters import Filter
-from .rngs import Stream, as_streams, describe, log_draw
+from .rngs import Stream, as_streams, log_draw
 from .root import Root
 from .trees import copy_dicts
 from .variable import Variable
@@ -313,10 +308,7 @@ class Scope:
                 if node is None:
                     return None
                 if not isinstance(node, Mapping):
-                    raise ApplyScopeInvalidVariablesTypeError(
-                        f"{self._where()}: expected a mapping of variables in collection "
-                        f"{col!r}, found {describe(node)}"
-                    )
+                    raise refusals.no_mapping(self, col, node)
                 self._nodes[col] = node
         return node
 
@@ -399,10 +391,7 @@ class Scope:
         root = self._root
         if not root.is_mutable(col):
             self.check_named(col)
-            raise ModifyScopeVariableError(
-                f"{self._where()}: cannot write variable {name!r}, collection {col!r} is "
-                f"immutable here; pass mutable=[{col!r}] to apply"
-            )
+            raise refusals.immutable(self, col, name)
         if compat.current_trace() is not root.trace or isinstance(value, _MAY_LEAK):
             refusals.check_leak(self, col, name, value)
         self._merge(self._own(col), col, (*self.path, name), value)
