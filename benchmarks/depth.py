@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,10 +14,11 @@ from benchmarks.peers import by_hand as hand
 from benchmarks.peers.common import gradient
 from benchmarks.programs import optimised_operations, stablehlo_operations
 from benchmarks.table import Table, error_text
-from benchmarks.timing import Sample, Settings
+from benchmarks.timing import Sample, Settings, interleave
 
 LAYERS = (4, 16, 64, 256, 1024)
-ROUNDS = 3
+ROUNDS = 5
+Tracer = Callable[[], Any]
 FLAT = "flat, <= 1.05x of 4 layers"
 
 
@@ -31,65 +33,61 @@ def run(settings: Settings) -> list[Table]:
             "size": "StableHLO + optimised operations by number of scanned layers",
         }.items()
     }
-    samples: dict[tuple[int, str], list[dict[str, float]]] = {}
-    for round_number in range(ROUNDS + 1):
-        # The round before the first is a warm-up, for which the smallest model does.
-        for layers in LAYERS if round_number else LAYERS[:1]:
-            for name, peer in peers.items():
-                try:
-                    found = compile_once(peer, Config(lengths=(layers,)))
-                except Exception as error:  # one peer's fault must not hide the others'
-                    tables["trace"].note(f"{name}: {layers} layers failed, {error_text(error)}")
-                    continue
-                if round_number:
-                    samples.setdefault((layers, name), []).append(found)
+    tracers: dict[str, Tracer] = {}
+    for layers in LAYERS:
+        for name, peer in peers.items():
+            try:
+                trace = tracer(peer, Config(lengths=(layers,)))
+                trace()
+            except Exception as error:  # one peer's fault must not hide the others'
+                tables["trace"].note(f"{name}: {layers} layers failed, {error_text(error)}")
+            else:
+                tracers[f"{layers}/{name}"] = trace
+    traced = interleave(tracers, settings, warm_up=1)
+    compiled: dict[str, list[float]] = {}
+    sizes: dict[str, int] = {}
+    for _ in range(ROUNDS):
+        for case, trace in tracers.items():
+            seconds, sizes[case] = compile_once(trace)
+            compiled.setdefault(case, []).append(seconds)
     for table in tables.values():
         table.note_missing(missing)
         table.note("ratios are to the same peer's 4 layers")
-    for (layers, name), rounds in samples.items():
-        put(tables, layers, name, rounds, samples[LAYERS[0], name])
-    for table in tables.values():
         table.targets[str(LAYERS[-1])] = FLAT
+    for case in tracers:
+        row, name = case.split("/", 1)
+        first = f"{LAYERS[0]}/{name}"
+        put(tables["trace"], row, name, traced[case], traced[first])
+        put(
+            tables["compile"],
+            row,
+            name,
+            Sample(tuple(compiled[case])),
+            Sample(tuple(compiled[first])),
+        )
+        counts = {name: sizes[case], "first": sizes[first]}
+        tables["size"].put_counts(row, counts, base=None if case == first else "first")
+        tables["size"].cells[row].pop("first")
     return list(tables.values())
 
 
-def put(
-    tables: dict[str, Table],
-    layers: int,
-    name: str,
-    rounds: list[dict[str, float]],
-    first: list[dict[str, float]],
-) -> None:
-    for what in ("trace", "compile"):
-        mine = Sample(tuple(r[what] for r in rounds))
-        base = Sample(tuple(r[what] for r in first))
-        reference = None if layers == LAYERS[0] else base
-        tables[what].put_samples(str(layers), {name: mine}, reference=reference or mine)
-    counts = {name: rounds[0]["size"], "first": first[0]["size"]}
-    base_name = None if layers == LAYERS[0] else "first"
-    tables["size"].put_counts(str(layers), counts, base=base_name)
-    tables["size"].cells[str(layers)].pop("first")
+def put(table: Table, row: str, name: str, mine: Sample, base: Sample) -> None:
+    table.put_samples(row, {name: mine}, reference=mine if row == str(LAYERS[0]) else base)
 
 
-def compile_once(peer: Peer, config: Config) -> dict[str, float]:
+def tracer(peer: Peer, config: Config) -> Tracer:
+    """A call that traces the gradient afresh."""
     model = peer.build(config)
     key, x = jax.random.key(0), config.abstract_input()
     variables = jax.eval_shape(lambda key: model.adopt(hand.canonical(key, config)), key)
     function = gradient(model)
+    return lambda: jax.jit(lambda v, x: function(v, x)).trace(variables, x)
 
-    def fresh(variables: Any, x: jax.Array) -> Any:
-        return function(variables, x)
 
+def compile_once(trace: Tracer) -> tuple[float, int]:
+    """Seconds of the compilation, and the operations before and after it."""
+    lowered = trace().lower()
     start = time.perf_counter()
-    traced = jax.jit(fresh).trace(variables, x)
-    traced_at = time.perf_counter()
-    lowered = traced.lower()
-    lowered_at = time.perf_counter()
     compiled = lowered.compile()
-    done = time.perf_counter()
-    size = stablehlo_operations(lowered) + optimised_operations(compiled.as_text() or "")
-    return {
-        "trace": traced_at - start,
-        "compile": done - lowered_at,
-        "size": size,
-    }
+    seconds = time.perf_counter() - start
+    return seconds, stablehlo_operations(lowered) + optimised_operations(compiled.as_text() or "")

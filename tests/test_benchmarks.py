@@ -170,8 +170,8 @@ def test_program_figures() -> None:
 def test_depth_does_not_change_the_program() -> None:
     nested = CONFIGS["nested"]
     sizes = {
-        layers: depth.compile_once(by_hand, dataclasses.replace(nested, lengths=(layers,)))["size"]
-        for layers in (4, 8)
+        n: depth.compile_once(depth.tracer(by_hand, dataclasses.replace(nested, lengths=(n,))))[1]
+        for n in (4, 8)
     }
     assert sizes[4] == sizes[8] > 0
 

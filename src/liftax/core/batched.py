@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from .. import compat
 
@@ -59,6 +60,22 @@ def is_batch(eqn: Any) -> bool:
     return eqn.params.get("name") == _NAME
 
 
+def is_whole(jaxpr: jex.Jaxpr) -> bool:
+    """Tells whether a program is batches and the keys they need.
+
+    Compiled as one it has the same numbers: besides the batches there is nothing to round.
+    """
+    rest = [eqn for eqn in jaxpr.eqns if not is_batch(eqn)]
+    exact = all(_is_exact(v.aval) for eqn in rest for v in eqn.outvars)
+    return exact and len(rest) < len(jaxpr.eqns)
+
+
+def _is_exact(aval: Any) -> bool:
+    dtype = getattr(aval, "dtype", None)
+    kinds = (np.integer, np.bool_, jax.dtypes.prng_key)
+    return any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
+
+
 def _side_by_side(eqn: Any) -> Any:
     """Returns a scan's equation as that of a batch, or as it is."""
     closed, shared = eqn.params["jaxpr"], eqn.params["num_consts"]
@@ -78,7 +95,7 @@ def _side_by_side(eqn: Any) -> Any:
     made = jax.make_jaxpr(jax.jit(run))(*avals)
     (call,) = made.jaxpr.eqns
     same = [v.aval for v in call.outvars] == [v.aval for v in eqn.outvars]
-    if not same or made.consts or call.invars != made.jaxpr.invars:
+    if not same or made.consts or list(call.invars) != list(made.jaxpr.invars):
         return eqn
     return call.replace(invars=list(eqn.invars), outvars=list(eqn.outvars))
 

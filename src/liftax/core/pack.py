@@ -92,9 +92,8 @@ class Opening:
     @property
     def label(self) -> str:
         """The lift and what is lifted, for messages."""
-        return (
-            f"{self.roles.lift} of {getattr(self.target, '__name__', type(self.target).__name__)}"
-        )
+        name = getattr(self.target, "__name__", type(self.target).__name__)
+        return f"{self.roles.lift} of {name}"
 
     @property
     def place(self) -> str:
@@ -162,10 +161,7 @@ class Opening:
 
     def sorted_values(self, wanted: Sequence[Any]) -> dict[Any, Group]:
         """Returns the variables that go in under each of the roles, by role."""
-        if len(self.tops) == 1:
-            groups: dict[Any, Group] = {role: ({},) for role in wanted}
-        else:
-            groups = {role: self.empty() for role in wanted}
+        groups = {role: self.empty() for role in wanted}
         for i, top in enumerate(self.tops):
             roles = self.tables[i]
             for col in top.collections():

@@ -4,7 +4,8 @@ The function is traced, cut down to what makes the variables, and run. The first
 time it is run equation by equation, so that a model that is initialised once
 costs no compilation of its own. The program is kept; when a function of the same
 key comes again it is run in compiled parts, whose equations are kept apart, so that
-the numbers are those of the first time to the last bit.
+the numbers are those of the first time to the last bit. A program that is a batch of
+layers and their keys (see batched.py) is compiled as one, the first time already.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from .. import compat
 from ..errors import LazyInitError, LiftWarning, StaticArgumentError
-from .batched import batched
+from .batched import batched, is_whole
 from .keys import typed
 from .parts import Parts
 from .record import recorder
@@ -197,8 +198,10 @@ class _Program:
         self.used = used
         self.made = made
         self.warned = warned
-        self.parts: Parts | None = None
+        self.run: Callable[[list[Any]], list[Any]] | None = None
         self.first = True
+        if is_whole(jaxpr):
+            self.first, self.run = False, jax.jit(lambda kept: compat.evaluate(jaxpr, kept))
 
     def __call__(self, inputs: list[Any]) -> Any:
         both = zip([*self.consts, *inputs], self.used, strict=True)
@@ -206,9 +209,9 @@ class _Program:
         if self.first:
             self.first = False
             return self.made.variables(compat.evaluate(self.jaxpr, kept))
-        if self.parts is None:
-            self.parts = Parts(self.jaxpr)
-        return self.made.variables(self.parts(kept))
+        if self.run is None:
+            self.run = Parts(self.jaxpr)
+        return self.made.variables(self.run(kept))
 
 
 class _Made:

@@ -329,13 +329,12 @@ class _LiftedBody(Body):
 def _check_return(y: Any, target: Any) -> None:
     parts = y if isinstance(y, (tuple, list)) else y.values() if type(y) is dict else (y,)
     for found in parts:
-        if not (is_module(found) or isinstance(found, Variable)):
-            continue
-        raise TransformedMethodReturnValueError(
-            f"{getattr(target, '__name__', target)}: a lifted method returned a "
-            f"{type(found).__name__}, which cannot leave the lift; return arrays, or a "
-            f"variable's value"
-        )
+        if is_module(found) or isinstance(found, Variable):
+            raise TransformedMethodReturnValueError(
+                f"{getattr(target, '__name__', target)}: a lifted method returned a "
+                f"{type(found).__name__}, which cannot leave the lift; return arrays, or a "
+                f"variable's value"
+            )
 
 
 def with_arguments(
