@@ -314,3 +314,26 @@ def test_a_carry_is_drawn_where_there_is_one(carry, drawn):
     layout = nn.layout(each(), KEY, carry, jax.ShapeDtypeStruct((5, 4), "float32"))
     assert layout.lifts[0].carry is drawn
     assert ("carry" in str(layout)) is drawn
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_lifts_that_make_way_while_a_loop_shares_what_they_make(shared):
+    def pull(m, x):
+        return nn.vjp(lambda m, x: m(x), m, x)
+
+    class Clipped(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            apply = nn.custom_vjp(lambda m, x: m(x), forward_fn=pull, backward_fn=lambda f, g: f(g))
+            return nn.remat(Layer)()(apply(Layer(), x)), None
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x + nn.Dense(x.shape[-1])(x)
+
+    split = {"split_rngs": {"params": not shared}}
+    role = {"variable_broadcast": "params"} if shared else {"variable_axes": {"params": 0}}
+    model = nn.scan(Clipped, length=3, **role, **split)()
+    layout = nn.layout(model, jax.random.key(0), jnp.ones(4), None)
+    assert [lift.kind for lift in layout.lifts] == ["scan", "custom_vjp", "remat"]

@@ -303,6 +303,22 @@ class Opening:
             for root, valid, entered_by in before:
                 root.valid, root.entered_by = valid, entered_by
 
+    def call_without(
+        self, fn: Callable[..., Any], scopes: Any, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Calls the body without its lift, on the scopes outside with no names taken.
+
+        Where a loop outside wants to see the variables that the body makes.
+        """
+        rec = self.tops[0]._root.rec
+        if rec is not None:
+            rec.enter(self.event())
+        try:
+            return fn(jax.tree.map(lambda scope: scope.rewound(), scopes), *args, **kwargs)
+        finally:
+            if rec is not None:
+                rec.exit()
+
     def event(self, **event: Any) -> LiftEvent:
         """Returns what a recorder is told of this call."""
         return LiftEvent(
@@ -433,11 +449,6 @@ def _below(scope: Scope, path: tuple[str, ...]) -> Scope:
     for name in path:
         scope = scope.push(name, reuse=True)
     return scope
-
-
-def rewound(scopes: Any) -> Any:
-    """Returns scopes with no names taken, to call a body on them without its lift."""
-    return jax.tree.map(lambda scope: scope.rewound(), scopes)
 
 
 def _bases(top: Scope) -> tuple[str, ...]:

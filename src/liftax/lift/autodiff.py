@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.filters import Filter
-from ..core.pack import Group, Opening, pure, rewound
+from ..core.pack import Group, Opening, pure
 from ..core.rngs import Drawn, Log, join
 from ..core.roles import THROUGH, Roles, Row, through_roles
 from ..errors import DifferentiationError
@@ -330,8 +330,7 @@ def custom_vjp(
     def differentiated(scope: Any, *args: Any) -> Any:
         opening = Opening(roles, scope, fn)
         if opening.watched:
-            # A loop outside wants to see the variables that fn makes, not a sealed program.
-            return fn(rewound(scope), *args)
+            return opening.call_without(fn, scope, args, {})
         single = opening.tree is None or len(opening.tops) == 1
         fixed = {n % len(args): args[n] for n in numbers}
         moving = [a for i, a in enumerate(args) if i not in fixed]

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.filters import Filter
 from ..core.keys import typed, weakly
-from ..core.pack import Opening, pure, rewound
+from ..core.pack import Opening, pure
 from ..core.rngs import describe
 from ..core.roles import THROUGH, through_roles
 from ..errors import StaticArgumentError
@@ -79,16 +79,8 @@ def rematter(
             opening = Opening(roles, scope, fn)
             static = Static(opening, args, kwargs, static_argnums, static_argnames)
             if opening.watched and variables is True and rngs is True:
-                # A loop outside wants to see the variables that the body makes, not a
-                # sealed program; nothing is differentiated while it does.
-                rec = opening.tops[0]._root.rec
-                if rec is not None:
-                    rec.enter(opening.event())
-                try:
-                    return fn(rewound(scope), *args, **kwargs)
-                finally:
-                    if rec is not None:
-                        rec.exit()
+                # Nothing is differentiated while variables are made.
+                return opening.call_without(fn, scope, args, kwargs)
             body = _Body(pure(opening, fn), static)
             values, keys = opening.values(THROUGH), opening.keys(False)
             try:

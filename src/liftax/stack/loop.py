@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import compat
-from ..core.pack import Opening, pure, rewound
+from ..core.pack import Opening, pure
 from ..core.roles import THROUGH, through_roles
 from .plan import Level, Remat, Run, levels, names_in
 
@@ -122,8 +122,7 @@ class Plan:
         """
         opening = Opening(through_roles("remat", True, True), scopes, fn)
         if opening.watched:
-            # A loop outside wants to see the variables as the layer makes them.
-            return fn(rewound(scopes), x)
+            return opening.call_without(fn, scopes, (x,), {})
         run = pure(opening, fn)
 
         def sealed(variables: Any, keys: Any, x: Any) -> Any:
