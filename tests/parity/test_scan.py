@@ -409,3 +409,28 @@ def test_as_jax_runs_it() -> None:
         return jax.jit(lambda rngs: everything(model, args, rngs, compiled=True))(keys())
 
     both(run)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_init_of_a_stack_that_is_made_side_by_side(dtype: str, nested: bool) -> None:
+    """Enough parameters in small layers for `init` to make them as one batch."""
+
+    def made(lib: Library) -> Any:
+        nn = lib.nn
+
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                y = nn.Dense(x.shape[-1], param_dtype=dtype)(nn.LayerNorm()(x))
+                init = nn.initializers.truncated_normal(0.02)
+                bias = self.param("bias", nn.initializers.normal(0.1), x.shape, dtype)
+                return nn.DenseGeneral((4, 24), kernel_init=init)(y + bias).reshape(x.shape), None
+
+        axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        stack = nn.scan(Block, length=6, **axes)
+        if nested:
+            stack = nn.scan(stack, length=2, **axes)
+        return stack().init(jax.random.key(3), jnp.ones(96), None)
+
+    both(made)
