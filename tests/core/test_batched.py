@@ -34,16 +34,15 @@ def _check(fn: Callable[..., Any], *args: Any) -> list[str]:
     return ["batch" if is_batch(eqn) else eqn.primitive.name for eqn in changed.eqns]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "init",
+    ("init", "dtype"),
     [
-        INIT.lecun_normal(),
-        INIT.he_uniform(),
-        INIT.normal(0.02),
-        INIT.truncated_normal(0.02),
-        INIT.variance_scaling(1.7, "fan_out", "uniform"),
-        INIT.constant(0.3),
+        (INIT.lecun_normal(), "float32"),
+        (INIT.lecun_normal(), "bfloat16"),
+        (INIT.he_uniform(), "float32"),
+        (INIT.normal(0.02), "float32"),
+        (INIT.truncated_normal(0.02), "bfloat16"),
+        (INIT.constant(0.3), "float32"),
     ],
 )
 def test_the_numbers_are_those_of_the_loop(init: Any, dtype: str) -> None:

@@ -411,8 +411,7 @@ def test_as_jax_runs_it() -> None:
     both(run)
 
 
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "nested"), [("float32", False), ("bfloat16", True)])
 def test_init_of_a_stack_that_is_made_side_by_side(dtype: str, nested: bool) -> None:
     """Enough parameters in small layers for `init` to make them as one batch."""
 

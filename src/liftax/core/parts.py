@@ -43,7 +43,7 @@ class Parts:
     def __init__(self, jaxpr: jex.Jaxpr):
         self.jaxpr = jaxpr
         compiled: dict[Hashable, Callable[..., list[Any]]] = {}
-        self.steps = [_step(part, compiled) for part in _cut(jaxpr)]
+        self.steps = [_step(part, compiled) for part in _joined(_cut(jaxpr))]
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         values: dict[Any, Any] = dict(zip(self.jaxpr.invars, inputs, strict=True))
@@ -83,6 +83,17 @@ def _cut(jaxpr: jex.Jaxpr) -> list[jex.Jaxpr]:
         made = [v for v in inside if v in wanted or users.get(v, set()) - {number}]
         parts.append(compat.rewire(jaxpr, invars=list(given), outvars=made, eqns=group))
     return parts
+
+
+def _joined(parts: list[jex.Jaxpr]) -> list[jex.Jaxpr]:
+    """Returns the parts with all those in one that need nothing: zeros and ones, mostly."""
+    alone = [part for part in parts if not part.invars and not any(map(_is_loop, part.eqns))]
+    if len(alone) < 2:
+        return parts
+    outvars = [v for part in alone for v in part.outvars]
+    eqns = [eqn for part in alone for eqn in part.eqns]
+    one = compat.rewire(alone[0], invars=[], outvars=outvars, eqns=eqns)
+    return [one, *(part for part in parts if part not in alone)]
 
 
 def _inputs(eqn: Any) -> list[Any]:
@@ -135,7 +146,8 @@ def _step(part: jex.Jaxpr, compiled: dict[Hashable, Callable[..., list[Any]]]) -
     if key not in compiled:
         program = jax.jit(lambda values, zero: compat.evaluate_apart(open_part, values, zero))
         compiled[key] = lambda values: program(values, np.uint32(0))
-    return _Step(compiled[key], [*part.invars, *literals], made)
+    # Arrays, which are handed over faster than numbers.
+    return _Step(compiled[key], [*part.invars, *map(jax.numpy.asarray, literals)], made)
 
 
 def _structure(part: jex.Jaxpr) -> Hashable:
