@@ -40,11 +40,13 @@ def _squared(x: Array) -> Array:
 
 
 def _statistics(
-    module: Any, x: Array, axes: tuple[int, ...], mask: Any, axis_name: Any, centered: bool = True
-) -> tuple[Any, Array]:
+    module: Any, x: Array, axes: tuple[int, ...], mask: Any, axis_name: Any,
+    centered: bool = True, kept: bool = True,
+) -> tuple[Any, Array]:  # fmt: skip
     """Mean and variance of ``x`` over ``axes``.
 
     Args:
+      kept: whether they have ``axes`` still, of size 1.
       mask: where ``x`` counts; None counts everywhere.
       axis_name: the mapped axis over which to average as well.
       centered: False takes the mean to be 0, and returns None for it.
@@ -61,7 +63,7 @@ def _statistics(
     x = cast(x, dtype)
 
     def mean_of(*values: Array) -> Any:
-        means = [jnp.mean(v, axes, where=mask) for v in values]
+        means = [jnp.mean(v, axes, where=mask, keepdims=kept) for v in values]
         if axis_name is not None:
             groups = module.axis_index_groups
             together = means[0] if len(means) == 1 else jnp.stack(means)
@@ -76,7 +78,12 @@ def _statistics(
         # Rounding can push the difference below zero.
         return mean, maximum(0.0, sub(mean_squared, _squared(mean)))
     mean = mean_of(x)
-    return mean, mean_of(_squared(sub(x, lax.expand_dims(mean, axes))))
+    return mean, mean_of(_squared(sub(x, _expanded(mean, x, axes))))
+
+
+def _expanded(value: Any, x: Array, axes: tuple[int, ...]) -> Any:
+    """``value`` with the ``axes`` of ``x``."""
+    return value if value.ndim == x.ndim else lax.expand_dims(value, axes)
 
 
 def _rescale(
@@ -91,14 +98,14 @@ def _rescale(
     """Normalizes ``x`` by ``mean`` and ``var``, then applies the learned scale and bias.
 
     Args:
-      axes: the axes of ``x`` that mean and variance lack.
+      axes: the axes of ``x`` over which mean and variance were taken.
       features: the axes of ``x`` that scale and bias have.
     """
     shape = tuple(x.shape[i] for i in features)
     spread = tuple(n if i in features else 1 for i, n in enumerate(x.shape))
     args = [x]
-    y = x if mean is None else sub(x, lax.expand_dims(mean, axes))
-    factor = lax.rsqrt(add(lax.expand_dims(var, axes), module.epsilon))
+    y = x if mean is None else sub(x, _expanded(mean, x, axes))
+    factor = lax.rsqrt(add(_expanded(var, x, axes), module.epsilon))
     if module.use_scale:
         scale = module.param("scale", module.scale_init, shape, module.param_dtype)
         factor = mul(factor, reshape(scale, spread))
@@ -309,7 +316,7 @@ class GroupNorm(Module):
             mask = jnp.broadcast_to(mask, x.shape).reshape(grouped)
         # Channels of a group lie along one axis more, the last.
         inner = (*(i for i in axes if i != last), last + 1)
-        mean, var = _statistics(self, x.reshape(grouped), inner, mask, self.axis_name)
+        mean, var = _statistics(self, x.reshape(grouped), inner, mask, self.axis_name, kept=False)
         size = x.shape[-1] // mean.shape[-1]
         mean, var = jnp.repeat(mean, size, axis=-1), jnp.repeat(var, size, axis=-1)
         over = tuple(i for i in axes if i != last)
@@ -480,7 +487,7 @@ class BatchNorm(Module):
         else:
             initializing = self.is_initializing()
             axis_name = None if initializing else self.axis_name
-            mean, var = _statistics(self, x, axes, mask, axis_name)
+            mean, var = _statistics(self, x, axes, mask, axis_name, kept=False)
             if not initializing:
                 for average, found in ((average_mean, mean), (average_var, var)):
                     kept = self.momentum * average.value
