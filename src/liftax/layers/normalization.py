@@ -46,7 +46,8 @@ def _statistics(
     """Mean and variance of ``x`` over ``axes``.
 
     Args:
-      kept: whether they have ``axes`` still, of size 1.
+      kept: whether they have ``axes`` still, of size 1; never where they are averaged
+        along a mapped axis: what a collective moves has the shape that it has in Linen.
       mask: where ``x`` counts; None counts everywhere.
       axis_name: the mapped axis over which to average as well.
       centered: False takes the mean to be 0, and returns None for it.
@@ -61,6 +62,8 @@ def _statistics(
     if module.force_float32_reductions:
         dtype = jnp.promote_types(dtype, jnp.float32)
     x = cast(x, dtype)
+
+    kept = kept and axis_name is None
 
     def mean_of(*values: Array) -> Any:
         means = [jnp.mean(v, axes, where=mask, keepdims=kept) for v in values]
