@@ -19,12 +19,12 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 @dataclasses.dataclass(frozen=True)
 class Ready:
-    """A peer's model with its variables and an input."""
+    """A peer's model with its variables and an input, or the shapes of both."""
 
     peer: Peer
     model: Model
     variables: Any
-    x: jax.Array
+    x: Any
 
 
 def columns(settings: Settings) -> list[str]:

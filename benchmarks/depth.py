@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from benchmarks.checks import columns, wanted
+from benchmarks import trace_time
+from benchmarks.checks import Ready, columns, wanted
 from benchmarks.peers import Config, Peer
 from benchmarks.peers import by_hand as hand
-from benchmarks.peers.common import gradient
 from benchmarks.programs import optimised_operations, stablehlo_operations
 from benchmarks.table import Table, error_text
 from benchmarks.timing import Sample, Settings, interleave
@@ -80,8 +80,7 @@ def tracer(peer: Peer, config: Config) -> Tracer:
     model = peer.build(config)
     key, x = jax.random.key(0), config.abstract_input()
     variables = jax.eval_shape(lambda key: model.adopt(hand.canonical(key, config)), key)
-    function = gradient(model)
-    return lambda: jax.jit(lambda v, x: function(v, x)).trace(variables, x)
+    return trace_time.tracer(Ready(peer, model, variables, x), grad=True)
 
 
 def compile_once(trace: Tracer) -> tuple[float, int]:

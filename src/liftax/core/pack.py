@@ -269,10 +269,7 @@ class Opening:
 
     def hand_out(self, inner: Sequence[Scope]) -> Any:
         """Returns the inner counterparts of the scopes, in the tree that was given."""
-        if len(self.places) == 1:
-            found = list(inner)
-        else:
-            found = [_below(inner[index], path) for index, path in self.places]
+        found = [_below(inner[index], path) for index, path in self.places]
         if self.tree is list:
             return found
         return found[0] if self.tree is None else jax.tree.unflatten(self.tree, found)

@@ -52,8 +52,11 @@ class Root:
     def is_mutable(self, col: str) -> bool:
         found = self._mutable.get(col)
         if found is None:
-            found = self._mutable[col] = in_filter(self.mutable, col)
+            found = self._mutable[col] = self._may_write(col)
         return found
+
+    def _may_write(self, col: str) -> bool:
+        return in_filter(self.mutable, col)
 
 
 class InnerRoot(Root):
@@ -77,10 +80,6 @@ class InnerRoot(Root):
     def lift(self) -> str:  # type: ignore[override]
         return self.opening.label
 
-    def is_mutable(self, col: str) -> bool:
-        found = self._mutable.get(col)
-        if found is None:
-            row = self.roles.of(col)
-            found = row is not None and row.leaves and self.outer.is_mutable(col)
-            self._mutable[col] = found
-        return found
+    def _may_write(self, col: str) -> bool:
+        row = self.roles.of(col)
+        return row is not None and row.leaves and self.outer.is_mutable(col)

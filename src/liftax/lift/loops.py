@@ -269,7 +269,7 @@ class _Call:
         """Tells whether the body goes to a jaxpr before it goes into the loop."""
         opening = self.opening
         return (
-            (not opening.read_only and opening.can_write(BROADCAST))
+            opening.can_write(BROADCAST)
             or (opening.initializing and opening.can_write(CARRY))
             or (self.spec.out_axes != 0 and broadcast in jax.tree.leaves(self.spec.out_axes))
             # lax.scan traces a weakly typed carry a second time to make it strong.
@@ -311,13 +311,12 @@ class _Call:
         )
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise not_a_pair(opening.place, out)
-        if log or (log is not None and self.first is not None):
+        if log is not None and (log or self.first is not None):
             self._count(log, earlier)
         after = checked_carry(opening, carry, self.carry_def, out[0])
         ys, self.y_def = jax.tree.flatten(out[1])
         self.y_axes = axes_of(self.spec.out_axes, out[1], len(ys), opening, "out_axes")
-        if ys:
-            check_out_axes(opening, out[1], self.y_axes, shared=broadcast)
+        check_out_axes(opening, out[1], self.y_axes, shared=broadcast)
         opening.close(inner)
         return inner, after, ys
 

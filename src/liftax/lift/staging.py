@@ -69,8 +69,8 @@ def rematter(
     roles = through_roles("remat", variables, rngs)
     check_options("remat", policy=policy, prevent_cse=prevent_cse, concrete=concrete)
     # JAX says itself that it no longer supports concrete=True.
-    options: Any = {"concrete": True} if concrete else {}
-    options.update(policy=policy, prevent_cse=prevent_cse)
+    unsupported: Any = {"concrete": True} if concrete else {}
+    options = {"policy": policy, "prevent_cse": prevent_cse, **unsupported}
 
     def lift(
         fn: Callable[..., Any], static_argnums: int | Sequence[int] = ()
