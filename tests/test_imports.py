@@ -3,8 +3,10 @@
 import ast
 import functools
 import graphlib
+import importlib
 import io
 import tokenize
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,7 +188,20 @@ def test_bare_installation_needs_jax_and_numpy_only():
     assert not wrong, "\n".join(wrong)
 
 
-def test_public_names_exist_and_are_sorted_out():
-    assert len(set(liftax.__all__)) == len(liftax.__all__)
-    missing = [name for name in liftax.__all__ if not hasattr(liftax, name)]
+STUBS = [dotted(stub.with_suffix(".py")) for stub in sorted(PACKAGE.rglob("*.pyi"))]
+
+
+@pytest.mark.parametrize("package", STUBS)
+def test_public_names_exist(package):
+    module = importlib.import_module(f"liftax.{package}".rstrip("."))
+    assert len(set(module.__all__)) == len(module.__all__)
+    missing = [name for name in module.__all__ if not hasattr(module, name)]
     assert not missing
+
+
+def test_a_function_is_not_hidden_by_its_file():
+    """`import package.name` binds the file to the package, unless a function has that name."""
+    package = importlib.import_module("liftax")
+    held = package.scan
+    package.scan = types.ModuleType("liftax.scan")
+    assert package.scan is held

@@ -1,40 +1,73 @@
-"""Names that a package loads when they are first asked for."""
+"""Packages whose names are loaded when they are first asked for, and written down once.
+
+What a package offers stands in a stub beside it, ``__init__.pyi``, as ordinary imports: the
+type checker, an editor and a reader see them there, and the running package reads the same
+lines. Nothing is imported before somebody asks for it, so `import liftax` costs little.
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
 def lazy(
-    package: str, homes: Mapping[str, str]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Returns ``__getattr__`` and ``__dir__`` for a package.
+    package: str, file: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Returns ``__getattr__``, ``__dir__`` and ``__all__`` for a package.
 
     Args:
-      package: its name.
-      homes: public name -> the submodule that has it; a name that is the last
-        part of its submodule's is the submodule itself, unless a colon follows.
+      package: its ``__name__``.
+      file: its ``__file__``; the stub stands beside it.
+
+    Raises:
+      AttributeError: by the returned ``__getattr__``, for a name that the stub lacks.
 
     Example:
-      >>> getattr_, dir_ = lazy('liftax', {'relu': 'layers.activation'})
+      >>> import liftax
+      >>> getattr_, dir_, all_ = lazy('liftax', liftax.__file__)
       >>> getattr_('relu').__name__
       'relu'
     """
+    homes = _homes(Path(file).with_suffix(".pyi"))
 
     def load(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        where, colon, _ = homes[name].partition(":")
-        home = importlib.import_module(f"{package}.{where}")
-        whole = not colon and where.rpartition(".")[2] == name
-        value = home if whole else getattr(home, name)
-        setattr(sys.modules[package], name, value)
+        home, original = homes[name]
+        if not home.strip("."):  # `from . import errors`: a module of the package itself
+            value: Any = importlib.import_module(home + original, package)
+        else:
+            value = getattr(importlib.import_module(home, package), original)
+        vars(sys.modules[package])[name] = value
         return value
 
     def names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *homes})
 
-    return load, names
+    # Importing `package.scan` sets the attribute `scan` of the package to that module, whoever
+    # imports it. Where the stub says that `scan` is a function in it, the function it stays.
+    held = frozenset(name for name, (home, _) in homes.items() if home.strip("."))
+
+    class Package(types.ModuleType):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not (name in held and isinstance(value, types.ModuleType)):
+                super().__setattr__(name, value)
+
+    sys.modules[package].__class__ = Package
+    return load, names, sorted(homes)
+
+
+def _homes(stub: Path) -> dict[str, tuple[str, str]]:
+    """Returns public name -> the module that has it, as in an import, and its name there."""
+    found: dict[str, tuple[str, str]] = {}
+    for node in ast.parse(stub.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            home = "." * node.level + (node.module or "")
+            found.update({alias.asname or alias.name: (home, alias.name) for alias in node.names})
+    return found
