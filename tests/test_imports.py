@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import from the rooms in front of it, and rooms on one line from each other.
 ORDER = [
-    {"errors", "compat", "files", "lazy"},
+    {"errors", "compat", "equations", "files", "lazy"},
     {"core"},
     {"lift"},
     {"core.lift"},  # the public address of the lifts; nothing in core imports it

@@ -1,6 +1,6 @@
 """The only file that touches JAX outside its documented interface.
 
-Everything here works on jax 0.10 and 0.11.
+Everything here works on jax 0.10 to 0.12. How an equation is read stands in `equations`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 from jax._src import core as _core
-from jax.interpreters import mlir
+from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 if TYPE_CHECKING:
@@ -101,9 +101,16 @@ def is_variable(atom: Any) -> bool:
     return isinstance(atom, _core.Var)
 
 
-def is_program(value: Any) -> bool:
-    """Tells whether a parameter of an equation is a program that it calls."""
-    return isinstance(value, _core.ClosedJaxpr)
+# From 0.11 on one class is both, and 0.12 has the old name no more.
+_Open: Any = _core.Jaxpr
+_Closed: Any = getattr(_core, "ClosedJaxpr", _Open)
+
+
+def as_program(value: Any) -> jex.ClosedJaxpr | None:
+    """Returns a parameter of an equation as the program that it is, None if it is none."""
+    if isinstance(value, _Closed):
+        return value
+    return _Closed(value, ()) if isinstance(value, _Open) else None
 
 
 def literals_as_inputs(jaxpr: jex.Jaxpr) -> tuple[jex.Jaxpr, list[Any]]:
@@ -142,6 +149,27 @@ def register_constant(primitive: Any, value: Any) -> None:
         return jax.numpy.asarray(value(**params))
 
     mlir.register_lowering(primitive, mlir.lower_fun(constant, multiple_results=False))
+
+
+def identity(name: str) -> _core.Primitive:
+    """Makes a primitive that returns its input: its parameters mark a place in a program.
+
+    The marked value is differentiated, batched and compiled as if it bore no mark.
+    """
+    mark = _core.Primitive(name)
+
+    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+        return mark.bind(*primals, **params), *tangents
+
+    def batch(args: Any, axes: Any, **params: Any) -> Any:
+        return mark.bind(*args, **params), *axes
+
+    mark.def_impl(lambda x, **_: x)
+    mark.def_abstract_eval(lambda aval, **_: aval)
+    ad.primitive_jvps[mark] = jvp
+    batching.primitive_batchers[mark] = batch
+    mlir.register_lowering(mark, lambda ctx, x, **_: [x])
+    return mark
 
 
 def current_trace() -> Any:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from liftax.equations import as_scan
+
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -58,7 +60,7 @@ def _apply(eqn: Any, args: list[Any]) -> Sequence[Any]:
     if name in _CALLS:
         return _evaluate(params[_CALLS[name]], args)
     if name == "scan":
-        return _scan(params, args)
+        return _scan(eqn, args)
     if name == "while":
         return _while(params, args)
     if name == "cond":
@@ -68,8 +70,10 @@ def _apply(eqn: Any, args: list[Any]) -> Sequence[Any]:
     return out if eqn.primitive.multiple_results else [out]
 
 
-def _scan(params: dict[str, Any], args: list[Any]) -> list[Any]:
-    consts, carries = params["num_consts"], params["num_carry"]
+def _scan(eqn: Any, args: list[Any]) -> list[Any]:
+    scan, params = as_scan(eqn), eqn.params
+    assert scan is not None
+    consts, carries = scan.shared, scan.carried
     closed, carry = args[:consts], args[consts : consts + carries]
     scanned = args[consts + carries :]
     outputs: list[list[Any]] = []

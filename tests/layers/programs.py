@@ -17,6 +17,8 @@ import numpy as np
 from helpers.interpret import _CALLS
 from jax.extend import core as jex
 
+from liftax.equations import as_scan
+
 # Options that do not change the result: the type in which a product is returned is its own.
 _IDLE = ("preferred_element_type", "weak_type", "name", "sharding", "out_sharding")
 
@@ -69,7 +71,7 @@ class Numbering:
         if name in _CALLS:
             return self.program(params[_CALLS[name]], inputs)
         if name == "scan":
-            return self._scan(params, inputs)
+            return self._scan(eqn, inputs)
         if name == "cond":
             branches = [self.program(branch, inputs[1:]) for branch in params["branches"]]
             return [self.of("cond", inputs[0], results) for results in zip(*branches, strict=True)]
@@ -133,9 +135,11 @@ class Numbering:
         self._reshapes[result] = (origin, shape)
         return result
 
-    def _scan(self, params: dict[str, Any], inputs: list[int]) -> list[int]:
+    def _scan(self, eqn: Any, inputs: list[int]) -> list[int]:
         """Each result by the part of the loop that it depends on."""
-        body, n, m = params["jaxpr"], params["num_consts"], params["num_carry"]
+        scan = as_scan(eqn)
+        assert scan is not None
+        body, n, m = scan.body, scan.shared, scan.carried
         jaxpr = _open(body)[0]
         uses = _uses(jaxpr, jaxpr.invars[n : n + m])
         results: list[int] = []
@@ -149,7 +153,8 @@ class Numbering:
             numbers += [self.of("carry", inputs[n + i], ranks.get(i, -1)) for i in range(m)]
             numbers += [self.of("x", x) for x in inputs[n + m :]]
             out = self.program(body, numbers)
-            loop = (params["length"], params["reverse"], tuple(out[i] for i in sorted(needed)))
+            made = tuple(out[i] for i in sorted(needed))
+            loop = (scan.length, eqn.params["reverse"], made)
             results.append(self.of("scan", loop, ranks[j] if j < m else ("y", out[j])))
         return results
 

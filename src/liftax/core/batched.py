@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from .. import compat
+from .. import compat, equations
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
@@ -47,7 +47,7 @@ def batched(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
 
 
 def _with_loops(jaxpr: jex.Jaxpr, change: Callable[[Any], Any]) -> jex.Jaxpr:
-    eqns = [change(eqn) if eqn.primitive.name == "scan" else eqn for eqn in jaxpr.eqns]
+    eqns = [change(eqn) if equations.as_scan(eqn) else eqn for eqn in jaxpr.eqns]
     return compat.rewire(jaxpr, invars=jaxpr.invars, outvars=jaxpr.outvars, eqns=eqns)
 
 
@@ -78,17 +78,18 @@ def _is_exact(aval: Any) -> bool:
 
 def _side_by_side(eqn: Any) -> Any:
     """Returns a scan's equation as that of a batch, or as it is."""
-    closed, shared = eqn.params["jaxpr"], eqn.params["num_consts"]
-    body = _with_loops(closed.jaxpr, _side_by_side)
-    if eqn.params["num_carry"] or closed.consts or not _is_free(body):
+    scan = equations.as_scan(eqn)
+    assert scan is not None
+    body = _with_loops(scan.body.jaxpr, _side_by_side)
+    if scan.carried or scan.body.consts or not _is_free(body):
         return eqn
-    axes = (None,) * shared + (0,) * (len(eqn.invars) - shared)
+    axes = (None,) * scan.shared + (0,) * (len(eqn.invars) - scan.shared)
 
     def run(*inputs: Any) -> Any:
         def one(*values: Any) -> list[Any]:
             return compat.evaluate(body, values)
 
-        return jax.vmap(one, in_axes=axes, axis_size=eqn.params["length"])(*inputs)
+        return jax.vmap(one, in_axes=axes, axis_size=scan.length)(*inputs)
 
     run.__name__ = _NAME
     avals = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.invars]
@@ -109,10 +110,10 @@ def _is_free(jaxpr: jex.Jaxpr) -> bool:
         keys = [d for d in dtypes if d is None or jax.dtypes.issubdtype(d, jax.dtypes.prng_key)]
         if any(str(dtype) != "key<fry>" for dtype in keys):
             return False  # other generators give other numbers in a batch
-        name = eqn.primitive.name
+        name = equations.name_of(eqn)
         if name in _CALLS:
-            called = [x for x in eqn.params.values() if compat.is_program(x)]
-            if any(x.consts or not _is_free(x.jaxpr) for x in called):
+            called = equations.programs_of(eqn)
+            if any(program.consts or not _is_free(program.jaxpr) for program in called):
                 return False
         elif name not in _FREE:
             return False

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from .. import compat
+from .. import compat, equations
 from .batched import is_batch
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
 
-_LOOPS = ("scan", "while", "cond")
 _LITTLE = 16  # elements: a key, or a few numbers
 
 
@@ -59,7 +58,7 @@ class Parts:
 
 
 def _is_loop(eqn: Any) -> bool:
-    return eqn.primitive.name in _LOOPS or is_batch(eqn)
+    return equations.is_loop(eqn) or is_batch(eqn)
 
 
 def _cut(jaxpr: jex.Jaxpr) -> list[jex.Jaxpr]:

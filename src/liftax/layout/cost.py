@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 
+from .. import equations
 from .model import Cost
 
 
@@ -60,21 +61,20 @@ def _analysis(compiled: Any) -> _Work | None:
 
 def _with_loops(closed: jex.ClosedJaxpr, once: _Work) -> _Work:
     total = once
-    for body, length, unroll in _scans(closed.jaxpr):
-        body_once = _analysis(_compile(body))
+    for scan in _scans(closed):
+        body_once = _analysis(_compile(scan.body))
         if body_once is not None:
-            total = total.plus(_with_loops(body, body_once), length).plus(body_once, -unroll)
+            whole = _with_loops(scan.body, body_once)
+            total = total.plus(whole, scan.length).plus(body_once, -scan.unroll)
     return total
 
 
-def _scans(jaxpr: jex.Jaxpr) -> Iterator[tuple[jex.ClosedJaxpr, int, int]]:
+def _scans(program: jex.ClosedJaxpr) -> Iterator[equations.Scan]:
     """The scans of a program, outermost only, through calls but not into other loops."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "scan":
-            length = eqn.params["length"]
-            yield eqn.params["jaxpr"], length, min(int(eqn.params["unroll"]), length)
-        elif eqn.primitive.name != "while":
-            for value in eqn.params.values():
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    yield from _scans(inner)
+    for eqn in program.jaxpr.eqns:
+        scan = equations.as_scan(eqn)
+        if scan is not None:
+            yield scan
+        elif equations.name_of(eqn) == "cond" or not equations.is_loop(eqn):
+            for called in equations.programs_of(eqn):
+                yield from _scans(called)

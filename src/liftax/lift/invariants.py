@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from .. import compat
 from ..core.rngs import describe
@@ -31,6 +30,11 @@ from ..errors import LoopDependentError, SplitSharedError
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
+
+
+# Our own, and not `checkpoint_name`: what that gives is the user's to save or to offload, and
+# JAX changes how it is written down.
+_mark_p = compat.identity("liftax_mark")
 
 
 class Birth(NamedTuple):
@@ -70,8 +74,8 @@ class Marks:
         """Marks the initial value of a variable; returns the marked value."""
         leaves, treedef = jax.tree.flatten(value)
         # A nested loop leaves its own marks in the same jaxpr: tell them apart.
-        names = [f"liftax:{id(self)}:{next(self._number)}" for _ in leaves]
-        marked = [checkpoint_name(jnp.asarray(x), n) for x, n in zip(leaves, names, strict=True)]
+        names = [f"{id(self)}:{next(self._number)}" for _ in leaves]
+        marked = [_mark_p.bind(jnp.asarray(x), mark=n) for x, n in zip(leaves, names, strict=True)]
         value = jax.tree.unflatten(treedef, marked)
         self.births.append(Birth(carried, top, col, path, names, treedef, value, late))
         self._marked |= {id(x): x for x in (value, *marked)}
@@ -174,7 +178,7 @@ def trace_loop(
 
 
 def _mark_of(eqn: Any) -> str | None:
-    return eqn.params["name"] if eqn.primitive.name == "name" else None
+    return eqn.params["mark"] if eqn.primitive is _mark_p else None
 
 
 def _marked(jaxpr: jex.Jaxpr, wanted: dict[str, None]) -> dict[str, Any]:

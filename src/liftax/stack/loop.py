@@ -105,7 +105,7 @@ class Plan:
 
         def noting(*args: Any) -> Any:
             closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
-            self.seen |= names_in([closed.jaxpr])
+            self.seen |= names_in(closed)
             inputs = [*closed.consts, *jax.tree.leaves(args)]
             out = compat.evaluate(compat.consts_as_inputs(closed), inputs)
             return jax.tree.unflatten(jax.tree.structure(shape), out)

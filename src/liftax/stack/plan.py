@@ -16,13 +16,17 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
+from .. import equations
 from ..errors import StackError
+
+if TYPE_CHECKING:
+    import jax.extend.core as jex
 
 Policy = Callable[..., Any]
 
@@ -353,14 +357,12 @@ def in_force(run: str, unroll: int | bool, remat: Remat | None) -> tuple[Run, Re
     return parse_run(run, unroll), remat
 
 
-def names_in(jaxprs: Iterable[Any]) -> set[str]:
-    """Returns the names that ``checkpoint_name`` gave in programs and in those within."""
+def names_in(program: jex.ClosedJaxpr) -> set[str]:
+    """Returns the names that ``checkpoint_name`` gave in a program and in those within."""
     found: set[str] = set()
-    for jaxpr in jaxprs:
-        for eqn in getattr(jaxpr, "eqns", ()):
-            if eqn.primitive.name == "name":
-                found.add(eqn.params["name"])
-            for value in eqn.params.values():
-                parts = value if isinstance(value, (list, tuple)) else (value,)
-                found |= names_in(getattr(part, "jaxpr", part) for part in parts)
+    for eqn in program.jaxpr.eqns:
+        name = equations.given_name(eqn)
+        found |= {name} if name is not None else set()
+        for called in equations.programs_of(eqn):
+            found |= names_in(called)
     return found

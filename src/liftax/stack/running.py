@@ -52,7 +52,7 @@ def run_stacked(stack: Stack, x: Any, args: tuple[Any, ...], kwargs: dict[str, A
         x, ys = _single(stack, plan, layer, x, call, call.single("after", j))
         ys_after.append(ys)
     if plan.unseen:
-        known = ", ".join(sorted(n for n in plan.seen if not n.startswith("liftax:"))) or "none"
+        known = ", ".join(sorted(plan.seen)) or "none"
         raise StackError(
             f"{place}: remat names {plan.unseen[0]!r}, but no recomputed layer gives a value "
             f"that name.\n"
