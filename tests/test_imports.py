@@ -4,8 +4,6 @@ import ast
 import functools
 import graphlib
 import importlib
-import io
-import tokenize
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import liftax
+from tools.house import code_lines
 
 PACKAGE = Path(liftax.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -110,22 +109,6 @@ def imports(file: Path) -> Iterator[Import]:
             yield Import(file, getattr(node, "lineno", 0), ".".join(parts), lazy)
 
 
-def code_lines(file: Path) -> int:
-    """The lines that hold code: explaining at length is not what a limit is to prevent."""
-    text = file.read_text(encoding="utf-8")
-    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in layout and token.type != tokenize.ENDMARKER:
-            lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(parsed(file)):
-        # A string that stands alone: a docstring, or one below an attribute.
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
-                lines.difference_update(range(node.lineno, (node.end_lineno or 0) + 1))
-    return len(lines)
-
-
 def test_every_file_is_in_a_known_room():
     lost = [name for name in MODULES if name and not room(name)]
     assert not lost, f"give these a place in ORDER: {lost}"
@@ -153,7 +136,7 @@ def test_no_cycles():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_file_is_short(file):
-    lines = code_lines(file)
+    lines = code_lines(file.read_text(encoding="utf-8"))
     assert lines <= 400, f"{lines} lines of code: it holds more than one subject"
 
 
