@@ -18,7 +18,7 @@ def test_examples(name):
 
 
 def test_a_scanned_apply_stays_cheap_in_python():
-    """A lift adds a few Python calls to what JAX does; a tenth above what they were is the limit."""
+    """What a lift adds to JAX: 224 calls when this was written, a tenth more at most."""
     files, _, _ = calls.count()
     assert files.total() <= 247
 
