@@ -38,8 +38,7 @@ def fold(variables: Sequence[VariableLayout], enough: int = 3) -> list[Fold]:
     """Groups of alike variables, in order of first appearance; fewer than `enough` stay apart."""
     groups: dict[tuple[object, ...], list[VariableLayout]] = {}
     keys = [
-        (v.collection, _NUMBER.sub("#", v.name), v.shape, v.dtype, v.axes, v.along)
-        for v in variables
+        (v.collection, numberless(v.name), v.shape, v.dtype, v.axes, v.along) for v in variables
     ]
     for key, v in zip(keys, variables, strict=True):
         groups.setdefault(key, []).append(v)
@@ -51,6 +50,15 @@ def fold(variables: Sequence[VariableLayout], enough: int = 3) -> list[Fold]:
         elif v is group[0]:
             folds.append(Fold(common_name([v.name for v in group]), tuple(group)))
     return folds
+
+
+def numberless(name: str) -> str:
+    """What names that agree up to their numbers have in common.
+
+    >>> numberless("Block_12/Dense_0")
+    'Block_#/Dense_#'
+    """
+    return _NUMBER.sub("#", name)
 
 
 def common_name(names: Sequence[str]) -> str:

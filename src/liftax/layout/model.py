@@ -210,6 +210,16 @@ class Layout:
     cost: Cost | None = None
     measure: Callable[[], Cost] | None = field(default=None, compare=False)
 
+    # What measures the cost holds the model and a trace; it stays where it was made.
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"measure": None}
+
+    def __copy__(self) -> Layout:
+        return self  # it is frozen
+
+    def __deepcopy__(self, memo: Any) -> Layout:
+        return self
+
     # -- looking things up ---------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> VariableLayout:

@@ -12,7 +12,7 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
-from .fold import Fold, common_name, fold
+from .fold import Fold, common_name, fold, numberless
 from .model import (
     ROLE_WORDS,
     Layout,
@@ -197,21 +197,19 @@ class _Page:
         modules: dict[tuple[str, ...], list[VariableLayout]] = {}
         for v in self.layout.inside.get(index, ()):
             modules.setdefault(v.path[:-1], []).append(v)
-        alike: dict[object, list[tuple[str, ...]]] = {}
+        prefix = () if index is None else self.layout.lifts[index].path
+        alike: dict[object, list[tuple[str, list[VariableLayout]]]] = {}
         for path, vs in modules.items():
             shape = tuple(sorted((v.collection, v.path[-1], v.shape, v.dtype) for v in vs))
-            name = "".join("#" if c.isdigit() else c for c in "/".join(path))
-            alike.setdefault((_squeeze(name), shape), []).append(path)
-        prefix = () if index is None else self.layout.lifts[index].path
+            # Alike by the name that is shown: only some of them may lie below the lift's path.
+            name = "/".join(_below(path, prefix))
+            alike.setdefault((numberless(name), shape), []).append((name, vs))
         chips = []
-        for paths in alike.values():
-            group = [v for p in paths for v in modules[p]]
-            if len(paths) > 1:
-                name = common_name(["/".join(_below(p, prefix)) for p in paths])
-            else:
-                name = "/".join(_below(paths[0], prefix))
+        for members in alike.values():
+            group = [v for _, vs in members for v in vs]
+            name = common_name([name for name, _ in members])
             facts = [group[0].layer or "", f"{human_count(sum(v.elements for v in group))}"]
-            facts += [f"{len(paths)} alike"] if len(paths) > 1 else []
+            facts += [f"{len(members)} alike"] if len(members) > 1 else []
             chips.append(
                 f'<a class="chip" href="#{self.ids[id(group[0])]}"><code>'
                 f"{_breakable(name or 'itself')}</code>"
@@ -443,12 +441,6 @@ def _breakable(path: str) -> str:
 def _below(path: tuple[str, ...], prefix: tuple[str, ...]) -> tuple[str, ...]:
     inside = path[: len(prefix)] == prefix and len(path) > len(prefix)
     return path[len(prefix) :] if inside else path
-
-
-def _squeeze(name: str) -> str:
-    while "##" in name:
-        name = name.replace("##", "#")
-    return name
 
 
 def _roles(lift: LiftNode) -> str:
