@@ -27,7 +27,7 @@ def in_while(module, keep, x):
 
 LIFTS = {
     "scan": (in_scan, "scan"),
-    "scan in parts": (in_loop_of_broadcasts, "a transformation"),
+    "scan in parts": (in_loop_of_broadcasts, "scan"),
     "while_loop": (in_while, "while_loop"),
     "vmap": (lambda module, keep, x: nn.vmap(lambda mdl, x: keep(x))(module, x), "vmap"),
     "jit": (lambda module, keep, x: nn.jit(lambda mdl, x: keep(x))(module, x), "jit"),

@@ -267,6 +267,40 @@ class Opening:
             inner.append(scope)
         return inner
 
+    def body(
+        self,
+        fn: Callable[..., Any],
+        out: Sequence[Any] = (THROUGH,),
+        *,
+        see: Callable[[Sequence[Scope]], None] = lambda inner: None,
+        log: Log | None = None,
+        folded: bool = False,
+        **event: Any,
+    ) -> Callable[..., Any]:
+        """Returns the user's function as a pure one.
+
+        Args:
+          fn: a function of scopes.
+          out: the roles whose variables come out.
+          see: called with the inner scopes before the function is.
+          log, folded: as in `enter`.
+          **event: what a recorder is told besides.
+
+        Returns:
+          ``(variables, keys, args, kwargs) -> (y, written)``, with lists of groups for
+          variables, keys and, one for each role in ``out``, what was written.
+        """
+
+        def run(variables: Any, keys: Any, args: Any, kwargs: Any = None) -> Any:
+            inner = self.enter(variables, keys, log=log, folded=folded)
+            see(inner)
+            y = self.call(fn, inner, args, kwargs or {}, **event)
+            written = [self.written(inner, role) for role in out]
+            self.close(inner)
+            return y, written
+
+        return run
+
     def hand_out(self, inner: Sequence[Scope]) -> Any:
         """Returns the inner counterparts of the scopes, in the tree that was given."""
         found = [_below(inner[index], path) for index, path in self.places]
@@ -398,17 +432,17 @@ class Opening:
         for scope in inner:
             scope._root.valid = False
 
-    def write_back(self, group: Group, *, late: bool = True) -> None:
+    def write_back(self, *groups: Group, late: bool = True) -> None:
         """Writes what came out to the scopes outside.
 
         Args:
-          group: the variables.
+          groups: the variables; those that may not be written in this call are left out.
           late: False for initial values, on which the body will still work.
         """
-        for top, collections in zip(self.tops, group, strict=True):
+        for top, collections in ((t, c) for g in groups for t, c in zip(self.tops, g, strict=True)):
             top._root.late = late
             for col, node in collections.items():
-                if not node:
+                if not node or not top._root.is_mutable(col):
                     continue
                 for name, value in node.items():
                     top.put_variable(col, name, value)
@@ -466,21 +500,3 @@ def _candidates(row: Any, top: Scope) -> list[str]:
         names += [name for outer in root.roles.rows for name in names_of(outer.filter)]
         root = root.outer
     return [name for name in names if in_filter(row.filter, name)]
-
-
-def pure(
-    opening: Opening, fn: Callable[..., Any], *, folded: bool = False, **event: Any
-) -> Callable[..., Any]:
-    """Returns the body of a lift without a new axis as a pure function.
-
-    It maps ``(variables, keys, args, kwargs)`` to ``(y, written)``.
-    """
-
-    def run(variables: Group, keys: Group, args: Any, kwargs: Any) -> Any:
-        inner = opening.enter([variables], [keys], folded=folded)
-        y = opening.call(fn, inner, args, kwargs, **event)
-        written = opening.written(inner, THROUGH)
-        opening.close(inner)
-        return y, written
-
-    return run

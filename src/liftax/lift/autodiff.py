@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from ..core.filters import Filter
-from ..core.pack import Group, Opening, pure
+from ..core.pack import Group, Opening
 from ..core.rngs import Drawn, Log, join
 from ..core.roles import THROUGH, Roles, Row, through_roles
 from ..errors import DifferentiationError
 from . import diffchecks
 
 DIFFERENTIATED = "differentiated"
+_BOTH = (DIFFERENTIATED, THROUGH)
 
 
 def _differentiated(lift: str, chosen: Filter, variables: Filter, rngs: Filter) -> Roles:
@@ -24,19 +25,6 @@ def _differentiated(lift: str, chosen: Filter, variables: Filter, rngs: Filter) 
         [Row(chosen, DIFFERENTIATED, f"{lift}_variables"), Row(variables, THROUGH, "variables")],
         [(rngs, False)],
     )
-
-
-def _run(opening: Opening, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the pure function ``(differentiated, others, keys, args) -> (y, written)``."""
-
-    def run(chosen: Group, others: Group, keys: Group, args: Any, log: Log | None = None) -> Any:
-        inner = opening.enter([others, chosen], [keys], log=log)
-        y = opening.call(fn, inner, args, {})
-        written = opening.written(inner, DIFFERENTIATED), opening.written(inner, THROUGH)
-        opening.close(inner)
-        return y, written
-
-    return run
 
 
 def _no_reduce(reduce_axes: Any, lift: str) -> None:
@@ -83,19 +71,18 @@ def vjp(
     """
     _no_reduce(reduce_axes, "vjp")
     opening = Opening(_differentiated("vjp", vjp_variables, variables, rngs), scope, fn)
-    run = _run(opening, fn)
+    run = opening.body(fn, _BOTH)
     others, keys = opening.values(THROUGH), opening.keys(False)
 
     def outputs(chosen: Group, *primals: Any) -> Any:
-        y, written = run(chosen, others, keys, primals)
+        y, written = run([others, chosen], [keys], primals)
         y, aux = diffchecks.with_aux(opening, y) if has_aux else (y, None)
         return y, (written, aux)
 
     y, pull, (written, aux) = jax.vjp(
         outputs, opening.values(DIFFERENTIATED), *primals, has_aux=True
     )
-    for group in written:
-        opening.write_back(group)
+    opening.write_back(*written)
     single = opening.tree is None or len(opening.tops) == 1
     pullback = jax.tree_util.Partial(_PullBack(single, opening.place), pull)
     return (y, pullback, aux) if has_aux else (y, pullback)
@@ -151,16 +138,16 @@ def value_and_grad(
     """
     _no_reduce(reduce_axes, "value_and_grad")
     opening = Opening(through_roles("value_and_grad", variables, rngs), scope, fn)
-    run = pure(opening, fn)
+    run = opening.body(fn)
     values, keys = opening.values(THROUGH), opening.keys(False)
 
     def outputs(*primals: Any) -> Any:
-        y, written = run(values, keys, primals, {})
+        y, written = run([values], [keys], primals)
         y, aux = diffchecks.with_aux(opening, y) if has_aux else (y, None)
         return y, (written, aux)
 
     y, pull, (written, aux) = jax.vjp(outputs, *primals, has_aux=True)
-    opening.write_back(written)
+    opening.write_back(*written)
     diffchecks.check_scalar(opening, y)
     grads = pull(jnp.ones_like(y))
     return ((y, aux), grads) if has_aux else (y, grads)
@@ -217,7 +204,7 @@ def jvp(
             f"{opening.place}: variable_tangents expected one dict of collections for each of "
             f"{len(opening.tops)} scopes; found {len(given)}"
         )
-    run = pure(opening, fn)
+    run = opening.body(fn)
     values, keys = opening.values(THROUGH), opening.keys(False)
     if not opening.initializing:
         diffchecks.check_named(opening, values, given)
@@ -232,7 +219,7 @@ def jvp(
             {c: _overlay(node, part[c]) if c in part else node for c, node in group.items()}
             for group, part in zip(values, chosen, strict=True)
         )
-        return run(moved, keys, tuple(primals), {})
+        return run([moved], [keys], tuple(primals))
 
     try:
         (y, written), (y_dot, _) = jax.jvp(
@@ -241,7 +228,7 @@ def jvp(
     except (TypeError, ValueError) as cause:
         diffchecks.check_tangents(opening, primals, tangents, chosen, directions, cause)
         raise
-    opening.write_back(written)
+    opening.write_back(*written)
     return y, y_dot
 
 
@@ -270,17 +257,17 @@ class _Counted:
         self.before = opening.counted()
         self.drawn: list[Drawn] | None = None
 
-    def __call__(self, run: Callable[..., Any], *args: Any) -> Any:
+    def __call__(self, fn: Callable[..., Any], *args: Any) -> Any:
         opening, log = self.opening, self.opening.log
         if self.drawn is None:
             start = len(log or ())
-            out = run(*args)
+            out = opening.body(fn, _BOTH)(*args)
             self.drawn = log[start:] if log is not None else []
             return out
         after = opening.counted()
         opening.set_counters(self.before)
         again = None if log is None else Log(log.hoisted, log.outer)
-        out = run(*args, again)
+        out = opening.body(fn, _BOTH, log=again)(*args)
         opening.set_counters(after)
         join(self.drawn, again or (), lambda collection: False)
         return out
@@ -341,11 +328,10 @@ def custom_vjp(
             return tuple(fixed[i] if i in fixed else next(rest) for i in range(len(args)))
 
         def primal(chosen: Group, others: Group, keys: Group, moving: Any) -> Any:
-            return counted(_run(opening, fn), chosen, others, keys, filled(moving))
+            return counted(fn, [others, chosen], [keys], filled(moving))
 
         def forward(chosen: Group, others: Group, keys: Group, moving: Any) -> Any:
-            run = _run(opening, forward_fn)
-            out, written = counted(run, chosen, others, keys, filled(moving))
+            out, written = counted(forward_fn, [others, chosen], [keys], filled(moving))
             y, residuals = diffchecks.with_residuals(opening, out)
             return (y, written), residuals
 
@@ -362,8 +348,7 @@ def custom_vjp(
         chosen, place = opening.values(DIFFERENTIATED), opening.place
         kinds = (chosen, moving)
         y, written = run(chosen, opening.values(THROUGH), opening.keys(False), moving)
-        for group in written:
-            opening.write_back(group)
+        opening.write_back(*written)
         return y
 
     return differentiated

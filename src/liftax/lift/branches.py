@@ -14,8 +14,8 @@ from ..core.pack import Group, Opening
 from ..core.rngs import describe
 from ..core.roles import THROUGH, through_roles
 from ..errors import BranchError, ConditionError
-from .invariants import Birth, Loop, Marks, trace_loop
 from .looperrors import kind_of
+from .one_trace import Loop, Marks, Place, flat, name_of, nested, trace_loop
 
 
 def cond(
@@ -104,10 +104,8 @@ def _branch(
 
     def pure(i: int, fn: Callable[..., Any]) -> Callable[..., Any]:
         def run(*operands: Any) -> Any:
-            inner = opening.enter([values], [keys])
-            y = returned[i] = opening.call(fn, inner, operands, {})
-            opening.close(inner)
-            return y
+            returned[i], _ = opening.body(fn)([values], [keys], operands)
+            return returned[i]
 
         return run
 
@@ -122,18 +120,23 @@ def _branch(
 class _Branch:
     """One branch, traced: what it makes, writes and returns."""
 
-    loop: Loop
-    y_def: Any
-    y_avals: list[Any]
-    y: Any
-    written: dict[tuple[Any, ...], Any]
-    values: dict[tuple[Any, ...], Any]
-
-    def __init__(self) -> None:
+    def __init__(
+        self, opening: Opening, fn: Any, operands: tuple[Any, ...], values: Group, keys: Group
+    ):
         self.marks = Marks()
+        before = flat(values)
 
-    def births(self) -> dict[tuple[Any, ...], Birth]:
-        return {(b.top, b.col, b.path): b for b in self.marks.births}
+        def body(operands: tuple[Any, ...], x: Any) -> Any:
+            run = opening.body(fn, see=lambda inner: self.marks.listen(inner, {THROUGH: True}))
+            self.y, (written,) = run([values], [keys], operands)
+            self.written: dict[Place, Any] = {
+                place: value
+                for place, value in flat(written).items()
+                if len(place) > 2 and value is not before.get(place)
+            }
+            return [], {}, (jax.tree.map(jnp.asarray, self.y), self.written), ({}, None)
+
+        self.loop: Loop = trace_loop(body, operands, None, self.marks, opening.place)
 
 
 def _traced(
@@ -149,142 +152,37 @@ def _traced(
     A variable that some branches make and others don't is made before the
     branches, in any case; those that make it go on from there.
     """
-    traced = []
-    leaves, treedef = jax.tree.flatten(operands)
-    for fn in functions:
-        traced.append(_trace(opening, fn, leaves, treedef, values, keys))
+    traced = [_Branch(opening, fn, operands, values, keys) for fn in functions]
     _check_same(opening, [branch.y for branch in traced])
-    common = set.intersection(*(set(b.births()) for b in traced))
-    early: dict[tuple[Any, ...], list[Any]] = {}
+    common = set.intersection(*(set(branch.marks.births) for branch in traced))
+    early: dict[Place, Any] = {}
     for branch in traced:
-        made = iter(branch.loop.first(leaves, []))
-        for place, birth in branch.births().items():
-            found = [next(made) for _ in birth.marks]
+        for place, value in branch.loop.first(operands, None).items():
             if place not in common:
-                early.setdefault(place, found)
-    places = sorted({p for b in traced for p in b.written}, key=repr)
+                early.setdefault(place, value)
+    before, places = flat(values), [place for branch in traced for place in branch.written]
 
     def run(branch: _Branch) -> Callable[..., Any]:
-        def call(leaves: list[Any], early: list[list[Any]]) -> Any:
-            start = dict(zip(early_places, early, strict=True))
-            made = iter(branch.loop.first(leaves, []))
-            births: list[Any] = []
-            for place, birth in branch.births().items():
-                own = [next(made) for _ in birth.marks]
-                births += start.get(place, own)
-            _, _, out = branch.loop.step([], leaves, births, [])
-            n = len(branch.y_avals)
-            after = dict(zip(branch.written, _split(out[n:], branch.written), strict=True))
-            written = []
-            for place in places:
-                if place in after:
-                    written.append(after[place])
-                elif place in start:
-                    written.append(start[place])
-                else:
-                    written.append(jax.tree.leaves(_at(values, place)))
-            return out[:n], written
+        def call(operands: Any, early: dict[Place, Any]) -> Any:
+            born = branch.loop.first(operands, None)
+            born = {place: early.get(place, value) for place, value in born.items()}
+            _, _, (y, written) = branch.loop.step({}, operands, born, None)
+            after = {**before, **early, **written}
+            return y, {place: after[place] for place in places}
 
         return call
 
-    early_places = list(early)
     try:
-        y, written = select([run(b) for b in traced], leaves, list(early.values()))
+        y, written = select([run(branch) for branch in traced], operands, early)
     except TypeError as cause:
-        for top, col, path in places:
-            name = f"variable {'/'.join((col, *path))}"
-            stands = [b.values[top, col, path] for b in traced if (top, col, path) in b.values]
-            if len(stands) < len(traced) and _stands(values, (top, col, path)):
-                stands.append(_at(values, (top, col, path)))
-            _check_same(opening, stands, cause, name)
+        for place in sorted(set(places), key=repr):
+            stands = [branch.written[place] for branch in traced if place in branch.written]
+            if len(stands) < len(traced) and place in before:
+                stands.append(before[place])
+            _check_same(opening, stands, cause, name_of(place))
         raise
-    treedefs = {p: b.written[p] for b in traced for p in b.written}
-    group: Group = tuple({} for _ in opening.tops)
-    for place, found in zip(places, written, strict=True):
-        top, col, path = place
-        node = group[top].setdefault(col, {})
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = jax.tree.unflatten(treedefs[place], found)
-    opening.write_back(group)
-    return jax.tree.unflatten(traced[0].y_def, y)
-
-
-def _trace(
-    opening: Opening, fn: Any, leaves: list[Any], treedef: Any, values: Group, keys: Group
-) -> _Branch:
-    branch = _Branch()
-
-    def body(carry: list[Any], x: list[Any]) -> Any:
-        inner = opening.enter([values], [keys])
-        for i, scope in enumerate(inner):
-            scope._root.on_birth = _marker(branch.marks, opening, i)
-        y = opening.call(fn, inner, jax.tree.unflatten(treedef, carry), {})
-        branch.y = y
-        y_leaves, branch.y_def = jax.tree.flatten(y)
-        y_leaves = [jnp.asarray(leaf) for leaf in y_leaves]
-        branch.y_avals = [jax.typeof(leaf) for leaf in y_leaves]
-        branch.written = {}
-        out = []
-        branch.values = _written(opening, inner, values)
-        for place, value in branch.values.items():
-            found, branch.written[place] = jax.tree.flatten(value)
-            out += found
-        opening.close(inner)
-        return [], [], [*y_leaves, *out], []
-
-    branch.loop = trace_loop(body, leaves, [], branch.marks, str, opening.place)
-    return branch
-
-
-def _marker(marks: Marks, opening: Opening, top: int) -> Callable[..., Any]:
-    depth = len(opening.tops[top].path)
-
-    def on_birth(col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
-        if isinstance(value, dict):  # what a lift inside the branch made, all at once
-            return {k: on_birth(col, (*path, k), v, late) for k, v in value.items()}
-        return marks.birth(True, top, col, path[depth:], value)
-
-    return on_birth
-
-
-def _written(opening: Opening, inner: Any, before: Group) -> dict[tuple[Any, ...], Any]:
-    """Returns what a branch made or changed: (top, collection, path) -> value."""
-    found: dict[tuple[Any, ...], Any] = {}
-
-    def walk(top: int, col: str, path: tuple[str, ...], after: Any, old: Any) -> None:
-        if isinstance(after, dict):
-            for name, value in after.items():
-                below = old.get(name) if isinstance(old, dict) else None
-                walk(top, col, (*path, name), value, below)
-        elif after is not old:
-            found[top, col, path] = after
-
-    for top, collections in enumerate(opening.written(inner, THROUGH)):
-        for col, node in collections.items():
-            walk(top, col, (), node, before[top].get(col, {}))
-    return found
-
-
-def _at(group: Group, place: tuple[Any, ...]) -> Any:
-    top, col, path = place
-    node = group[top][col]
-    for name in path:
-        node = node[name]
-    return node
-
-
-def _split(leaves: list[Any], treedefs: dict[Any, Any]) -> list[list[Any]]:
-    values = iter(leaves)
-    return [[next(values) for _ in range(d.num_leaves)] for d in treedefs.values()]
-
-
-def _stands(group: Group, place: tuple[Any, ...]) -> bool:
-    try:
-        _at(group, place)
-    except KeyError:
-        return False
-    return True
+    opening.write_back(nested(written, len(opening.tops)))
+    return y
 
 
 def _check_same(

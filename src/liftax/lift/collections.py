@@ -11,13 +11,12 @@ import jax.numpy as jnp
 
 from ..core import metadata
 from ..core.filters import Filter, in_filter, names_of
-from ..core.pack import Group, Opening, pure
+from ..core.pack import Group, Opening
 from ..core.rngs import Log, replay, rewind, settle
 from ..core.roles import THROUGH, Roles, Row, axis_rows, through_roles
 from ..errors import ApplyScopeInvalidVariablesTypeError, UnusedFilterError
-from .invariants import Marks, trace_loop
 from .looperrors import kind_of
-from .looptrees import with_births
+from .one_trace import Marks, Place, flat, nested, trace_loop
 
 MAPPED = "mapped"
 
@@ -74,30 +73,23 @@ def map_variables(
         through = opening.values(THROUGH)
         keys = opening.keys(False)
 
-        def run(inside: Group, **entering: Any) -> Any:
-            inner = opening.enter([through, inside], [keys], **entering)
-            return inner, lambda: opening.call(fn, inner, args, kwargs)
+        def run(inside: Group, **seen: Any) -> Any:
+            body = opening.body(fn, (MAPPED, THROUGH), **seen)
+            return body([through, inside], [keys], args, kwargs)
 
         if init and opening.can_write(MAPPED):
             return _initialised(opening, run, outside, map_in, map_out)
         inside = tuple(map_in(opening, v) for v in outside)
-        inner, call = run(inside)
-        y = call()
-        _write_out(opening, inner, map_out)
-        return y
+        return _written(opening, run(inside), map_out)
 
     return mapped
 
 
-def _write_out(opening: Opening, inner: Any, map_out: Callable[..., Any]) -> None:
-    """Ends a body: writes to the scopes outside what it wrote."""
-    _write_mapped(opening, opening.written(inner, MAPPED), map_out)
-    opening.write_back(opening.written(inner, THROUGH))
-    opening.close(inner)
-
-
-def _write_mapped(opening: Opening, changed: Group, map_out: Callable[..., Any]) -> None:
-    opening.write_back(tuple(map_out(opening, v) if v else v for v in changed))
+def _written(opening: Opening, out: Any, map_out: Callable[..., Any]) -> Any:
+    """Writes what a body wrote to the scopes outside; returns what the body returned."""
+    y, (changed, through) = out
+    opening.write_back(tuple(map_out(opening, v) if v else v for v in changed), through)
+    return y
 
 
 def _checked(fn: Callable[..., Any], argument: str) -> Callable[..., Any]:
@@ -148,92 +140,55 @@ def _initialised(
     and in again.
     """
     marks = Marks()
-    side: dict[str, Any] = {}
+    logs: list[Any] = []
     inside = tuple(map_in(opening, v) if v else {} for v in outside)
 
-    def body(carry: list[Any], x: list[Any]) -> Any:
+    def body(carry: None, x: None) -> Any:
         log = Log(lambda col: opening.roles.role(col) == MAPPED, opening.log)
-        inner, call = run(inside, log=log)
-        for i, scope in enumerate(inner):
-            scope._root.on_birth = _marker(marks, opening, i)
-        y = call()
+        out = run(inside, log=log, see=lambda inner: marks.listen(inner, {MAPPED: False}))
         rewind(log)
         entries = replay(log)
         settle(entries)
-        side["log"], side["first"] = entries, log
-        leaves, side["y_def"] = jax.tree.flatten(y)
-        written = [opening.written(inner, MAPPED), opening.written(inner, THROUGH)]
-        written_leaves, side["written_def"] = jax.tree.flatten(written)
-        side["n_y"] = len(leaves)
-        opening.close(inner)
-        return [], [], [*leaves, *written_leaves], []
+        logs[:] = log, entries
+        return None, {}, out, ({}, None)
 
-    loop = trace_loop(body, [], [], marks, lambda i: "a variable", opening.place)
-    made = with_births(tuple({} for _ in opening.tops), marks.births, loop.shared)
-    outer = tuple(map_out(opening, v) if v else {} for v in made)
+    loop = trace_loop(body, None, None, marks, opening.place)
+    first, drawn = logs
+    made = nested(loop.made, len(opening.tops))
     # Written first: a loop or a map outside marks what is made on the way, and what
     # follows must use it with that mark on.
-    opening.write_back(outer, late=False)
+    opening.write_back(tuple(map_out(opening, v) if v else {} for v in made), late=False)
     stored = opening.values(MAPPED)
     mapped = tuple(map_in(opening, v) if m else {} for v, m in zip(stored, made, strict=True))
-    births = _mapped_births(marks, mapped, loop.shared)
+    births = _mapped_births(marks, mapped, loop.made)
     if births is None:
         # The trace is of other values: run the body on the mapped ones.
-        rewind(side["log"])
-        settle(side["first"])
+        rewind(drawn)
+        settle(first)
         if opening.log is not None:
-            opening.log.extend(side["first"])
-        inner, call = run(mapped)
-        y = call()
-        _write_out(opening, inner, map_out)
-        return y
-    _, _, out = loop.step(births, [], [], [])
-    y = jax.tree.unflatten(side["y_def"], out[: side["n_y"]])
-    changed, through = jax.tree.unflatten(side["written_def"], out[side["n_y"] :])
-    _write_mapped(opening, changed, map_out)
-    opening.write_back(through)
+            opening.log.extend(first)
+        return _written(opening, run(mapped), map_out)
+    y = _written(opening, loop.step(births, None, {}, None)[2], map_out)
     if opening.log is not None:
-        opening.log.extend(side["log"])
+        opening.log.extend(drawn)
     return y
 
 
-def _mapped_births(marks: Marks, mapped: Group, made: list[Any]) -> list[Any] | None:
+def _mapped_births(marks: Marks, mapped: Group, made: dict[Place, Any]) -> dict[Place, Any] | None:
     """Returns what stands for the births after the mapping, None where the trace has no use of it.
 
     So it is where a lift inside the body made them, and used them unmapped, and where the
     mapping gives them another shape or dtype.
     """
-    if any(birth.late for birth in marks.births):
+    if any(birth.late for birth in marks.births.values()):
         return None
-    births: list[Any] = []
-    for birth in marks.births:
-        node: Any = mapped[birth.top][birth.col]
-        for name in birth.path:
-            node = node[name]
-        births += _like(jax.tree.unflatten(birth.treedef, birth.marks), node)
-    kinds = [[(jnp.shape(x), jnp.result_type(x)) for x in leaves] for leaves in (births, made)]
+    found = flat(mapped)
+    births = {place: found[place] for place in made}
+    kinds = [
+        [(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(values)]
+        for values in (births, made)
+    ]
     return births if kinds[0] == kinds[1] else None
-
-
-def _like(born: Any, node: Any) -> list[Any]:
-    """Returns the leaves of ``node`` that were ``born`` together.
-
-    A lift within writes a whole subtree at once, and what comes later joins it.
-    """
-    if not isinstance(born, dict):
-        return jax.tree.leaves(node)
-    return [leaf for key in sorted(born) for leaf in _like(born[key], node[key])]
-
-
-def _marker(marks: Marks, opening: Opening, top: int) -> Callable[..., Any]:
-    depth = len(opening.tops[top].path)
-
-    def on_birth(col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
-        if opening.roles.role(col) != MAPPED:
-            return value
-        return marks.birth(False, top, col, path[depth:], value, late)
-
-    return on_birth
 
 
 def swap_collection(fn: Callable[..., Any], col_a: str, col_b: str) -> Callable[..., Any]:
@@ -295,9 +250,9 @@ def folder(
     def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
         def folded(scope: Any, *args: Any, **kwargs: Any) -> Any:
             opening = Opening(roles, scope, fn)
-            run = pure(opening, fn, folded=True)
-            y, written = run(opening.values(THROUGH), opening.base_keys(drawn), args, kwargs)
-            opening.write_back(written)
+            run = opening.body(fn, folded=True)
+            y, written = run([opening.values(THROUGH)], [opening.base_keys(drawn)], args, kwargs)
+            opening.write_back(*written)
             return y
 
         return folded

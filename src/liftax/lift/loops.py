@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,30 +13,22 @@ import jax.numpy as jnp
 from ..core import metadata
 from ..core.filters import Filter
 from ..core.pack import Group, Opening
-from ..core.rngs import Drawn, Log, replay, rewind, settle
-from ..core.rngs import join as join_draws
+from ..core.rngs import Drawn
 from ..core.roles import BROADCAST, CARRY, Roles, broadcast, loop_roles
 from ..core.scope import Scope
 from ..errors import AxesTreeError
 from .axes import Sizes, axes_of, from_front, restack, to_front, unstack
-from .invariants import Loop, Marks, trace_loop
 from .looperrors import (
-    check_carried,
     check_options,
     check_out_axes,
+    check_variable,
     check_variable_axes,
     checked_carry,
     no_carry,
     not_a_pair,
 )
-from .loopflat import FlatBody, Result
-from .looptrees import (
-    created,
-    strengthened,
-    updated,
-    writable,
-    written_first,
-)
+from .one_trace import Loop, Marks, Place, flat, nested, trace_loop, write_births
+from .tally import Tally
 
 
 def scan(
@@ -107,51 +100,65 @@ def scanner(
         metadata_params=metadata_params,
         check_constancy_invariants=check_constancy_invariants,
     )
+    return Plan(
+        roles, in_axes, out_axes, length, options, data_transform, metadata_params,
+        twice=check_constancy_invariants,
+    ).over  # fmt: skip
 
-    spec = Spec(
-        roles, out_axes, options, data_transform, metadata_params, check_constancy_invariants
-    )
-    return looped(spec, in_axes, length)
+
+class Plan(NamedTuple):
+    """A scan with its arguments read, for any number of functions.
+
+    Attributes:
+      options: for `jax.lax.scan`, without the length.
+      twice: whether keys are counted as by Linen, which traces the body twice.
+      loop: what runs the pure body, called like `jax.lax.scan`; it may call the
+        body more than once.
+      shared: scopes whose variables all iterations share.
+    """
+
+    roles: Roles
+    in_axes: Any = 0
+    out_axes: Any = 0
+    length: int | None = None
+    options: Mapping[str, Any] = {"reverse": False}
+    data_transform: Callable[..., Any] | None = None
+    metadata_params: Mapping[Any, Any] = {}
+    twice: bool = True
+    loop: Callable[..., Any] = jax.lax.scan
+    shared: Sequence[Scope] = ()
+
+    def over(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the lifted function."""
+        return functools.partial(_scanned, self, fn)
 
 
 _MISSING: Any = object()
 
 
-def looped(
-    spec: Spec, in_axes: Any = 0, length: int | None = None
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Returns `scan` with its arguments read, for a loop of any kind.
-
-    Args:
-      spec: what is fixed about it.
-      in_axes, length: as in `scan`.
-    """
-    axes, metadata_params = spec.roles.axes, spec.metadata_params
-    wanted = (*axes, CARRY, BROADCAST)
-
-    def scanned(fn: Any, scope: Any, /, carry: Any = _MISSING, *args: Any, **kwargs: Any) -> Any:
-        opening = Opening(spec.roles, scope, fn, spec.shared)
-        if carry is _MISSING:
-            raise no_carry(opening.place)
-        opening.check()
-        given = _Arguments(args, in_axes, opening)
-        variables = opening.sorted_values(wanted)
-        sizes = Sizes(opening, length, "length")
-        sizes.see_arguments(args, given.axes, skip=2)
-        for axis in axes:
-            sizes.see_variables(variables[axis], axis)
-        size = sizes.known("nothing is scanned over; pass length=")
-        boxed = opening.boxed
-        xs = (
-            given.moving(),
-            [unstack(opening, variables[axis], axis, metadata_params, boxed) for axis in axes],
-            opening.split_keys(size),
-        )
-        carry_leaves, carry_def = jax.tree.flatten(carry)
-        call = _Call(spec, fn, scope, opening, variables, carry_def, given, kwargs, size)
-        return call.finish(call.run(carry_leaves, xs))
-
-    return lambda fn: functools.partial(scanned, fn)
+def _scanned(
+    plan: Plan, fn: Any, scopes: Any, /, carry: Any = _MISSING, *args: Any, **kwargs: Any
+) -> Any:
+    """Runs a scan: takes the scopes apart, runs the loop, writes back what came out."""
+    opening = Opening(plan.roles, scopes, fn, plan.shared)
+    if carry is _MISSING:
+        raise no_carry(opening.place)
+    opening.check()
+    given = _Arguments(args, plan.in_axes, opening)
+    axes = plan.roles.axes
+    stacked = opening.sorted_values(axes)
+    sizes = Sizes(opening, plan.length, "length")
+    sizes.see_arguments(args, given.axes, skip=2)
+    for axis in axes:
+        sizes.see_variables(stacked[axis], axis)
+    size = sizes.known("nothing is scanned over; pass length=")
+    xs = (
+        given.moving(),
+        [unstack(opening, stacked[a], a, plan.metadata_params, opening.boxed) for a in axes],
+        opening.split_keys(size),
+    )
+    leaves, carry_def = jax.tree.flatten(carry)
+    return _Call(plan, fn, scopes, opening, given, kwargs, carry_def, size).finish(leaves, xs)
 
 
 class _Arguments:
@@ -165,7 +172,6 @@ class _Arguments:
                 f"{opening.place}: in_axes has None for an array; to hand it whole to each "
                 f"iteration use nn.broadcast in its place"
             )
-        self.whole = broadcast in self.axes  # whether any is handed whole to each iteration
 
     def moving(self) -> list[Any]:
         """Returns the leaves along an axis, with that axis in front."""
@@ -174,292 +180,244 @@ class _Arguments:
 
     def rebuild(self, moving: list[Any]) -> Any:
         """Returns the arguments of one iteration, from its part of `moving`."""
-        if self.whole:
-            parts, both = iter(moving), zip(self.leaves, self.axes, strict=True)
-            moving = [x if axis is broadcast else next(parts) for x, axis in both]
-        return jax.tree.unflatten(self.treedef, moving)
+        parts, both = iter(moving), zip(self.leaves, self.axes, strict=True)
+        filled = [x if axis is broadcast else next(parts) for x, axis in both]
+        return jax.tree.unflatten(self.treedef, filled)
 
 
-class Spec(NamedTuple):
-    """What is fixed when a scan is made.
+class _Result(NamedTuple):
+    """What comes out of the loop; carry and ys as lists of leaves."""
 
-    Attributes:
-      options: for `jax.lax.scan`, without the length.
-      twice: whether keys are counted as by Linen, which traces the body twice.
-      loop: what runs the pure body, called like `jax.lax.scan`; it may call the
-        body more than once.
-      shared: scopes whose variables all iterations share.
-    """
-
-    roles: Roles
-    out_axes: Any
-    options: dict[str, Any]
-    data_transform: Callable[..., Any] | None
-    metadata_params: Mapping[Any, Any]
-    twice: bool
-    loop: Callable[..., Any] = jax.lax.scan
-    shared: Sequence[Scope] = ()
+    carry: list[Any]
+    carried: dict[Place, Any]
+    ys: list[Any]
+    stacked: list[Group]
+    constant: Any = None
 
 
 class _Retrace(Exception):
     """A carried variable appeared in a body that was traced straight into the loop."""
 
 
+@dataclasses.dataclass
 class _Call:
-    """One call of a lifted scan."""
+    """One call of a lifted scan, past the checks of its arguments."""
 
-    def __init__(
-        self,
-        spec: Spec,
-        fn: Callable[..., Any],
-        scopes: Any,
-        opening: Opening,
-        variables: Mapping[Any, Group],
-        carry_def: Any,
-        args: _Arguments,
-        kwargs: dict[str, Any],
-        size: int,
-        first: list[Drawn] | None = None,
-    ):
-        self.spec = spec
-        self.fn = fn
-        self.scopes = scopes
-        self.opening = opening
-        self.carry_def = carry_def
-        self.args = args
-        self.kwargs = kwargs
-        self.size = size
-        self.first = first  # the draws of the first iteration, if it ran by itself
-        self.axes = spec.roles.axes
-        self.carried = variables[CARRY]
+    plan: Plan
+    fn: Callable[..., Any]
+    scopes: Any
+    opening: Opening
+    args: _Arguments
+    kwargs: dict[str, Any]
+    carry_def: Any
+    size: int
+    first: list[Drawn] | None = None  # the draws of the first iteration, if it ran by itself
+
+    def __post_init__(self) -> None:
+        variables = self.opening.sorted_values((BROADCAST, CARRY))
         self.shared = variables[BROADCAST]
-        self.shared_keys = opening.keys(False)
+        self.carried = flat(variables[CARRY])
+        self.shared_keys = self.opening.keys(False)
+        self.tally = Tally(self.opening, self.plan.twice, self.first)
         self.marks: Marks | None = None
-        self.drawn: list[Drawn] = []
         self.y_def: Any = None
         self.y_axes: list[Any] = []
 
-    def run(self, carry: list[Any], xs: Any) -> Result:
-        """Runs the loop from the carry's leaves: `jax.lax.scan` traces the body, where it may."""
-        if self._traces_first(carry):
-            return self._in_parts(carry, xs)
-        opening = self.opening
+    def finish(self, carry: list[Any], xs: Any) -> Any:
+        """Runs the loop, writes the variables back and puts the outputs together."""
+        opening, result = self.opening, self.run(carry, xs)
+        if opening.log is not None:
+            opening.log.extend(self.tally.drawn)
+        if not opening.read_only:
+            opening.write_back(nested(result.carried, len(opening.tops)))
+            for group, axis in zip(result.stacked, self.plan.roles.axes, strict=True):
+                opening.write_back(restack(opening, group, axis, self.plan.metadata_params))
+        moving, constant = iter(result.ys), iter(jax.tree.leaves(result.constant))
+        ys = [
+            next(constant) if axis is broadcast else from_front(next(moving), axis)
+            for axis in self.y_axes
+        ]
+        carry = jax.tree.unflatten(self.carry_def, result.carry)
+        return carry, jax.tree.unflatten(self.y_def, ys)
 
-        def step(c: Any, x: Any) -> Any:
-            inner, after, ys = self.body(c[0], c[1], x)
-            if opening.read_only:
-                return (after, c[1]), (ys, [])
-            carry_vars = opening.written(inner, CARRY)
-            if created(carry_vars, self.carried):
+    def run(self, carry: list[Any], xs: Any) -> _Result:
+        """Runs the loop: `jax.lax.scan` traces the body itself where nothing is made in it."""
+        if self.may_make(carry):
+            return self.run_in_parts(carry, xs)
+
+        def step(state: Any, x: Any) -> Any:
+            inner, after, ys = self.body(state[0], state[1], x)
+            if self.opening.read_only:
+                return (after, state[1]), (ys, [])
+            written = flat(self.opening.written(inner, CARRY))
+            if written.keys() - state[1].keys():
                 raise _Retrace
-            kept = updated(c[1], carry_vars)
-            check_carried(opening, c[1], kept)
-            return (after, kept), (ys, self.stacked(inner))
+            return (after, self.kept(state[1], written)), (ys, self.stacked(inner))
 
         try:
-            (carry, carry_vars), (ys, stacked) = self.spec.loop(
-                step, (carry, self.carried), xs, length=self.size, **self.spec.options
-            )
+            (carry, carried), (ys, stacked) = self.loop(step, (carry, self.carried), xs)
         except _Retrace:
-            self._forget()
-            return self._in_parts(carry, xs)
-        return Result(carry, carry_vars, ys, [], stacked)
+            self.tally.take_back()
+            return self.run_in_parts(carry, xs)
+        return _Result(carry, carried, ys, stacked)
 
-    def _traces_first(self, carry: list[Any]) -> bool:
-        """Tells whether the body goes to a jaxpr before it goes into the loop."""
-        opening = self.opening
+    def may_make(self, carry: list[Any]) -> bool:
+        """Tells whether the body may make what the loop needs before it begins."""
+        opening, out_axes = self.opening, self.plan.out_axes
         return (
             opening.can_write(BROADCAST)
             or (opening.initializing and opening.can_write(CARRY))
-            or (self.spec.out_axes != 0 and broadcast in jax.tree.leaves(self.spec.out_axes))
+            or (out_axes != 0 and broadcast in jax.tree.leaves(out_axes))
             # lax.scan traces a weakly typed carry a second time to make it strong.
             or any(getattr(jax.typeof(leaf), "weak_type", False) for leaf in carry)
         )
 
+    def loop(self, step: Callable[..., Any], state: Any, xs: Any) -> Any:
+        return self.plan.loop(step, state, xs, length=self.size, **self.plan.options)
+
     # --- the body ---------------------------------------------------------------
 
-    def body(self, carry: list[Any], carried: Group, x: Any) -> Any:
-        """Runs the user's body once, inside the trace.
-
-        Returns:
-          the inner scopes, the carry's leaves and the leaves of ys.
-        """
-        opening = self.opening
-        # A loop that calls the body again wants the same keys: the log of a loop outside
-        # settles the draws of all its calls as one.
-        earlier = self.drawn if opening.log is not None and self.first is None else []
-        if self.drawn:
-            self._forget()  # of a call of the body that went before: each counts alike
+    def body(self, carry: list[Any], carried: dict[Place, Any], x: Any) -> Any:
+        """Runs the user's body once; returns the inner scopes, the carry's and the ys' leaves."""
+        opening, plan = self.opening, self.plan
         moving, stacked, split_keys = x
-        variables: Any = (self.shared, carried, *stacked)
+        variables: Any = (self.shared, nested(carried, len(opening.tops)), *stacked)
         keys: Any = (self.shared_keys, split_keys)
-        if self.spec.data_transform is not None:
-            variables, keys = self.spec.data_transform(variables, keys)
-        log = None if opening.keyless else Log(self._is_shared, opening.log)
+        if plan.data_transform is not None:
+            variables, keys = plan.data_transform(variables, keys)
+        log = self.tally.begin()
         inner = opening.enter(variables, keys, log=log)
         if self.marks is not None:
-            for i, scope in enumerate(inner):
-                scope._root.on_birth = self._marker(i, self.marks)
+            self.marks.listen(inner, {BROADCAST: False, CARRY: True})
         out = opening.call(
             self.fn,
             inner,
             (jax.tree.unflatten(self.carry_def, carry), *self.args.rebuild(moving)),
             self.kwargs,
             size=self.size,
-            axis_name=self.spec.metadata_params.get(metadata.PARTITION_NAME),
-            carry=bool(carry) or any(carried),
+            axis_name=plan.metadata_params.get(metadata.PARTITION_NAME),
+            carry=bool(carry) or bool(carried),
         )
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise not_a_pair(opening.place, out)
-        if log is not None and (log or self.first is not None):
-            self._count(log, earlier)
+        self.tally.end(log)
         after = checked_carry(opening, carry, self.carry_def, out[0])
         ys, self.y_def = jax.tree.flatten(out[1])
-        self.y_axes = axes_of(self.spec.out_axes, out[1], len(ys), opening, "out_axes")
+        self.y_axes = axes_of(plan.out_axes, out[1], len(ys), opening, "out_axes")
         check_out_axes(opening, out[1], self.y_axes, shared=broadcast)
         opening.close(inner)
         return inner, after, ys
 
+    def kept(self, before: dict[Place, Any], written: dict[Place, Any]) -> dict[Place, Any]:
+        """Returns the carried variables after an iteration."""
+        after = {place: written.get(place, value) for place, value in before.items()}
+        for place, value in before.items():
+            if after[place] is not value:
+                check_variable(self.opening, place[1:], value, after[place])
+        return after
+
     def stacked(self, inner: list[Scope]) -> list[Group]:
         """Returns what the body wrote along each axis."""
-        groups = [self.opening.written(inner, axis) for axis in self.axes]
-        check_variable_axes(self.opening, groups, self.axes)
+        groups = [self.opening.written(inner, axis) for axis in self.plan.roles.axes]
+        check_variable_axes(self.opening, groups, self.plan.roles.axes)
         return groups
 
-    def _is_shared(self, col: str) -> bool:
-        return self.spec.roles.role(col) == BROADCAST
+    # --- a loop that makes variables ----------------------------------------------
 
-    def _is_made(self, col: str) -> bool:
-        """Whether what one iteration makes is there in the next one."""
-        return self.spec.roles.role(col) in (BROADCAST, CARRY)
-
-    def _marker(self, top: int, marks: Marks) -> Callable[..., Any]:
-        roles = self.opening.tables[top]
-        depth = len(self.opening.tops[top].path)
-
-        def on_birth(col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
-            role = roles.role(col)
-            if role not in (BROADCAST, CARRY):
-                return value
-            return marks.birth(role == CARRY, top, col, path[depth:], value, late)
-
-        return on_birth
-
-    def _count(self, log: Log, earlier: list[Drawn]) -> None:
-        """Counts the draws of the body as Linen's traces of it would have made them."""
-        rewind(log)
-        self.drawn = replay(log) if self.spec.twice else log
-        if self.first is not None:
-            join_draws(self.first, self.drawn, self._is_made)
-            self.drawn = self.first
-        settle(self.drawn)
-        join_draws(self.drawn, earlier, lambda collection: False)
-
-    def _forget(self) -> None:
-        """Takes back the draws of a trace that another one replaces."""
-        rewind(self.drawn)
-        self.drawn = []
-
-    # --- the loop ---------------------------------------------------------------
-
-    def _in_parts(self, carry: list[Any], xs: Any) -> Result:
+    def run_in_parts(self, carry: list[Any], xs: Any) -> _Result:
         """Traces the body to a jaxpr, runs what stands before the loop, then the loop."""
-        opening = self.opening
         self.marks = marks = Marks()
-        var_leaves, var_def = jax.tree.flatten(self.carried)
-        x_leaves, x_def = jax.tree.flatten(xs)
-        n = len(carry)
-        flat = FlatBody(self, n, var_def, x_def, marks)
-        first = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x_leaves]
-        before = [*carry, *var_leaves]
-        split = self.spec.roles.split("params") is True
-        loop = trace_loop(flat, before, first, marks, flat.name_of, opening.place, split)
-        strong = strengthened(before, loop.carry_avals)
+        opening, before, reverse = self.opening, (carry, self.carried), self.plan.options["reverse"]
+        split = self.plan.roles.split("params") is True
+        shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+        loop = trace_loop(self.in_parts, before, shape, marks, opening.place, split)
+        strong = _strengthened(before, loop.carry_avals)
         if strong is not None:
             # The body makes a wider carry of a weakly typed one: begin with the wider.
             before = strong
-            self._forget()
-            loop = trace_loop(flat, before, first, marks, flat.name_of, opening.place, split)
-        x = [x[-1 if self.spec.options["reverse"] else 0] for x in x_leaves]
-        # Written first: where this loop stands in another one's body, the variables are
-        # marked there on the way, and the loop must use them with that mark on.
-        shared = written_first(opening, marks, False, loop.shared)
+            self.tally.take_back()
+            loop = trace_loop(self.in_parts, before, shape, marks, opening.place, split)
+        x = jax.tree.map(lambda x: x[-1 if reverse else 0], xs)
+        # Written before anything uses them: see write_births.
+        made = write_births(opening, marks, loop.made)
         born = loop.first(before, x)
-        if any(birth.late and birth.carried for birth in marks.births):
-            return self._peeled(flat, loop, shared, before, born, xs, x)
-        born = written_first(opening, marks, True, born)
+        if any(birth.late and birth.carried for birth in marks.births.values()):
+            return self.peeled(loop, made, before, born, xs, x)
+        born = write_births(opening, marks, born)
 
-        def step(c: Any, x: Any) -> Any:
-            after, births, ys = loop.step(shared, *c, x)
+        def step(state: Any, x: Any) -> Any:
+            after, births, ys = loop.step(made, state[0], state[1], x)
             return (after, births), ys
 
-        (after, born), ys = self.spec.loop(
-            step, (before, born), x_leaves, length=self.size, **self.spec.options
-        )
-        return flat.result(after, born, ys, loop.invariants)
+        (after, born), ys = self.loop(step, (before, born), xs)
+        return self.result(loop, after, born, ys)
 
-    def _peeled(
-        self,
-        flat: FlatBody,
-        loop: Loop,
-        shared: list[Any],
-        before: list[Any],
-        born: list[Any],
-        xs: Any,
-        x: list[Any],
-    ) -> Result:
+    def in_parts(self, state: Any, x: Any) -> Any:
+        """The body as `trace_loop` takes it."""
+        assert self.marks is not None
+        marks = self.marks
+        marks.clear()
+        inner, after, ys = self.body(state[0], state[1], x)
+        written = flat(self.opening.written(inner, CARRY))
+        kept = self.kept(state[1], written)
+        born = {}
+        for place, birth in marks.births.items():
+            if birth.carried:
+                value = written.get(place, birth.first)
+                if value is not birth.first:
+                    check_variable(self.opening, place[1:], birth.first, value)
+                born[place] = jax.tree.map(jnp.asarray, value)
+        before = flat(self.shared)
+        changed = {
+            place: value
+            for place, value in flat(self.opening.written(inner, BROADCAST)).items()
+            if len(place) > 2 and value is not before.get(place) and not marks.stands_on(value)
+        }
+        both = list(zip(ys, self.y_axes, strict=True))
+        moving = [y for y, axis in both if axis is not broadcast]
+        constant = [y if axis is broadcast else None for y, axis in both]
+        invariants = changed, jax.tree.unflatten(self.y_def, constant)
+        return (after, kept), born, (moving, self.stacked(inner)), invariants
+
+    def result(self, loop: Loop, state: Any, born: dict[Place, Any], out: Any) -> _Result:
+        """Writes the shared variables; returns what came out of the loop."""
+        changed, constant = loop.invariants
+        self.opening.write_back(nested(changed, len(self.opening.tops)))
+        (carry, carried), (ys, stacked) = state, out
+        return _Result(carry, {**carried, **born}, ys, stacked, constant)
+
+    def peeled(self, loop: Loop, made: Any, before: Any, born: Any, xs: Any, x: Any) -> _Result:
         """Runs the first iteration by itself, then the loop over the rest.
 
         For carried variables that a lift inside the body made: their first value is
         sealed in that lift, and what is known is what the iteration left of them.
         """
-        after, births, ys = loop.step(shared, before, born, x)
-        ys = [jnp.expand_dims(y, 0) for y in ys]
-        one = flat.result(after, births, ys, loop.invariants)
+        after, births, out = loop.step(made, before, born, x)
+        one = self.result(loop, after, births, jax.tree.map(lambda y: jnp.expand_dims(y, 0), out))
         if self.size == 1:
             return one
-        self.opening.write_back(writable(self.opening, one.carry_vars))
-        first = self.drawn
-        self._forget()
-        reverse = self.spec.options["reverse"]
+        self.opening.write_back(nested(one.carried, len(self.opening.tops)))
+        first, reverse = self.tally.drawn, self.plan.options["reverse"]
+        self.tally.take_back()
+        opening = Opening(self.plan.roles, self.scopes, self.fn, self.plan.shared)
+        again = dataclasses.replace(self, opening=opening, size=self.size - 1, first=first)
         rest = jax.tree.map(lambda leaf: leaf[:-1] if reverse else leaf[1:], xs)
-        opening = Opening(self.spec.roles, self.scopes, self.fn, self.spec.shared)
-        again = _Call(
-            self.spec,
-            self.fn,
-            self.scopes,
-            opening,
-            opening.sorted_values((CARRY, BROADCAST)),
-            self.carry_def,
-            self.args,
-            self.kwargs,
-            self.size - 1,
-            first,
-        )
         more = again.run(one.carry, rest)
-        self.drawn = first
+        self.tally.drawn = first
 
         def join(first: Any, others: Any) -> Any:
-            parts = (others, first) if reverse else (first, others)
-            return jnp.concatenate(parts)
+            return jnp.concatenate((others, first) if reverse else (first, others))
 
-        ys = [join(a, b) for a, b in zip(one.ys, more.ys, strict=True)]
-        stacked = jax.tree.map(join, one.stacked, more.stacked)
+        ys, stacked = jax.tree.map(join, (one.ys, one.stacked), (more.ys, more.stacked))
         return more._replace(ys=ys, stacked=stacked)
 
-    def finish(self, result: Result) -> Any:
-        """Writes the variables back and puts the outputs together."""
-        opening = self.opening
-        if opening.log is not None:
-            opening.log.extend(self.drawn)
-        if not opening.read_only:
-            opening.write_back(writable(opening, result.carry_vars))
-            for group, axis in zip(result.stacked, self.axes, strict=True):
-                opening.write_back(restack(opening, group, axis, self.spec.metadata_params))
-        moving, fixed = iter(result.ys), iter(result.constant)
-        ys = [
-            next(fixed) if axis is broadcast else from_front(next(moving), axis)
-            for axis in self.y_axes
-        ]
-        carry = jax.tree.unflatten(self.carry_def, result.carry)
-        return carry, jax.tree.unflatten(self.y_def, ys)
+
+def _strengthened(before: Any, after: list[Any]) -> Any:
+    """Returns the carry in the dtypes that the body makes of it, None if they agree."""
+    leaves, treedef = jax.tree.flatten(before)
+    kept = [
+        old if jax.typeof(old).dtype == new.dtype else jnp.asarray(old, new.dtype)
+        for old, new in zip(leaves, after, strict=True)
+    ]
+    same = all(a is b for a, b in zip(kept, leaves, strict=True))
+    return None if same else jax.tree.unflatten(treedef, kept)

@@ -17,8 +17,8 @@ from ..core.roles import BROADCAST, Roles, axis_rows, broadcast, split_pairs
 from ..core.trees import shown
 from ..errors import AxesTreeError, AxisNameError, LoopDependentError
 from .axes import Sizes, axes_of, renamed
-from .invariants import split_shared
 from .looperrors import check_options, check_out_axes, check_variable_axes
+from .one_trace import split_shared
 
 
 def vmap(
@@ -114,22 +114,21 @@ def mapper(
                 filled = list(leaves)
                 for i, part in zip(moving, parts, strict=True):
                     filled[i] = part
-                inner = opening.enter([shared, *taken], [shared_keys, split_keys])
-                y = opening.call(
+                run = opening.body(
                     fn,
-                    inner,
-                    jax.tree.unflatten(treedef, filled),
-                    kwargs,
+                    [BROADCAST, *axes],
                     size=size,
                     axis_name=metadata_params.get(metadata.PARTITION_NAME, axis_name),
                 )
-                opening.close(inner)
-                written = [opening.written(inner, axis) for axis in axes]
+                filled = jax.tree.unflatten(treedef, filled)
+                y, (same, *written) = run(
+                    [shared, *taken], [shared_keys, split_keys], filled, kwargs
+                )
                 if out_axes != 0:
                     y_axes = axes_of(out_axes, y, len(jax.tree.leaves(y)), opening, "out_axes")
                     check_out_axes(opening, y, y_axes, shared=None)
                 check_variable_axes(opening, written, axes)
-                finished, returned = True, (y, opening.written(inner, BROADCAST))
+                finished, returned = True, (y, same)
                 return *returned, written
 
             run = jax.vmap(

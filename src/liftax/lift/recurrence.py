@@ -141,15 +141,16 @@ def while_loop(
     shared, carried = opening.values(BROADCAST), opening.values(CARRY)
     same, split = opening.keys(False), opening.keys(True)
 
-    def enter(variables: Any, step: Any) -> Any:
+    def run(fn: Callable[..., Any], state: Any, **event: Any) -> Any:
+        step, variables, carry = state
         keys = jax.tree.map(lambda key: jax.random.fold_in(key, step), split)
-        return opening.enter([shared, variables], [same, keys])
+        y, (written,) = opening.body(fn, [CARRY], **event)(
+            [shared, variables], [same, keys], (carry,)
+        )
+        return y, written
 
     def test(state: Any) -> Any:
-        step, variables, carry = state
-        inner = enter(variables, step)
-        result = opening.call(cond_fn, inner, (carry,), {})
-        opening.close(inner)
+        result, _ = run(cond_fn, state)
         if not isinstance(result, bool) and not (
             getattr(result, "dtype", None) == "bool" and result.shape == ()
         ):
@@ -162,11 +163,8 @@ def while_loop(
 
     def advance(state: Any) -> Any:
         step, variables, before = state
-        inner = enter(variables, step)
-        carry = opening.call(body_fn, inner, (before,), {}, carry=True)
+        carry, after = run(body_fn, state, carry=True)
         checked_carry(opening, *jax.tree.flatten(before), carry)
-        after = opening.written(inner, CARRY)
-        opening.close(inner)
         new = [
             "/".join(names_on(path[1:]))
             for path, _ in jax.tree_util.tree_leaves_with_path(after)
@@ -183,10 +181,5 @@ def while_loop(
         return step + 1, kept, carry
 
     _, carried, carry = jax.lax.while_loop(test, advance, (0, carried, init))
-    opening.write_back(
-        tuple(
-            {c: v for c, v in group.items() if top._root.is_mutable(c)}
-            for top, group in zip(opening.tops, carried, strict=True)
-        )
-    )
+    opening.write_back(carried)
     return carry

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.filters import Filter
 from ..core.keys import typed, weakly
-from ..core.pack import Opening, pure
+from ..core.pack import Opening
 from ..core.rngs import describe
 from ..core.roles import THROUGH, through_roles
 from ..errors import StaticArgumentError
@@ -81,7 +81,7 @@ def rematter(
             if opening.watched and variables is True and rngs is True:
                 # Nothing is differentiated while variables are made.
                 return opening.call_without(fn, scope, args, kwargs)
-            body = _Body(pure(opening, fn), static)
+            body = _Body(opening.body(fn), static)
             values, keys = opening.values(THROUGH), opening.keys(False)
             try:
                 y, written = jax.checkpoint(body.__call__, **options)(values, keys, static.dynamic)
@@ -89,7 +89,7 @@ def rematter(
                 static.check_needed(opening, cause)
                 raise
             y = body.outputs(y)
-            opening.write_back(written)
+            opening.write_back(*written)
             return y
 
         return rematted
@@ -115,7 +115,7 @@ class _Body:
 
     def __call__(self, variables: Any, keys: Any, dynamic: list[Any]) -> Any:
         args, kwargs = self.static.fill(dynamic)
-        y, written = self.run(variables, keys, args, kwargs)
+        y, written = self.run([variables], [keys], args, kwargs)
         self.leaves, self.treedef = jax.tree.flatten(y)
         self.traced = [i for i, leaf in enumerate(self.leaves) if is_traceable(leaf)]
         return [self.leaves[i] for i in self.traced], written
@@ -347,7 +347,7 @@ class Jit:
             opening = Opening(self.roles, scope, fn)
             static = Static(opening, args, kwargs, self.static_argnums, self.static_argnames)
             keys = opening.base_keys(self.drawn)
-            body = _Body(pure(opening, fn, folded=True), static)
+            body = _Body(opening.body(fn, folded=True), static)
             identity = getattr(fn, "identity", None)
             key = (
                 identity() if identity is not None else fn,
@@ -376,7 +376,7 @@ class Jit:
             restore = getattr(fn, "restore", None)
             if restore is not None:
                 restore(effects.side)
-            opening.write_back(written)
+            opening.write_back(*written)
             return jax.tree.unflatten(treedef, leaves)
 
         return jitted

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import compat
-from ..core.pack import Opening, pure
+from ..core.pack import Opening
 from ..core.roles import THROUGH, through_roles
 from .plan import Level, Remat, Run, levels, names_in
 
@@ -123,14 +123,14 @@ class Plan:
         opening = Opening(through_roles("remat", True, True), scopes, fn)
         if opening.watched:
             return opening.call_without(fn, scopes, (x,), {})
-        run = pure(opening, fn)
+        run = opening.body(fn)
 
         def sealed(variables: Any, keys: Any, x: Any) -> Any:
-            return run(variables, keys, (x,), {})
+            return run([variables], [keys], (x,))
 
         again = self.checkpoint(sealed, in_scan)
         y, written = again(opening.values(THROUGH), opening.keys(False), x)
-        opening.write_back(written)
+        opening.write_back(*written)
         return y
 
     @property

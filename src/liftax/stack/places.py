@@ -269,15 +269,17 @@ def restored(
     def run(scopes: Sequence[Scope], *args: Any, **kwargs: Any) -> Any:
         opening = Opening(roles, list(scopes), fn)
         first, *others = opening.values(THROUGH)
-        inner = opening.enter([(into(first), *others)], [opening.keys(False)])
-        inner[0]._root.rec = None  # a layout shows the names of the storage, not those inside
-        y = opening.call(fn, inner, args, kwargs)
-        written, *rest = opening.written(inner, THROUGH)
+        body = opening.body(fn, see=_unheard)
+        y, ((written, *rest),) = body([(into(first), *others)], [opening.keys(False)], args, kwargs)
         opening.write_back((back(written), *rest))
-        opening.close(inner)
         return y
 
     return run
+
+
+def _unheard(inner: Sequence[Scope]) -> None:
+    """A layout shows the names of the storage, not those inside."""
+    inner[0]._root.rec = None
 
 
 class _Finder:

@@ -12,7 +12,7 @@ from ..core.rngs import Stream
 from ..core.roles import Roles
 from ..core.scope import Scope
 from ..errors import StackError
-from ..lift.loops import Spec, looped
+from ..lift.loops import Plan as Scan
 from ..module.detach import Detached, without_modules
 from .layers import shared_outside
 from .loop import Plan
@@ -118,17 +118,15 @@ def _pattern(stack: Stack, plan: Plan, x: Any, call: Arguments) -> tuple[Any, An
             gathered.append(ys)
         return x, gathered
 
-    spec = Spec(
+    scan = Scan(
         stack._roles(),
-        0,
-        {"reverse": False},
-        None,
-        stack.metadata_params,
+        length=stack.repeats,
+        metadata_params=stack.metadata_params,
         twice=False,
         loop=plan,
         shared=shared,
     )
-    run = looped(spec, 0, stack.repeats)(_Turn(turn, blocks))
+    run = scan.over(_Turn(turn, blocks))
     return run(detached.scopes, x, call.xs)
 
 

@@ -1,0 +1,295 @@
+"""One trace for a body that makes what does not belong to one iteration.
+
+Two kinds of value leave a loop body by another door than the carry and the
+stacked outputs:
+
+  invariant   the same in every iteration: a broadcast variable that the body
+              makes, or an output declared ``broadcast``
+  birth       a carried variable that the body makes: the loop needs its first
+              value before the first iteration
+
+The body is traced once to a jaxpr in which the places where such values are
+made are marked. What the invariants need is cut out by dependency and run once,
+before the loop; what the births need is run once on the first iteration's
+inputs; the loop runs the rest, with both as inputs. An invariant that needs the
+carry or a scanned value is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .. import compat
+from ..core.pack import Group, Opening
+from ..core.rngs import describe
+from ..core.scope import Scope
+from ..errors import LoopDependentError, SplitSharedError
+from .axes import names_on
+
+# Our own, and not `checkpoint_name`: what that gives is the user's to save or to offload, and
+# JAX changes how it is written down.
+_mark_p = compat.identity("liftax_mark")
+
+Place = tuple[Any, ...]
+"""Where a variable lies among opened scopes: (which scope, collection, *names)."""
+
+
+def flat(group: Group) -> dict[Place, Any]:
+    """Returns the variables of a group by place."""
+    found: dict[Place, Any] = {}
+
+    def walk(place: Place, node: Any) -> None:
+        if isinstance(node, dict) and node:
+            for name, value in node.items():
+                walk((*place, name), value)
+        else:
+            found[place] = node
+
+    for top, collections in enumerate(group):
+        for col, node in collections.items():
+            walk((top, col), node)
+    return found
+
+
+def nested(places: Mapping[Place, Any], scopes: int) -> Group:
+    """Undoes `flat`."""
+    group: Group = tuple({} for _ in range(scopes))
+    for (top, *names, last), value in places.items():
+        node = group[top]
+        for name in names:
+            node = node.setdefault(name, {})
+        node[last] = {} if type(value) is dict else value
+    return group
+
+
+def name_of(place: Place) -> str:
+    """Names a variable in messages."""
+    return "variable " + "/".join(map(str, place[1:]))
+
+
+class Birth(NamedTuple):
+    """A variable that the body made.
+
+    Attributes:
+      carried: whether it goes from one iteration to the next.
+      marks: one for each leaf of its value.
+      treedef: the structure of its value.
+      first: its value, marked.
+      late: whether a lift inside the body made it: then the value is what that lift
+        left of it, not its first one.
+    """
+
+    carried: bool
+    marks: list[str]
+    treedef: Any
+    first: Any
+    late: bool
+
+
+class Marks:
+    """The marks that one trace of a body leaves in its jaxpr, and the births they stand for."""
+
+    def __init__(self) -> None:
+        self.births: dict[Place, Birth] = {}
+        self._number = itertools.count()
+        self._marked: dict[int, Any] = {}
+
+    def listen(self, inner: Sequence[Scope], kinds: Mapping[Any, bool]) -> None:
+        """Marks what is made in scopes from now on.
+
+        Args:
+          kinds: role -> whether its variables are carried; other roles are left alone.
+        """
+        for top, scope in enumerate(inner):
+            roles: Any = scope._root.roles
+            scope._root.on_birth = functools.partial(
+                self._born, top, len(scope.path), lambda col, r=roles: kinds.get(r.role(col))
+            )
+
+    def _born(
+        self, top: int, depth: int, kind: Any, col: str, path: Place, value: Any, late: bool
+    ) -> Any:
+        carried = kind(col)
+        if carried is None:
+            return value
+        if isinstance(value, dict):  # what a lift inside the body made, all at once
+            return {
+                k: self._born(top, depth, kind, col, (*path, k), v, late) for k, v in value.items()
+            }
+        leaves, treedef = jax.tree.flatten(value)
+        # A nested loop leaves its own marks in the same jaxpr: tell them apart.
+        names = [f"{id(self)}:{next(self._number)}" for _ in leaves]
+        marked = [_mark_p.bind(jnp.asarray(x), mark=n) for x, n in zip(leaves, names, strict=True)]
+        value = jax.tree.unflatten(treedef, marked)
+        self.births[(top, col, *path[depth:])] = Birth(carried, names, treedef, value, late)
+        self._marked |= {id(x): x for x in (value, *marked)}
+        return value
+
+    def stands_on(self, value: Any) -> bool:
+        """Tells whether ``value`` is, unchanged, what was marked."""
+        return id(value) in self._marked
+
+    def clear(self) -> None:
+        """Forgets the marks of a trace that another one replaces."""
+        self.births.clear()
+        self._marked.clear()
+
+
+class Loop(NamedTuple):
+    """A traced loop body, cut in three.
+
+    Attributes:
+      step: ``(made, carry, born, x) -> (carry, born, ys)``.
+      invariants: made before the loop, as the body returned them.
+      made: the shared births by place, made before the loop.
+      first: ``(carry, x) -> born``: the carried births by place, at their first values.
+      carry_avals: the shapes and dtypes of the leaves of the carry that the body returns.
+    """
+
+    step: Callable[..., Any]
+    invariants: Any
+    made: dict[Place, Any]
+    first: Callable[..., dict[Place, Any]]
+    carry_avals: list[Any]
+
+
+def trace_loop(
+    body: Callable[..., Any], carry: Any, x: Any, marks: Marks, place: str, split: bool = False
+) -> Loop:
+    """Traces ``body`` once and cuts it.
+
+    Args:
+      body: ``(carry, x) -> (carry, born, ys, invariants)``; ``born`` has the final values
+        of the carried births by place, ``invariants`` is a pair (variables by place,
+        outputs).
+      carry, x: of one iteration, or their shapes.
+      marks: what ``body`` marks.
+      place: where the lift stands, for messages.
+      split: whether the stream ``params`` is split, for messages.
+
+    Raises:
+      SplitSharedError: a shared parameter is made from a split stream.
+      LoopDependentError: an invariant needs the carry or a scanned value.
+    """
+    closed, shapes = jax.make_jaxpr(body, return_shape=True)(carry, x)
+    jaxpr, consts = compat.consts_as_inputs(closed), list(closed.consts)
+    wanted = {mark for birth in marks.births.values() for mark in birth.marks}
+    marked = {m: eqn.outvars[0] for eqn in jaxpr.eqns if (m := _mark_of(eqn)) in wanted}
+    shared, carried = (
+        {p: b for p, b in marks.births.items() if b.carried is kind} for kind in (False, True)
+    )
+    shared_vars, carried_vars = (
+        [marked[m] for b in births.values() for m in b.marks] for births in (shared, carried)
+    )
+    n = len(jaxpr.outvars) - len(jax.tree.leaves(shapes[3]))
+    looped, invariant = jaxpr.outvars[:n], jaxpr.outvars[n:]
+
+    names = [_name_at(p) for p, _ in jax.tree_util.tree_leaves_with_path(shapes[3])]
+    names += [name_of(p) for p, b in shared.items() for _ in b.marks]
+    outside = _cut(jaxpr, [*invariant, *shared_vars])
+    _check_apart(outside, len(consts), names, place, split)
+    before = _run(outside, [*consts, *[None] * (len(jaxpr.invars) - len(consts))])
+    invariants = jax.tree.unflatten(jax.tree.structure(shapes[3]), before[: len(invariant)])
+    start = _cut(jaxpr, carried_vars)
+    rest, used = compat.prune(
+        _cut(jaxpr, looped, [*shared_vars, *carried_vars], wanted), [True] * len(looped)
+    )
+
+    def first(carry: Any, x: Any) -> dict[Place, Any]:
+        if not carried:
+            return {}
+        return _by_place(carried, _run(start, [*consts, *jax.tree.leaves((carry, x))]))
+
+    def step(made: Any, carry: Any, born: Any, x: Any) -> Any:
+        values = [*(made[place] for place in shared), *(born[place] for place in carried)]
+        given = [*consts, *jax.tree.leaves((carry, x, values))]
+        out = compat.evaluate(rest, [v for v, u in zip(given, used, strict=True) if u])
+        return jax.tree.unflatten(jax.tree.structure(shapes[:3]), out)
+
+    made = _by_place(shared, before[len(invariant) :])
+    return Loop(step, invariants, made, first, jax.tree.leaves(shapes[0]))
+
+
+def _mark_of(eqn: Any) -> str | None:
+    return eqn.params["mark"] if eqn.primitive is _mark_p else None
+
+
+def _cut(jaxpr: Any, outvars: Sequence[Any], more: Sequence[Any] = (), marks: Any = ()) -> Any:
+    """Returns the program with other outputs, and the marked values as inputs."""
+    eqns = [eqn for eqn in jaxpr.eqns if _mark_of(eqn) not in marks]
+    return compat.rewire(jaxpr, invars=[*jaxpr.invars, *more], outvars=outvars, eqns=eqns)
+
+
+def _run(jaxpr: Any, inputs: Sequence[Any]) -> list[Any]:
+    small, used = compat.prune(jaxpr, [True] * len(jaxpr.outvars))
+    return compat.evaluate(small, [v for v, u in zip(inputs, used, strict=True) if u])
+
+
+def _by_place(births: Mapping[Place, Birth], leaves: Sequence[Any]) -> dict[Place, Any]:
+    left = iter(leaves)
+    return {
+        place: jax.tree.unflatten(b.treedef, [next(left) for _ in b.marks])
+        for place, b in births.items()
+    }
+
+
+def _name_at(path: Any) -> str:
+    """Names an invariant by its path: a shared variable that was written, or an output."""
+    if path[0].idx == 0:
+        return "/".join([name_of(path[1].key), *names_on(path[2:])])
+    return "output ys" + jax.tree_util.keystr(path[1:])
+
+
+def _check_apart(jaxpr: Any, n: int, names: Sequence[str], place: str, split: bool) -> None:
+    """Raises an error where an output needs an input after the first ``n``."""
+    if not any(compat.prune(jaxpr, [True] * len(jaxpr.outvars))[1][n:]):
+        return
+    for i, (name, var) in enumerate(zip(names, jaxpr.outvars, strict=True)):
+        _, needs = compat.prune(jaxpr, [j == i for j in range(len(names))])
+        if any(needs[n:]):
+            if split and name.startswith("variable params/"):
+                raise split_shared(place, name)
+            raise LoopDependentError(
+                f"{place}: {name} is declared broadcast but depends on the loop.\n"
+                f"found: {describe(var.aval)}, computed from the carry or a scanned value\n"
+                f"expected: a value that is the same in each iteration; otherwise stack it "
+                f"(variable_axes, out_axes=0) or carry it (variable_carry)"
+            )
+
+
+def split_shared(place: str, name: str) -> SplitSharedError:
+    """A shared parameter that each iteration would initialise differently."""
+    return SplitSharedError(
+        f"{place}: {name} is shared along the axis, but stream 'params' is split, so each "
+        f"iteration would initialise it differently.\n"
+        f"expected: split_rngs={{'params': False}} to share it, or "
+        f"variable_axes={{'params': 0}} for one of its own in each iteration"
+    )
+
+
+def write_births(opening: Opening, marks: Marks, values: Mapping[Place, Any]) -> dict[Place, Any]:
+    """Writes initial values to the scopes outside; returns what stands there.
+
+    Where this loop stands in another one's body, the values are marked there on the
+    way, and the loop must use them with that mark on.
+    """
+    found = {}
+    for place, value in values.items():
+        index, col, first, *rest = place
+        top, node = opening.tops[index], value
+        for name in reversed(rest):
+            node = {name: node}
+        top._root.late = marks.births[place].late
+        top.put_variable(col, first, node)
+        top._root.late = False
+        node = top._own(col)[first]
+        for name in rest:
+            node = node[name]
+        found[place] = node
+    return found
