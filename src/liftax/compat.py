@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 from jax._src import core as _core
+from jax._src import effects as _effects
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
@@ -31,6 +32,15 @@ def prune(jaxpr: jex.Jaxpr, used_outputs: Sequence[bool]) -> tuple[jex.Jaxpr, li
     """
     small, used_inputs = pe.dce_jaxpr(jaxpr, list(used_outputs))
     return small, list(used_inputs)
+
+
+def element(stacked: Any) -> Any:
+    """Returns the abstract value of one slice along the first axis, as `jax.lax.scan` has it.
+
+    Weak type, varying axes and sharding stay, so it stands for the slice wherever that is used.
+    """
+    aval = jax.typeof(stacked)
+    return _core.mapped_aval(aval.shape[0], 0, aval)
 
 
 def consts_as_inputs(closed: jex.ClosedJaxpr) -> jex.Jaxpr:
@@ -111,6 +121,72 @@ def as_program(value: Any) -> jex.ClosedJaxpr | None:
     if isinstance(value, _Closed):
         return value
     return _Closed(value, ()) if isinstance(value, _Open) else None
+
+
+def quiet(jaxpr: jex.Jaxpr, *, inner: bool = False) -> jex.Jaxpr:
+    """Returns a program that computes the same outputs and does nothing besides.
+
+    Prints, callbacks and checks go; so do writes to references that no output reads. What
+    an output needs stays, and counts as pure.
+
+    Args:
+      inner: whether it is called by another program. Then references that it writes may be
+        read there, and what an output needs keeps its effects: its order is in them.
+    """
+    if not jaxpr.effects:
+        return jaxpr
+    live = {atom for atom in jaxpr.outvars if is_variable(atom)}
+    if inner:
+        live |= _written(jaxpr.effects)
+    eqns = []
+    for eqn in reversed(jaxpr.eqns):
+        if live.isdisjoint(eqn.outvars) and live.isdisjoint(_written(eqn.effects)):
+            continue
+        live |= {atom for atom in eqn.invars if is_variable(atom)}
+        if eqn.effects:
+            called: list[Any] = []
+            params = {name: _quieted(value, called) for name, value in eqn.params.items()}
+            needed = [*called] if called or not inner else [eqn]
+            eqn = eqn.replace(params=params, effects=_among(eqn.effects, needed))
+        eqns.append(eqn)
+    return jaxpr.replace(eqns=eqns[::-1], effects=_among(jaxpr.effects, eqns))
+
+
+def _quieted(value: Any, called: list[Any]) -> Any:
+    """Returns a parameter of an equation with the programs in it quiet; lists those."""
+    if isinstance(value, (tuple, list)):
+        parts = [_quieted(part, called) for part in value]
+        same = all(new is old for new, old in zip(parts, value, strict=True))
+        return value if same else type(value)(parts)
+    if isinstance(value, _Open):
+        value = quiet(value, inner=True)
+    elif isinstance(value, _Closed):
+        value = value.replace(jaxpr=quiet(value.jaxpr, inner=True))
+    else:
+        return value
+    called.append(value)
+    return value
+
+
+def _written(effects: Any) -> set[Any]:
+    """Returns the references that effects are on."""
+    return {e.input for e in effects if isinstance(e, _effects.JaxprInputEffect)}
+
+
+def _among(effects: Any, parts: Sequence[Any]) -> Any:
+    """Returns those of some effects that ``parts`` have, or that only say what values depend on."""
+    plain = (_effects.JaxprInputEffect, _core.NamedAxisEffect, _core.InternalMutableArrayEffect)
+    return {e for e in effects if isinstance(e, plain) or any(e in part.effects for part in parts)}
+
+
+def acts(eqn: Any) -> bool:
+    """Tells whether an equation does something besides computing and using references."""
+    return bool(eqn.effects - _among(eqn.effects, ()))
+
+
+def calmed(eqn: Any) -> Any:
+    """Returns an equation as one that need not be run if nothing needs its outputs."""
+    return eqn.replace(effects=_among(eqn.effects, ()))
 
 
 def literals_as_inputs(jaxpr: jex.Jaxpr) -> tuple[jex.Jaxpr, list[Any]]:

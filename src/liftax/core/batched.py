@@ -92,8 +92,7 @@ def _side_by_side(eqn: Any) -> Any:
         return jax.vmap(one, in_axes=axes, axis_size=scan.length)(*inputs)
 
     run.__name__ = _NAME
-    avals = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.invars]
-    made = jax.make_jaxpr(jax.jit(run))(*avals)
+    made = jax.make_jaxpr(jax.jit(run))(*[x.aval for x in eqn.invars])
     (call,) = made.jaxpr.eqns
     same = [v.aval for v in call.outvars] == [v.aval for v in eqn.outvars]
     if not same or made.consts or list(call.invars) != list(made.jaxpr.invars):

@@ -1,9 +1,11 @@
-"""Nested dicts of variables: copied, made plain; values as messages show them."""
+"""Nested dicts of variables: copied, made plain; values as types and as messages show them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import jax
 
 from .rngs import describe
 
@@ -26,6 +28,20 @@ def plain_dicts(tree: Any) -> Any:
                     changed[key] = plain
         return {**tree, **changed} if changed else tree
     return copy_dicts(tree)
+
+
+def abstract(value: Any) -> jax.ShapeDtypeStruct:
+    """Returns what stands for an array where none is computed: all that JAX knows of its type.
+
+    Besides shape and dtype that is a weak type, varying axes and an explicit sharding.
+
+    Example:
+      >>> import jax
+      >>> abstract(jax.numpy.asarray(2.0))
+      ShapeDtypeStruct(shape=(), dtype=float32, weak_type=True)
+    """
+    shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda x: x, value)
+    return shape
 
 
 def shown(value: Any) -> str:

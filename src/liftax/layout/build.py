@@ -17,6 +17,7 @@ import numpy as np
 
 from ..core.metadata import AxisMetadata
 from ..core.record import LiftEvent, Path, class_line, recorder
+from ..core.trees import abstract
 from ..errors import TransformTargetError
 from ..module import Module, intercept_methods
 from .cost import forward_cost
@@ -317,7 +318,7 @@ def _is_box(value: Any) -> bool:
 
 
 def _shape(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if _is_array(leaf) else leaf
+    return abstract(leaf) if _is_array(leaf) else leaf
 
 
 def _role(role: Any) -> Any:

@@ -17,6 +17,7 @@ import jax
 import jax.extend.core as jex
 
 from .. import equations
+from ..core.trees import abstract
 from .model import Cost
 
 
@@ -46,8 +47,7 @@ def forward_cost(fn: Callable[..., Any], *args: Any) -> Cost:
 
 
 def _compile(closed: jex.ClosedJaxpr) -> Any:
-    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
-    return jax.jit(jex.jaxpr_as_fun(closed)).lower(*avals).compile()
+    return jax.jit(jex.jaxpr_as_fun(closed)).lower(*map(abstract, closed.in_avals)).compile()
 
 
 def _analysis(compiled: Any) -> _Work | None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .. import compat
 from ..core import metadata
 from ..core.filters import Filter
 from ..core.pack import Group, Opening
@@ -329,7 +330,7 @@ class _Call:
         self.marks = marks = Marks()
         opening, before, reverse = self.opening, (carry, self.carried), self.plan.options["reverse"]
         split = self.plan.roles.split("params") is True
-        shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+        shape = jax.tree.map(compat.element, xs)
         loop = trace_loop(self.in_parts, before, shape, marks, opening.place, split)
         strong = _strengthened(before, loop.carry_avals)
         if strong is not None:

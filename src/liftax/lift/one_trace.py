@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,11 @@ from .. import compat
 from ..core.pack import Group, Opening
 from ..core.rngs import describe
 from ..core.scope import Scope
-from ..errors import LoopDependentError, SplitSharedError
+from ..errors import LiftaxError, LoopDependentError, SplitSharedError
 from .axes import names_on
+
+if TYPE_CHECKING:
+    import jax.extend.core as jex
 
 # Our own, and not `checkpoint_name`: what that gives is the user's to save or to offload, and
 # JAX changes how it is written down.
@@ -141,6 +144,10 @@ class Marks:
         self._marked.clear()
 
 
+Pruned = tuple["jex.Jaxpr", list[bool]]
+"""A program cut down, and which of the inputs it had are still inputs."""
+
+
 class Loop(NamedTuple):
     """A traced loop body, cut in three.
 
@@ -192,24 +199,26 @@ def trace_loop(
 
     names = [_name_at(p) for p, _ in jax.tree_util.tree_leaves_with_path(shapes[3])]
     names += [name_of(p) for p, b in shared.items() for _ in b.marks]
-    outside = _cut(jaxpr, [*invariant, *shared_vars])
-    _check_apart(outside, len(consts), names, place, split)
+    outside = _alone(jaxpr, [*invariant, *shared_vars])
+    if any(outside[1][len(consts) :]):
+        raise _dependent(jaxpr, [*invariant, *shared_vars], len(consts), names, place, split)
     before = _run(outside, [*consts, *[None] * (len(jaxpr.invars) - len(consts))])
     invariants = jax.tree.unflatten(jax.tree.structure(shapes[3]), before[: len(invariant)])
-    start = _cut(jaxpr, carried_vars)
-    rest, used = compat.prune(
-        _cut(jaxpr, looped, [*shared_vars, *carried_vars], wanted), [True] * len(looped)
+    start = _alone(jaxpr, carried_vars)
+    inside = compat.rewire(
+        jaxpr,
+        invars=[*jaxpr.invars, *shared_vars, *carried_vars],
+        outvars=looped,
+        eqns=_without([eqn for eqn in jaxpr.eqns if _mark_of(eqn) not in wanted], outside, start),
     )
+    rest = compat.prune(inside, [True] * len(looped))
 
     def first(carry: Any, x: Any) -> dict[Place, Any]:
-        if not carried:
-            return {}
         return _by_place(carried, _run(start, [*consts, *jax.tree.leaves((carry, x))]))
 
     def step(made: Any, carry: Any, born: Any, x: Any) -> Any:
         values = [*(made[place] for place in shared), *(born[place] for place in carried)]
-        given = [*consts, *jax.tree.leaves((carry, x, values))]
-        out = compat.evaluate(rest, [v for v, u in zip(given, used, strict=True) if u])
+        out = _run(rest, [*consts, *jax.tree.leaves((carry, x, values))])
         return jax.tree.unflatten(jax.tree.structure(shapes[:3]), out)
 
     made = _by_place(shared, before[len(invariant) :])
@@ -220,14 +229,30 @@ def _mark_of(eqn: Any) -> str | None:
     return eqn.params["mark"] if eqn.primitive is _mark_p else None
 
 
-def _cut(jaxpr: Any, outvars: Sequence[Any], more: Sequence[Any] = (), marks: Any = ()) -> Any:
-    """Returns the program with other outputs, and the marked values as inputs."""
-    eqns = [eqn for eqn in jaxpr.eqns if _mark_of(eqn) not in marks]
-    return compat.rewire(jaxpr, invars=[*jaxpr.invars, *more], outvars=outvars, eqns=eqns)
+def _alone(jaxpr: jex.Jaxpr, outvars: Sequence[Any]) -> Pruned:
+    """Cuts a body down to some of its values.
+
+    What the body does besides, such as printing, it does in the loop, once an iteration.
+    """
+    outside = compat.rewire(jaxpr, invars=jaxpr.invars, outvars=outvars, eqns=jaxpr.eqns)
+    return compat.prune(compat.quiet(outside), [True] * len(outvars))
 
 
-def _run(jaxpr: Any, inputs: Sequence[Any]) -> list[Any]:
-    small, used = compat.prune(jaxpr, [True] * len(jaxpr.outvars))
+def _without(eqns: Sequence[Any], *before: Pruned) -> list[Any]:
+    """Returns the equations of the loop, less what was done before it.
+
+    An initial value that is read from a file is not read again: where nothing else needs
+    what came of it, the equation may go.
+    """
+    done = {var for program, _ in before for eqn in program.eqns for var in eqn.outvars}
+    return [
+        compat.calmed(eqn) if compat.acts(eqn) and not done.isdisjoint(eqn.outvars) else eqn
+        for eqn in eqns
+    ]
+
+
+def _run(program: Pruned, inputs: Sequence[Any]) -> list[Any]:
+    small, used = program
     return compat.evaluate(small, [v for v, u in zip(inputs, used, strict=True) if u])
 
 
@@ -246,21 +271,20 @@ def _name_at(path: Any) -> str:
     return "output ys" + jax.tree_util.keystr(path[1:])
 
 
-def _check_apart(jaxpr: Any, n: int, names: Sequence[str], place: str, split: bool) -> None:
-    """Raises an error where an output needs an input after the first ``n``."""
-    if not any(compat.prune(jaxpr, [True] * len(jaxpr.outvars))[1][n:]):
-        return
-    for i, (name, var) in enumerate(zip(names, jaxpr.outvars, strict=True)):
-        _, needs = compat.prune(jaxpr, [j == i for j in range(len(names))])
-        if any(needs[n:]):
-            if split and name.startswith("variable params/"):
-                raise split_shared(place, name)
-            raise LoopDependentError(
-                f"{place}: {name} is declared broadcast but depends on the loop.\n"
-                f"found: {describe(var.aval)}, computed from the carry or a scanned value\n"
-                f"expected: a value that is the same in each iteration; otherwise stack it "
-                f"(variable_axes, out_axes=0) or carry it (variable_carry)"
-            )
+def _dependent(
+    jaxpr: jex.Jaxpr, outvars: Sequence[Any], n: int, names: Sequence[str], place: str, split: bool
+) -> LiftaxError:
+    """The first of a body's values that needs an input after the first ``n``."""
+    both = zip(names, outvars, strict=True)
+    name, var = next((name, var) for name, var in both if any(_alone(jaxpr, [var])[1][n:]))
+    if split and name.startswith("variable params/"):
+        return split_shared(place, name)
+    return LoopDependentError(
+        f"{place}: {name} is declared broadcast but depends on the loop.\n"
+        f"found: {describe(var.aval)}, computed from the carry or a scanned value\n"
+        f"expected: a value that is the same in each iteration; otherwise stack it "
+        f"(variable_axes, out_axes=0) or carry it (variable_carry)"
+    )
 
 
 def split_shared(place: str, name: str) -> SplitSharedError:

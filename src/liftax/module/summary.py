@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from ..core.filters import DenyList
+from ..core.trees import abstract
 from ..errors import MissingExtraError
 from .state import intercept_methods
 from .summary_table import draw, is_array, size_and_bytes
@@ -101,9 +102,7 @@ class _Call:
 
 
 def _shape(x: Any) -> Any:
-    if not is_array(x):
-        return x
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
+    return abstract(x) if is_array(x) else x
 
 
 def _shapes(tree: Any) -> Any:
