@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 from helpers.compare import Library, assert_same, linen, ours
 from helpers.interpret import _evaluate
-from helpers.run import MUTABLE, everything, keys
+from helpers.run import MUTABLE, everything, keys, total
 from layers.cases import VARIANTS, table
 from layers.programs import same_program
 
@@ -57,6 +58,39 @@ def test_parity(name: str, variant: str) -> None:
         if not same_program(found, expected):
             results = (jax.tree.unflatten(tree, _evaluate(p, inputs)) for p in (found, expected))
             assert_same(*results, name)
+
+
+TWICE = (
+    "Dense", "DenseGeneral-batch", "Conv-circular", "LayerNorm", "RMSNorm", "GroupNorm-mask",
+    "BatchNorm", "MultiHeadDotProductAttention-dropout", "OptimizedLSTMCell", "GRUCell",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_parity_of_second_derivatives(name: str) -> None:
+    """What comes back to one value from two sides is added up in one order."""
+    case, dtypes = table()[name], VARIANTS["float32"]
+    given, kwargs = case.args(dtypes), case.kwargs()
+    made = case.module(ours().nn, dtypes).init(KEYS, *given, **kwargs)
+
+    def program(lib: Library) -> Any:
+        module = case.module(lib.nn, dtypes)
+
+        def loss(params: Any, args: Any) -> Any:
+            filled, rngs = {**made, "params": params}, {"dropout": KEYS["dropout"]}
+            return total(module.apply(filled, *args, rngs=rngs, mutable=MUTABLE, **kwargs)[0])
+
+        def steepness(*inputs: Any) -> Any:
+            _, along = jax.jvp(loss, inputs, jax.tree.map(jnp.cos, inputs))
+            return along + total(jax.grad(loss, (0, 1))(*inputs))
+
+        return jax.make_jaxpr(jax.grad(steepness, (0, 1)))(*inputs)
+
+    inputs = (made["params"], given)
+    found, expected = program(ours()), program(linen())
+    if not same_program(found, expected):
+        flat = jax.tree.leaves(inputs)
+        assert_same(_evaluate(found, flat), _evaluate(expected, flat), name)
 
 
 EAGER = {

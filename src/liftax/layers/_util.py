@@ -103,9 +103,11 @@ def check_broadcast(module: Any, what: str, shape: Sequence[int], target: Sequen
 
 
 # What follows runs one operation the quick way. Run eagerly, a jitted function is called faster
-# than a primitive is bound; differentiated, it is linearized once for all calls; staged, a
-# primitive is bound faster than jnp finds out what to bind. The operation is the same, and so are
-# its bits: two operations in one jitted function could be fused, so there is never more than one.
+# than a primitive is bound; staged, a primitive is bound faster than jnp finds out what to bind.
+# The operation is the same, and so are its bits: two operations in one jitted function could be
+# fused, so there is never more than one. Differentiated, it is jitted where Linen's is and only
+# there: what comes back to a value that a jitted function uses twice, as each does that is
+# differentiated twice, is added up inside it, and sums in another order round otherwise.
 
 
 def _quick(plain: Callable[..., Any], primitive: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,7 +137,7 @@ maximum = _quick(jnp.maximum, lax.max)
 
 def square(x: Any) -> Any:
     """``x * x``."""
-    return lax.square(x) if is_staged(x) else jnp.square(x)
+    return lax.square(x) if isinstance(x, jax.core.Tracer) else jnp.square(x)
 
 
 def reshape(x: Any, shape: tuple[int, ...]) -> Any:
@@ -150,7 +152,14 @@ _jit_dot_general = jax.jit(
 
 def dot_general(lhs: Any, rhs: Any, dimension_numbers: Any, precision: Any = None) -> jax.Array:
     """``lax.dot_general``."""
-    if is_staged(lhs) or is_staged(rhs):
+    if isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer):
+        return lax.dot_general(lhs, rhs, dimension_numbers, precision=precision)
+    return _jit_dot_general(lhs, rhs, dimension_numbers=dimension_numbers, precision=precision)
+
+
+def einsum_dot(lhs: Any, rhs: Any, dimension_numbers: Any, precision: Any = None) -> jax.Array:
+    """``lax.dot_general`` as ``jnp.dot`` and ``jnp.einsum`` call it."""
+    if is_staged(lhs) and is_staged(rhs):
         return lax.dot_general(lhs, rhs, dimension_numbers, precision=precision)
     return _jit_dot_general(lhs, rhs, dimension_numbers=dimension_numbers, precision=precision)
 
@@ -169,6 +178,6 @@ _jit_add_bias = jax.jit(_add_bias, inline=True)
 
 def add_bias(y: Any, bias: Any) -> jax.Array:
     """``y + bias``, the axes of ``bias`` being the last of ``y``."""
-    if is_staged(y) or is_staged(bias):
+    if isinstance(y, jax.core.Tracer) or isinstance(bias, jax.core.Tracer):
         return _add_bias(y, bias)
     return _jit_add_bias(y, bias)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..module import Module
-from ._util import check_broadcast, dot_general, fail
+from ._util import check_broadcast, einsum_dot, fail
 from .dtypes import Array, Dtype, PrecisionLike, as_array, cast, promote_dtype
 
 
@@ -76,13 +76,13 @@ def _default_einsum(precision: Any, dot: Any) -> Callable[..., Any]:
 def _logits(query: Array, key: Array, precision: Any) -> Array:
     n = query.ndim
     batch = (*range(n - 3), n - 2)
-    return dot_general(query, key, (((n - 1,), (n - 1,)), (batch, batch)), precision)
+    return einsum_dot(query, key, (((n - 1,), (n - 1,)), (batch, batch)), precision)
 
 
 def _average(weights: Array, value: Array, precision: Any) -> Array:
     n = value.ndim
     batch = ((*range(n - 3), n - 2), tuple(range(n - 2)))
-    y = dot_general(value, weights, (((n - 3,), (n - 1,)), batch), precision)
+    y = einsum_dot(value, weights, (((n - 3,), (n - 1,)), batch), precision)
     return lax.transpose(y, (*range(n - 3), n - 1, n - 3, n - 2))
 
 
