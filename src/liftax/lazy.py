@@ -59,6 +59,9 @@ def lazy(
             if not (name in held and isinstance(value, types.ModuleType)):
                 super().__setattr__(name, value)
 
+        def __reduce__(self) -> Any:  # by its name, as cloudpickle does with plain modules
+            return importlib.import_module, (self.__name__,)
+
     sys.modules[package].__class__ = Package
     return load, names, sorted(homes)
 

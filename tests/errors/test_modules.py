@@ -171,13 +171,13 @@ def post_init_without_super(mdl, x, wrong):
 @misuse(errors.ReservedModuleAttributeError, "Net", "'name'", "rename the field", at=None)
 def field_called_name(mdl, x, wrong):
     class Net(nn.Module):
-        __annotations__ = {"name" if wrong else "label": str}
+        __annotations__ = {"name" if wrong else "label": int}
 
         @nn.compact
         def __call__(self, x):
             return x
 
-    return Net("net")(x)
+    return Net(3)(x)
 
 
 @misuse(errors.ReservedModuleAttributeError, "Net", "'parent'", "rename the field", at=None)

@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+from jax.tree_util import all_leaves
+
 from ..core.keys import typed
 from ..core.scope import Scope
 from ..core.variable import Variable
-from .fields import ARRAYS, is_atom, parts, replaced
-from .naming import is_module
+from .fields import ARRAYS, is_atom, leaves, opened, replaced
+from .naming import is_held, is_module
 
 
 def _is_bound(value: Any) -> bool:
@@ -47,7 +50,7 @@ class Detached:
         if _is_bound(value):
             self._meet(value)
             return
-        for _, found in parts(value, _is_bound):
+        for found in leaves(value, _is_bound):
             self._meet(found)
 
     def _meet(self, found: Any) -> None:
@@ -59,10 +62,10 @@ class Detached:
             self._visit_fields(found)
 
     def _visit_fields(self, module: Any) -> None:
-        """Visits the modules that a module holds but does not own."""
+        """Visits the modules and Variables that a module holds but does not own."""
         for name in _held(module):
-            for _, found in parts(module.__dict__.get(name), is_module):
-                if found.parent is module:
+            for found in leaves(module.__dict__.get(name), is_held):
+                if is_module(found) and found.parent is module:
                     self._visit_fields(found)
                 else:
                     self._visit(found)
@@ -116,7 +119,10 @@ def fingerprint(value: Any, order: dict[int, int]) -> Any:
         return type(value), tuple(fingerprint(v, order) for v in value)
     if isinstance(value, dict):
         return dict, frozenset((k, fingerprint(v, order)) for k, v in value.items())
-    return typed(value)
+    if is_atom(value) or isinstance(value, ARRAYS) or all_leaves((value,)):
+        return typed(value)
+    tree = jax.tree.structure(value, is_leaf=lambda part: part is not value)
+    return tree, tuple(fingerprint(part, order) for part in opened(value)[1])
 
 
 class _Rebuilding:
@@ -145,14 +151,14 @@ class _Rebuilding:
             changes = {}
             for name in _held(old):
                 value = old.__dict__.get(name)
-                part = replaced(value, is_module, self)
+                part = replaced(value, is_held, self)
                 if part is not value:
                     changes[name] = part
             if scope is not None:
                 made = old._rebound(self.cls if old is self.first else type(old), scope, changes)
             else:
                 # Owned by a module that is rebuilt: it is named again by attachment.
-                made = old.clone(name=None, **changes) if old.scope is not None else old
+                made = old.clone(**changes) if old.scope is not None else old
         self.built[id(old)] = made
         return made
 
@@ -213,9 +219,12 @@ def _is_hole(value: Any) -> bool:
 def _filled(holed: Any, values: Any, rebuilt: Sequence[Any]) -> Any:
     if isinstance(holed, _Hole):
         return rebuilt[holed.index]
-    if isinstance(holed, dict):
-        return {k: _filled(v, values[k], rebuilt) for k, v in holed.items()}
-    if isinstance(holed, (list, tuple)):
-        found = [_filled(h, v, rebuilt) for h, v in zip(holed, values, strict=True)]
-        return type(holed)(*found) if hasattr(holed, "_fields") else type(holed)(found)
-    return values
+    if is_atom(holed) or isinstance(holed, ARRAYS):
+        return values
+    keys, parts, _ = opened(holed)
+    if not parts:
+        return values
+    # By key: a transformation returns dicts in the order of their keys.
+    at = dict(zip(keys, parts, strict=True))
+    keys, parts, like = opened(values)
+    return like([_filled(at[key], part, rebuilt) for key, part in zip(keys, parts, strict=True)])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,8 +15,15 @@ from jax.tree_util import all_leaves
 
 from ..errors import ReservedModuleAttributeError
 
-UNSET = object()
-"""The default of ``parent``: the module whose method runs when the new one is made."""
+
+class _Unset:
+    """The default of ``parent``: the module whose method runs when the new one is made."""
+
+    def __reduce__(self) -> str:
+        return "UNSET"  # there is one: a class that travels by value must find it again
+
+
+UNSET = _Unset()
 
 _ATOMS = frozenset(
     (str, int, float, bool, type(None), type, type(inspect.isfunction), type(jnp.float32))
@@ -27,13 +35,15 @@ RESERVED = ("parent", "name")
 def declare(cls: type, kw_only: bool) -> None:
     """Makes a dataclass of a module class, with ``parent`` and ``name`` as keywords.
 
+    A class may say once more that ``name`` is a text, or None.
+
     Raises:
-      ReservedModuleAttributeError: the class declares one of the two itself.
+      ReservedModuleAttributeError: the class declares one of the two as something else.
     """
     annotations = inspect.get_annotations(cls)
     if not annotations and not kw_only and "__eq__" not in cls.__dict__ and _inherits(cls):
         return  # no field of its own: what the base class has will do
-    clash = [name for name in RESERVED if name in annotations]
+    clash = [name for name in RESERVED if name in annotations and not _repeats_name(cls, name)]
     if clash:
         raise ReservedModuleAttributeError(
             f"{cls.__name__}: the fields {RESERVED} are reserved, found {clash}; rename the field"
@@ -46,7 +56,10 @@ def declare(cls: type, kw_only: bool) -> None:
     own_hash = cls.__dict__.get("__hash__")
     own_init = "__init__" in cls.__dict__
     own_eq = "__eq__" in cls.__dict__
+    own_match = "__match_args__" in cls.__dict__
     dataclasses.dataclass(cls, kw_only=kw_only, repr=False)
+    if not (own_match or kw_only):
+        cls.__match_args__ += RESERVED  # type: ignore[attr-defined, misc]
     if own_hash is not None:
         cls.__hash__ = own_hash  # type: ignore[method-assign]
     elif not own_eq:
@@ -70,6 +83,14 @@ def declare(cls: type, kw_only: bool) -> None:
 _INITVAR = getattr(dataclasses, "_FIELD_INITVAR", None)
 
 
+_TEXT_OR_NONE = (str, str | None, "str", "str | None", "Optional[str]", "typing.Optional[str]")
+
+
+def _repeats_name(cls: type, name: str) -> bool:
+    default = cls.__dict__.get(name)
+    return name == "name" and default is None and cls.__annotations__[name] in _TEXT_OR_NONE
+
+
 def _fields_of(cls: Any) -> dict[str, Any]:
     return cls.__dataclass_fields__
 
@@ -89,6 +110,11 @@ def _inherits(cls: type) -> bool:
 
 
 def _hash(self: Any) -> int:
+    if self.scope is not None or getattr(self.parent, "scope", None) is not None:
+        raise TypeError(
+            f"{type(self).__name__}: a module that stands in a model is not hashable, since it "
+            f"holds variables; take its path as the key, or id(module)"
+        )
     values = [getattr(self, name) for name in (*self._field_names, "name")]
     return hash((type(self), *map(_hashable, values)))
 
@@ -102,10 +128,11 @@ def _hashable(value: Any) -> Any:
 
 
 def freeze(value: Any) -> Any:
-    """Returns the value with tuples for lists and fresh dicts for mappings."""
-    if isinstance(value, list) or type(value) is tuple:
-        return tuple(map(freeze, value))
-    if type(value) is dict:
+    """Returns the value as a field holds it: tuples for lists, fresh plain dicts for dicts."""
+    if isinstance(value, (list, tuple)):
+        parts = tuple(map(freeze, value))
+        return type(value)(*parts) if hasattr(value, "_fields") else parts
+    if isinstance(value, dict):
         return {k: freeze(v) for k, v in value.items()}
     return value
 
@@ -115,27 +142,70 @@ def is_atom(value: Any) -> bool:
     return type(value) in _ATOMS
 
 
-def parts(value: Any, is_leaf: Callable[[Any], bool], suffix: str = "") -> Iterator[Any]:
-    """Yields ``(suffix, leaf)`` for the leaves that ``is_leaf`` has, in containers.
+def opened(value: Any) -> tuple[Sequence[Any], Sequence[Any], Callable[[Sequence[Any]], Any]]:
+    """Opens a container by one level; what is none is empty.
 
-    The suffix spells out the place: ``_0`` in a list, ``_key`` in a mapping.
+    Returns:
+      the keys of its parts (of a NamedTuple the names of its fields), the parts, and a function
+      that makes a container like it of other parts.
+    """
+    if isinstance(value, Mapping):
+        keys = list(value)
+        return keys, list(value.values()), lambda parts: _mapping_like(value, keys, parts)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return value._fields, value, lambda parts: type(value)(*parts)
+    if isinstance(value, (list, tuple)):
+        return range(len(value)), value, type(value)
+    if all_leaves((value,)):
+        return (), (), lambda parts: value
+    found, tree = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda x: x is not value)
+    keys = [_key(path[0]) for path, _ in found]
+    if isinstance(value, jax.tree_util.Partial):
+        keys = ["args", "keywords"]
+    return keys, [part for _, part in found], lambda parts: jax.tree.unflatten(tree, parts)
+
+
+def _mapping_like(value: Any, keys: Sequence[Any], parts: Sequence[Any]) -> Any:
+    items = dict(zip(keys, parts, strict=True))
+    if type(value) is dict:
+        return items
+    if not isinstance(value, dict):
+        return type(value)(items)
+    made = copy.copy(value)  # a defaultdict keeps its factory
+    for key, part in items.items():
+        made[key] = part
+    return made
+
+
+def _key(entry: Any) -> Any:
+    return getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))
+
+
+def leaves(value: Any, is_leaf: Callable[[Any], bool]) -> Iterator[Any]:
+    """Yields the leaves that ``is_leaf`` has, in containers."""
+    if type(value) in _ATOMS:
+        return
+    if is_leaf(value):
+        yield value
+    elif not isinstance(value, ARRAYS):
+        for part in opened(value)[1]:
+            yield from leaves(part, is_leaf)
+
+
+def named_leaves(value: Any, is_leaf: Callable[[Any], bool], name: str) -> Iterator[Any]:
+    """Yields ``(name, leaf)``, where the name spells out the place: ``layers_0``, ``heads_left``.
+
+    They come in the order of the keys as text (``10`` before ``9``): Linen names a module that
+    stands in two places by the first of them in this order.
     """
     if type(value) in _ATOMS:
         return
     if is_leaf(value):
-        yield suffix, value
-    elif isinstance(value, ARRAYS):
-        return
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from parts(part, is_leaf, f"{suffix}_{key}")
-    elif isinstance(value, (list, tuple)):
-        for i, part in enumerate(value):
-            yield from parts(part, is_leaf, f"{suffix}_{i}")
-    elif not all_leaves((value,)):
-        for path, part in jax.tree_util.tree_leaves_with_path(value, is_leaf=is_leaf):
-            if is_leaf(part):
-                yield suffix + "".join(f"_{_key(k)}" for k in path), part
+        yield name, value
+    elif not isinstance(value, ARRAYS):
+        keys, parts, _ = opened(value)
+        for key, part in sorted(zip(map(str, keys), parts, strict=True), key=lambda item: item[0]):
+            yield from named_leaves(part, is_leaf, f"{name}_{key}")
 
 
 def replaced(value: Any, is_leaf: Callable[[Any], bool], new: Callable[[Any], Any]) -> Any:
@@ -143,41 +213,25 @@ def replaced(value: Any, is_leaf: Callable[[Any], bool], new: Callable[[Any], An
 
     A container in which nothing changes is returned as it is.
     """
-    kind = type(value)
-    if kind in _ATOMS:
+    if type(value) in _ATOMS:
         return value
     if is_leaf(value):
         return new(value)
     if isinstance(value, ARRAYS):
         return value
-    if kind is dict or isinstance(value, Mapping):
-        items = {k: replaced(v, is_leaf, new) for k, v in value.items()}
-        if all(map(operator.is_, items.values(), value.values())):
-            return value
-        return items if kind is dict else kind(items)
-    if isinstance(value, (list, tuple)):
-        found = [replaced(v, is_leaf, new) for v in value]
-        if all(map(operator.is_, found, value)):
-            return value
-        return kind(*found) if hasattr(value, "_fields") else kind(found)
-    if not all_leaves((value,)):
-        return jax.tree.map(lambda x: new(x) if is_leaf(x) else x, value, is_leaf=is_leaf)
-    return value
-
-
-def _key(entry: Any) -> Any:
-    return getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))
+    _, parts, like = opened(value)
+    found = [replaced(part, is_leaf, new) for part in parts]
+    return value if all(map(operator.is_, found, parts)) else like(found)
 
 
 def show(module: Any, indent: int = 4) -> str:
     """Shows a module: its class, its fields, and the submodules it has so far."""
     pad = " " * indent
     lines = []
-    fields = [f.name for f in dataclasses.fields(module) if f.repr and f.name not in RESERVED]
-    if fields:
+    values = _shown(module)
+    if values:
         lines.append("# attributes")
-        for name in fields:
-            value = getattr(module, name, None)
+        for name, value in values.items():
             text = getattr(value, "__name__", None) if callable(value) else None
             lines.append(f"{name} = {text or _text(value)}")
     children = {name: child for name, child in module._state.children.items() if child is not None}
@@ -188,6 +242,13 @@ def show(module: Any, indent: int = 4) -> str:
         return f"{type(module).__name__}()"
     body = "\n".join(lines).replace("\n", "\n" + pad)
     return f"{type(module).__name__}(\n{pad}{body}\n)"
+
+
+def _shown(module: Any) -> dict[str, Any]:
+    """The fields that a module has a value for, without a ``setup`` to make more."""
+    names = [f.name for f in dataclasses.fields(module) if f.repr and f.name not in RESERVED]
+    known = {name: module.__dict__.get(name, getattr(type(module), name, UNSET)) for name in names}
+    return {name: value for name, value in known.items() if value is not UNSET}
 
 
 def _text(value: Any) -> str:

@@ -40,6 +40,8 @@ class Module(Variables):
       parent: the module or scope that it belongs to; found by itself.
       name: its name in the parent; found by itself where None.
       scope: its view of the variables, None while it is unbound.
+      preserve_adopted_names: True in a class lets modules that are given to its fields keep
+        the ``name`` that they were made with.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -54,13 +56,15 @@ class Module(Variables):
       [3.0, 3.0]
     """
 
-    _liftax_module: ClassVar[bool] = True
-    _field_names: ClassVar[tuple[str, ...]] = ()
-    _clone_names: ClassVar[tuple[str, ...]] = ()
-    _plain_init: ClassVar[bool] = True
+    preserve_adopted_names = False
     scope = None
+    # Not annotated: what has an annotation stands among the fields of the dataclass.
+    _liftax_module = True
+    _plain_init = True
 
     if typing.TYPE_CHECKING:
+        _field_names: ClassVar[tuple[str, ...]]
+        _clone_names: ClassVar[tuple[str, ...]]
         parent: Any = dataclasses.field(default=None, kw_only=True, repr=False)
         name: str | None = dataclasses.field(default=None, kw_only=True)
         _state: State = dataclasses.field(init=False, repr=False)
@@ -130,7 +134,8 @@ class Module(Variables):
         state = self.__dict__.get("_state")
         if state is not None and not name.startswith("__"):
             if state.in_setup:
-                if name in type(self).__dataclass_fields__:
+                field = type(self).__dataclass_fields__.get(name)
+                if field is not None and field.init:
                     raise SetAttributeInModuleSetupError(
                         f"{self._at()}: setup assigns the field {name!r}; fields are set when "
                         f"the module is made, give the attribute another name"

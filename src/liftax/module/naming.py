@@ -6,8 +6,9 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from ..core.scope import Scope
+from ..core.variable import Variable
 from ..errors import AssignSubModuleError, NameInUseError
-from .fields import freeze, is_atom, parts, replaced
+from .fields import freeze, is_atom, leaves, named_leaves, replaced
 from .variables import Variables
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 def is_module(value: Any) -> bool:
     """Tells whether a value is a module instance."""
     return isinstance(value, Variables)
+
+
+def is_held(value: Any) -> bool:
+    """Tells whether a value is one that a lift takes along with the module that holds it."""
+    return isinstance(value, (Variables, Variable))
 
 
 def own_methods(cls: type) -> list[str]:
@@ -79,41 +85,48 @@ def register(owner: Module, name: str, value: Any) -> tuple[Any, bool]:
 
     A module without a name becomes a submodule of ``owner``, named by the
     attribute and its place in containers. One made outside any model is cloned
-    first; the same module met twice gives the same clone, so it stays shared.
+    first, without its name unless the class has ``preserve_adopted_names = True``; the same
+    module met twice gives the same clone, so it stays shared.
 
     Returns:
-      the value as it must be stored, and whether it has modules in it.
+      the value as it must be stored, and whether it has modules or Variables in it.
     """
     if is_atom(value):
         return value, False
     value = freeze(value)
-    if next(parts(value, is_module), None) is None:
-        return value, False
+    held = list(leaves(value, is_held))
+    if all(map(_has_place, held)):
+        return value, bool(held)
     adopted: list[Module] = []
     found: dict[int, Module] = {}
     root = owner.scope._root if owner.scope is not None else None
-    for suffix, module in parts(value, is_module):
+    for spelled, module in named_leaves(value, is_module, name):
         if id(module) in found:
             continue
         mine = module
         if module.parent is None:
             known = root.adopted.get(id(module)) if root is not None else None
             if known is None:
-                mine = module.clone(name=None)
+                mine = module.clone(name=module.name if owner.preserve_adopted_names else None)
                 if root is not None:
                     root.adopted[id(module)] = (module, mine)
             else:
                 mine = known[1]
         found[id(module)] = mine
-        if mine.name is None:
+        if not _has_place(mine):
             _set(mine, "parent", owner)
-            _set(mine, "name", f"{name}{suffix}")
+            _set(mine, "name", mine.name or spelled)
             adopted.append(mine)
     stored = replaced(value, is_module, lambda m: found[id(m)])
     for module in adopted:
         settle(module)
         module._adopt_fields()
     return stored, True
+
+
+def _has_place(value: Any) -> bool:
+    """Whether a Variable, or a module that has a parent and its name there."""
+    return isinstance(value, Variable) or not (value.parent is None or value.name is None)
 
 
 def _set(module: Any, name: str, value: Any) -> None:

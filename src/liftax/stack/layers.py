@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.scope import Scope
 from ..errors import StackError
 from ..module.detach import Detached
-from ..module.fields import is_atom, parts
+from ..module.fields import is_atom, named_leaves
 from ..module.naming import is_module
 from ..module.state import DONE
 
@@ -78,8 +78,7 @@ def _held(module: Any) -> Iterator[tuple[str, Any]]:
     for name in module._field_names:
         value = module.__dict__.get(name)
         if not is_atom(value):
-            for suffix, found in parts(value, is_module):
-                yield name + suffix, found
+            yield from named_leaves(value, is_module, name)
 
 
 def _check_fields(layer: Any, shared: dict[int, Any]) -> None:
