@@ -106,6 +106,11 @@ def evaluate_apart(jaxpr: jex.Jaxpr, args: Sequence[Any], zero: Any) -> list[Any
     return [v.val if isinstance(v, _core.Literal) else values[v] for v in jaxpr.outvars]
 
 
+def is_symbolic(size: Any) -> bool:
+    """Tells whether a size is a symbol, which an exported program is given when it runs."""
+    return _core.is_dim(size) and not _core.is_constant_dim(size)
+
+
 def is_variable(atom: Any) -> bool:
     """Tells whether an operand of an equation is a variable and no literal."""
     return isinstance(atom, _core.Var)

@@ -299,7 +299,7 @@ class BodyReturnError(LiftError, TypeError):
 
 
 class LengthError(LiftError, ValueError):
-    """The number of iterations is missing, contradictory or not positive."""
+    """The number of iterations is missing, contradictory or negative."""
 
     code = "LX104"
 

@@ -243,16 +243,24 @@ def of_length(name, length, *says):
     return misuse(errors.LengthError, "scan of Layer", *says, at="stack")(body)
 
 
-length_negative = of_length("length_negative", -1, "length=-1 is not positive")
-length_zero = of_length("length_zero", 0, "length=0 is not positive")
+length_negative = of_length("length_negative", -1, "length=-1 is negative")
 length_is_a_bool = of_length("length_is_a_bool", True, "length expected an int, found bool")
 length_is_a_float = of_length("length_is_a_float", 3.0, "length expected an int, found float")
 length_is_a_tuple = of_length("length_is_a_tuple", (3,), "length expected an int, found tuple")
 
 
-@misuse(errors.LengthError, "argument 2", "size 0", at="stack")
-def nothing_to_scan_over(mdl, x, wrong):
-    return nn.scan(Cell)(name="stack")(x, jnp.zeros((0 if wrong else 1, 4)))[0]
+class Remembers(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        last = self.variable("cache", "last", lambda: x)
+        last.value = x
+        return x, None
+
+
+@misuse(errors.LengthError, "no iteration makes", "variable cache/last", "init over", at="stack")
+def nothing_to_make_a_carried_variable_of(mdl, x, wrong):
+    lifted = nn.scan(Remembers, variable_carry="cache")
+    return lifted(name="stack")(x, jnp.zeros((0 if wrong else 1, 4)))[0]
 
 
 @misuse(errors.LengthError, "vmap of Layer", "axis_size is unknown", "pass axis_size=", at="each")
@@ -291,9 +299,9 @@ def members_of_an_ensemble(mdl, x, wrong):
     return nn.vmap(Layer, **STACKED, in_axes=None, axis_size=size)(name="each")(x)[0][0]
 
 
-@misuse(errors.LengthError, "vmap of Layer", "axis_size=0 is not positive", at="each")
-def axis_size_zero(mdl, x, wrong):
-    size = 0 if wrong else 3
+@misuse(errors.LengthError, "vmap of Layer", "axis_size=-1 is negative", at="each")
+def axis_size_negative(mdl, x, wrong):
+    size = -1 if wrong else 3
     return nn.vmap(Layer, **STACKED, in_axes=None, axis_size=size)(name="each")(x)[0][0]
 
 
@@ -313,12 +321,7 @@ def lengths_is_an_int(mdl, x, wrong):
     return nn.remat_scan(Block, lengths=4 if wrong else (4,))(name="deep")(x)
 
 
-@misuse(errors.LengthError, "remat_scan", "lengths", "0", "not positive", at=None)
-def lengths_with_a_zero(mdl, x, wrong):
-    return nn.remat_scan(Block, lengths=(2, 0) if wrong else (2, 2))(name="deep")(x)
-
-
-@misuse(errors.LengthError, "remat_scan", "lengths", "-2", "not positive", at=None)
+@misuse(errors.LengthError, "remat_scan", "lengths", "-2", "negative", at=None)
 def lengths_with_a_negative(mdl, x, wrong):
     return nn.remat_scan(Block, lengths=(-2, 2) if wrong else (2, 2))(name="deep")(x)
 
@@ -708,7 +711,7 @@ def optioned(name, wrong_value, right_value, found):
     globals()[case.name] = case
 
 
-optioned("unroll", 0, 2, "unroll=0")
+optioned("unroll", -1, 0, "unroll=-1")
 optioned("unroll", "all", True, "unroll='all'")
 optioned("unroll", 1.5, 1, "unroll=1.5")
 optioned("reverse", "yes", True, "reverse='yes'")

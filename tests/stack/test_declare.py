@@ -310,8 +310,8 @@ class HandsItself(nn.Module):
 REFUSED = {
     "no depth": (lambda: nn.Stack(Scale()), "say how deep"),
     "no layers": (lambda: nn.Stack([], depth=2), "empty list"),
-    "zero": (lambda: nn.Stack(Scale(), depth=0), "positive ints; found 0"),
-    "a bool": (lambda: nn.Stack(Scale(), depth=True), "positive ints; found True"),
+    "negative": (lambda: nn.Stack(Scale(), depth=-1), "0 or more; found -1"),
+    "a bool": (lambda: nn.Stack(Scale(), depth=True), "0 or more; found True"),
     "remainder": (lambda: nn.Stack([Scale(), Wide()], depth=5), "give the\nremainder|remainder as"),
     "contradiction": (lambda: nn.Stack(Scale(), depth=2, repeats=3), "contradict each other"),
     "a class": (lambda: nn.Stack(Scale, depth=2), r"the class Scale; make an instance"),

@@ -319,8 +319,8 @@ def test_runs_are_parsed_once_and_strictly():
             nn.Stack(Scale(), depth=2, run=run)
     with pytest.raises(StackError, match="unroll=2 is for scans"):
         nn.Stack(Scale(), depth=2, run="loop", unroll=2)
-    with pytest.raises(StackError, match="unroll=0: expected a positive"):
-        nn.Stack(Scale(), depth=2, unroll=0)
+    with pytest.raises(StackError, match="unroll=-1: expected a number"):
+        nn.Stack(Scale(), depth=2, unroll=-1)
     with pytest.raises(StackError, match="run='scan of 3': the stack has only 2 steps"):
         nn.Stack(Scale(), depth=2, run="scan of 3").init(KEY, X)
     with pytest.raises(StackError, match="expected a Remat or None; found 'dots_saveable'; write"):

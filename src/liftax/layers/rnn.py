@@ -184,7 +184,7 @@ class RNN(Module):
         if carry is None:
             key = jax.random.key(0) if init_key is None else init_key
             carry = self.cell.initialize_carry(key, step_shape)
-        keep_history = seq_lengths is not None and return_carry
+        keep_history = seq_lengths is not None and return_carry and inputs.shape[axis] != 0
 
         def step(cell: RNNCellBase, carry: Any, x: Array) -> Any:
             carry, y = cell(carry, x)

@@ -40,7 +40,7 @@ _ERRORS = {
     "LX101": ("UnnamedCollectionError", "A collection that no argument of the lift names"),
     "LX102": ("CarryError", "The carry changes from one iteration to the next"),
     "LX103": ("BodyReturnError", "The body of a scan does not return a pair"),
-    "LX104": ("LengthError", "The number of iterations is missing, contradictory or not positive"),
+    "LX104": ("LengthError", "The number of iterations is missing, contradictory or negative"),
     "LX105": ("AxisError", "An axis is out of range"),
     "LX106": ("AxesTreeError", "in_axes or out_axes does not fit the arguments"),
     "LX107": ("UnusedFilterError", "A name that matches nothing, much like one that would"),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr
 
+from .. import compat
 from ..core import metadata
 from ..core.pack import Group
 from ..core.rngs import describe
@@ -120,13 +121,15 @@ class Sizes:
         self.size: int | None = None
         self.source = ""
         if given is not None:
-            if type(given) is not int and (
-                isinstance(given, bool) or not hasattr(given, "__index__") or jnp.ndim(given)
-            ):
-                raise self._error(f"{argument} expected an int, found {describe(given)}")
-            if given.__index__() < 1:
-                raise self._error(f"{argument}={given} is not positive")
-            self.size, self.source = given.__index__(), f"{argument}={given}"
+            if not compat.is_symbolic(given):
+                if type(given) is not int and (
+                    isinstance(given, bool) or not hasattr(given, "__index__") or jnp.ndim(given)
+                ):
+                    raise self._error(f"{argument} expected an int, found {describe(given)}")
+                given = given.__index__()
+                if given < 0:
+                    raise self._error(f"{argument}={given} is negative")
+            self.size, self.source = given, f"{argument}={given}"
 
     def see(self, leaf: Any, axis: int, name: str) -> None:
         """Notes the size of ``leaf`` along ``axis``; raises if it contradicts another."""
@@ -145,8 +148,6 @@ class Sizes:
         size = shape[axis]
         if self.size is None:
             self.size, self.source = size, f"{name} ({describe(leaf)}, axis {axis})"
-            if size < 1:
-                raise self._error(f"{self.source} has size 0 along the axis")
         elif size != self.size:
             raise self._error(
                 f"sizes along the axis disagree.\n"

@@ -14,7 +14,14 @@ from ..core.pack import Group
 from ..core.rngs import describe
 from ..core.roles import broadcast
 from ..core.trees import shown
-from ..errors import AxesTreeError, AxisError, BodyReturnError, CarryError, LiftOptionError
+from ..errors import (
+    AxesTreeError,
+    AxisError,
+    BodyReturnError,
+    CarryError,
+    LengthError,
+    LiftOptionError,
+)
 from .axes import Placed, names_on
 
 
@@ -29,7 +36,7 @@ def check_options(lift: str, **options: Any) -> None:
 
     def fits(name: str, value: Any) -> bool:
         if name == "unroll":
-            return isinstance(value, bool) or (whole(value) and int(value) > 0)
+            return isinstance(value, bool) or (whole(value) and int(value) >= 0)
         if name == "metadata_params":
             return isinstance(value, Mapping)
         if name == "data_transform":
@@ -48,7 +55,7 @@ def check_options(lift: str, **options: Any) -> None:
 
 
 _OPTIONS = {
-    "unroll": "a positive number of iterations, or True to write out all of them",
+    "unroll": "a number of iterations, or True or 0 to write out all of them",
     "metadata_params": "a mapping, e.g. {nn.PARTITION_NAME: 'layers'}",
     "policy": "one of jax.checkpoint_policies, or None",
     "data_transform": "a function (variable_groups, rng_groups) -> (variable_groups, rng_groups)",
@@ -68,6 +75,14 @@ def no_carry(place: str) -> CarryError:
         f"{place}: called without a carry.\n"
         f"found: no argument by position\n"
         f"expected: (carry, *xs); None for the carry where there is nothing to carry"
+    )
+
+
+def nothing_first(place: str, names: Sequence[str]) -> LengthError:
+    return LengthError(
+        f"{place}: no iteration makes the first value of a carried variable.\n"
+        f"found: {', '.join(names[:4])}, to be made by a loop of no iterations\n"
+        f"expected: init over at least one iteration, or the variable made before the loop"
     )
 
 

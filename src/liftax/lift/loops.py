@@ -27,8 +27,9 @@ from .looperrors import (
     checked_carry,
     no_carry,
     not_a_pair,
+    nothing_first,
 )
-from .one_trace import Loop, Marks, Place, flat, nested, trace_loop, write_births
+from .one_trace import Loop, Marks, Place, flat, name_of, nested, trace_loop, write_births
 from .tally import Tally
 
 
@@ -338,10 +339,13 @@ class _Call:
             before = strong
             self.tally.take_back()
             loop = trace_loop(self.in_parts, before, shape, marks, opening.place, split)
-        x = jax.tree.map(lambda x: x[-1 if reverse else 0], xs)
+        unborn = [name_of(place) for place, birth in marks.births.items() if birth.carried]
+        if self.size == 0 and unborn:
+            raise nothing_first(opening.place, unborn)
+        x = jax.tree.map(lambda x: x[-1 if reverse else 0], xs) if unborn else None
         # Written before anything uses them: see write_births.
         made = write_births(opening, marks, loop.made)
-        born = loop.first(before, x)
+        born = loop.first(before, x) if unborn else {}
         if any(birth.late and birth.carried for birth in marks.births.values()):
             return self.peeled(loop, made, before, born, xs, x)
         born = write_births(opening, marks, born)

@@ -97,8 +97,8 @@ def _levels(lengths: Any) -> tuple[int, ...]:
                 f"remat_scan: lengths expected ints, one for each level; found "
                 f"{type(level).__name__} among them"
             )
-        if level.__index__() < 1:
-            raise LengthError(f"remat_scan: lengths={levels}: {level} is not positive")
+        if level.__index__() < 0:
+            raise LengthError(f"remat_scan: lengths={levels}: {level} is negative")
     return levels
 
 

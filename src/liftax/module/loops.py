@@ -64,7 +64,7 @@ def scan(
         ``broadcast`` for a value that is the same in each iteration.
       length: the number of iterations, where ``xs`` and the variables don't tell.
       reverse: whether to go from the last slice to the first.
-      unroll: how many iterations to put into one step of the compiled loop; True
+      unroll: how many iterations to put into one step of the compiled loop; True or 0
         for all of them.
       data_transform: ``(variable_groups, rng_groups) -> (variable_groups,
         rng_groups)``, applied inside the loop, for sharding annotations. The
@@ -81,7 +81,7 @@ def scan(
     Raises:
       CarryError: the carry changes its structure, shape or dtype.
       BodyReturnError: the body does not return a pair.
-      LengthError: the length is unknown, contradictory or not positive.
+      LengthError: the length is unknown, contradictory or negative.
       AxisError, AxesTreeError: an axis or a tree of axes doesn't fit.
       LoopDependentError: something broadcast depends on the loop.
       UnnamedCollectionError: a write would be lost.
@@ -169,7 +169,7 @@ def vmap(
       the lifted class or function.
 
     Raises:
-      LengthError: the size is unknown, contradictory or not positive.
+      LengthError: the size is unknown, contradictory or negative.
       AxisError, AxesTreeError: an axis or a tree of axes doesn't fit.
       LoopDependentError: something shared differs from example to example.
       UnnamedCollectionError: a write would be lost.

@@ -46,6 +46,8 @@ class Plan:
           length: the number of steps.
           reverse: whether to go from the last slice to the first.
         """
+        if length == 0:
+            return jax.lax.scan(step, init, xs, length=0)
         nest = levels(self.run, self.remat, length)
         if reverse:
             xs = jax.tree.map(lambda x: jnp.flip(x, 0), xs)

@@ -209,12 +209,14 @@ def parse_run(run: str, unroll: int | bool = 1) -> Run:
     bad = match is None or (match[1] == "loop" and match[2]) or (match[2] or "1").strip("0") == ""
     if bad or match is None:
         raise StackError(f"run={run!r}: expected 'scan', 'loop', 'scan of K' or 'scan of sqrt'")
-    if not (unroll is True or unroll is False or _is_count(unroll)):
-        raise StackError(f"unroll={unroll!r}: expected a positive number of steps or True")
+    if not (isinstance(unroll, int) and unroll >= 0):
+        raise StackError(f"unroll={unroll!r}: expected a number of steps, or True or 0 for all")
     if match[1] == "loop" and unroll not in (1, False):
         raise StackError(
             f"unroll={unroll!r} is for scans; run='loop' writes every layer out, drop unroll="
         )
+    if unroll == 0 and unroll is not False:
+        unroll = True
     group = match[2]
     return Run(match[1], group if group in (None, "sqrt") else int(group), unroll)
 

@@ -65,7 +65,7 @@ class Stack(Module):
     Args:
       block: a layer, or a list of layers that repeats as a pattern. A layer is a
         module ``x -> x``; it is a template, so one instance may stand at many places.
-      depth: the number of layers in all repeats of the pattern.
+      depth: the number of layers in all repeats of the pattern; with 0 the input comes out.
       repeats: how often the pattern runs, in place of ``depth``.
       before: layers that run before the pattern.
       after: layers that run after it.
@@ -330,8 +330,8 @@ def _repeats(stack: Stack) -> int:
     if not given:
         raise StackError("Stack: say how deep it is: depth= layers, or repeats= of the pattern")
     for n in given:
-        if isinstance(n, bool) or not hasattr(n, "__index__") or n.__index__() < 1:
-            raise StackError(f"Stack: depth and repeats are positive ints; found {n!r}")
+        if isinstance(n, bool) or not hasattr(n, "__index__") or n.__index__() < 0:
+            raise StackError(f"Stack: depth and repeats are ints, 0 or more; found {n!r}")
     if depth is not None and depth % size:
         raise StackError(
             f"Stack: depth={depth} is no multiple of the pattern's {size} layers; give the "
