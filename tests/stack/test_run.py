@@ -321,8 +321,6 @@ def test_runs_are_parsed_once_and_strictly():
         nn.Stack(Scale(), depth=2, run="loop", unroll=2)
     with pytest.raises(StackError, match="unroll=-1: expected a number"):
         nn.Stack(Scale(), depth=2, unroll=-1)
-    with pytest.raises(StackError, match="run='scan of 3': the stack has only 2 steps"):
-        nn.Stack(Scale(), depth=2, run="scan of 3").init(KEY, X)
     with pytest.raises(StackError, match="expected a Remat or None; found 'dots_saveable'; write"):
         nn.override_stacks(remat="dots_saveable").__enter__()
 
@@ -387,17 +385,55 @@ def test_all_runs_agree(data):
 def test_levels_cover_the_depth(length, group, every, nested):
     run = parse_run(f"scan of {group}")
     remat = nn.Remat(every=every, nested=nested and every > 1)
-    fits = max(group, every) <= length and max(group, every) % min(group, every) == 0
-    if not fits:
-        with pytest.raises(StackError, match="the groups overlap|has only"):
+    group, every = min(group, length), min(every, length)
+    if max(group, every) < length and max(group, every) % min(group, every):
+        with pytest.raises(StackError, match="the groups overlap"):
             levels(run, remat, length)
         return
     nest = levels(run, remat, length)
     assert nest[-1].size == 1
     assert [level.size for level in nest] == sorted({group, every, 1}, reverse=True)
-    assert sum(level.remat for level in nest) == 1 + remat.nested
+    assert sum(level.remat for level in nest) == 1 + (remat.nested and every > 1)
     for outer, inner in zip(nest, nest[1:], strict=False):
-        assert outer.size % inner.size == 0
+        assert outer.size % inner.size == 0 or outer.size == length
+
+
+def test_groups_longer_than_the_stack_are_the_stack():
+    check_ways(
+        nn.Stack(Scale(), depth=3),
+        [
+            nn.Stack(Scale(), depth=3, run="scan of 4"),
+            nn.Stack(Scale(), depth=3, run="scan of 2", remat=nn.Remat(every=4)),
+        ],
+    )
+    one = nn.Stack(Scale(), depth=1, run="loop", remat=nn.Remat(every=5, nested=True))
+    check_ways(one, [one.clone(run="scan of 4")])
+
+
+class Around(nn.Module):
+    stack: nn.Stack
+
+    def __call__(self, x):
+        return self.stack(x)
+
+
+def in_two_fields(lift, **options):
+    tied = Scale()
+    pattern = [Uses(tied), Scale(), Uses(tied)]
+    return lift(Around)(nn.Stack(pattern, repeats=2, **options))
+
+
+@pytest.mark.parametrize("lift", [lambda cls: cls, nn.jit])
+def test_one_module_in_fields_of_two_positions(lift):
+    """The first position owns it, in either storage; each repeat has one of its own."""
+    stacked, layers = in_two_fields(lift), in_two_fields(lift, store="layers")
+    whole, apart = stacked.init(KEY, X), layers.init(KEY, X)
+    equal(nn.to_layers(whole, nn.stack_layouts(layers, KEY, X)), apart)
+    found = apart["params"]["stack"]
+    assert [i for i in range(6) if "inner" in found[f"layers_{i}"]] == [0, 3]
+    expected = stacked.apply(whole, X)
+    same(layers.apply(apart, X), expected)
+    same(in_two_fields(lift, frozen=True).apply(whole, X), expected)
 
 
 @given(st.integers(1, 2000))

@@ -26,6 +26,13 @@ def _is_bound(value: Any) -> bool:
     return (is_module(value) and value.scope is not None) or isinstance(value, Variable)
 
 
+def _within(module: Any, top: Any) -> bool:
+    owner = module.parent
+    while is_module(owner) and owner is not top:
+        owner = owner.parent
+    return owner is top
+
+
 class Detached:
     """Modules, and values with modules in them, taken off their scopes.
 
@@ -59,14 +66,18 @@ class Detached:
         self.found[id(found)] = found
         self.scopes.append(found.scope)
         if is_module(found):
-            self._visit_fields(found)
+            self._visit_fields(found, found)
 
-    def _visit_fields(self, module: Any) -> None:
-        """Visits the modules and Variables that a module holds but does not own."""
+    def _visit_fields(self, module: Any, top: Any) -> None:
+        """Visits what a module, itself `top` or within it, holds but does not own.
+
+        One in fields of two modules within `top` is owned by the first of them: it is rebuilt
+        with that, and needs no scope of its own.
+        """
         for name in _held(module):
             for found in leaves(module.__dict__.get(name), is_held):
-                if is_module(found) and found.parent is module:
-                    self._visit_fields(found)
+                if is_module(found) and (found.parent is module or _within(found, top)):
+                    self._visit_fields(found, top)
                 else:
                     self._visit(found)
 

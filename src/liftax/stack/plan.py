@@ -245,8 +245,11 @@ class Level:
 def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
     """Returns the nest of loops, outermost first, that runs ``length`` steps.
 
+    A group that is longer than the stack is the whole stack: one declaration serves models of
+    every depth.
+
     Raises:
-      StackError: a group is longer than the stack, or groups do not fit in one another.
+      StackError: groups do not fit in one another.
 
     Example:
       >>> levels(Run(), Remat(every=3), 12)  # doctest: +NORMALIZE_WHITESPACE
@@ -254,10 +257,11 @@ def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
        Level(size=1, kind='scan', remat=False, unroll=1)]
     """
     whole = remat is not None and remat.positions is None
-    group = _group(run.group, length, f"run='scan of {run.group}'")
-    every = _group(remat.every, length, f"Remat(every={remat.every})") if remat and whole else 1
+    group = _group(run.group, length)
+    every = _group(remat.every, length) if remat is not None and whole else 1
     sizes = sorted({group, every, 1}, reverse=True)
-    if group > 1 and every > 1 and max(group, every) % min(group, every):
+    overlap = group > 1 and every > 1 and max(group, every) % min(group, every) != 0
+    if overlap and max(group, every) < length:
         raise StackError(
             f"run='scan of {group}' and Remat(every={every}): the groups overlap; one must be a "
             f"multiple of the other"
@@ -273,13 +277,8 @@ def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
     return nest
 
 
-def _group(size: int | str | None, length: int, argument: str) -> int:
-    if size == "sqrt":
-        return _sqrt(length)
-    number = size if isinstance(size, int) else 1
-    if number > length:
-        raise StackError(f"{argument}: the stack has only {length} steps")
-    return number
+def _group(size: int | str | None, length: int) -> int:
+    return _sqrt(length) if size == "sqrt" else min(int(size or 1), length)
 
 
 def _sqrt(length: int) -> int:
