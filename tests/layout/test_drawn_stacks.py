@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import liftax as nn
 from liftax.layout.model import Layout
+from liftax.stack.found import from_layout
 
 KEY, X = jax.random.key(0), jax.ShapeDtypeStruct((2,), "float32")
 
@@ -108,6 +109,8 @@ def drawn(layout):
     copies = [pickle.loads(pickle.dumps(layout)), copy.copy(layout), copy.deepcopy(layout)]
     copies.append(Layout.from_dict(json.loads(json.dumps(layout.to_dict()))))
     assert all(other == layout and str(other) == text for other in copies)
+    plain = [[part.to_dict(["params", "state"]) for part in from_layout(one)] for one in copies]
+    assert all(one == plain[0] for one in plain)
 
 
 @settings(max_examples=100, deadline=None)

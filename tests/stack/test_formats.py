@@ -406,3 +406,38 @@ def test_layout_given_where_the_file_has_one(tmp_path):
     nn.save_checkpoint(path, variables(), layout=AT)
     with pytest.raises(CheckpointError, match="says its layout itself: leave out source_layout"):
         nn.load_checkpoint(path, source_layout=AT, form="layers")
+
+
+# -- stacks of scans -----------------------------------------------------------------------------
+
+
+def loop(mdl, x, _):
+    return x + nn.Dense(x.shape[-1])(x), None
+
+
+class AtItsOwnPath(nn.Module):
+    """A layer that is a scan and has no name between."""
+
+    @nn.compact
+    def __call__(self, x):
+        axes = {"variable_axes": {"params": 1}, "split_rngs": {"params": True}}
+        return nn.scan(loop, length=2, **axes)(self, x, None)[0]
+
+
+@pytest.mark.parametrize("param_axis", [0, -1])
+@pytest.mark.parametrize("layer", [AtItsOwnPath(), nn.remat_scan(AtItsOwnPath, lengths=(2, 1))()])
+def test_a_stack_of_scans_at_its_own_path(tmp_path, layer, param_axis):
+    stack = nn.Stack(layer, depth=3, param_axis=param_axis)
+    x = np.ones(2, np.float32)
+    variables = jax.tree.map(np.asarray, stack.init(jax.random.key(0), x))
+    layout = nn.layout(stack, jax.random.key(0), x)
+    layers = nn.to_layers(variables, layout)
+    assert all(a.ndim <= 2 for a in jax.tree.leaves(layers))
+    deepest = layers["params"]["layers_2"]["layers_1"]
+    assert sorted(deepest)[0] in ("Dense_0", "layers_0")
+    same(nn.to_stacked(layers, layout), variables)
+    path = tmp_path / "scans.safetensors"
+    for tree in (variables, layers):
+        nn.save_checkpoint(path, tree, layout=layout)
+        same(nn.load_checkpoint(path, form="layers", verify=True), layers)
+        same(nn.load_checkpoint(path, form="stacked", like=variables), variables)

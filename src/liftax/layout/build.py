@@ -22,7 +22,7 @@ from ..errors import TransformTargetError
 from ..module import Module, intercept_methods
 from .cost import forward_cost
 from .labels import axis_labels
-from .model import Along, Axis, Layout, LiftNode, VariableLayout
+from .model import Along, Axis, Enclosing, Layout, LiftNode, StackNode, VariableLayout
 from .notes import findings_of
 
 
@@ -74,6 +74,7 @@ def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:
         module=type(module).__name__,
         variables=record.variables(variables),
         lifts=record.lifts(variables),
+        stacks=record.stacks(variables),
         arguments=call.text(),
         file_line=class_line(type(module)),
         measure=lambda: forward_cost(*call.forward(variables)),
@@ -149,6 +150,7 @@ class _Record:
         self.known: dict[tuple[Any, ...], int] = {}
         self.seen: dict[tuple[str, Path], _Sighting] = {}
         self.layers: dict[Path, Any] = {}
+        self.described: dict[Path, tuple[Any, list[LiftEvent]]] = {}
 
     # -- what the engine calls -----------------------------------------------------------------
 
@@ -177,7 +179,14 @@ class _Record:
     def see_layer(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         """An interceptor of methods: notes which module stands at which path."""
         # A lifted class and the class that it lifts stand at one path: the inner one comes last.
-        self.layers[context.module.path] = context.module
+        path = context.module.path
+        self.layers[path] = context.module
+        describe = getattr(context.module, "_stack_layout", None)
+        if describe is not None and context.method_name == "__call__":
+            around = [self.nodes[index].event for index in self.nest]
+            self.described.setdefault(
+                path, (describe(path), [event for event in around if event.size is not None])
+            )
         return call(*args, **kwargs)
 
     # -- what came of it -----------------------------------------------------------------------
@@ -214,6 +223,34 @@ class _Record:
                 )
             )
         return tuple(made)
+
+    def stacks(self, variables: Mapping[str, Any]) -> tuple[StackNode, ...]:
+        def roles(role_of: Callable[[str], Any]) -> dict[str, Any]:
+            return {**{name: role_of(name) for name in variables}, "*": role_of("any other")}
+
+        return tuple(
+            StackNode(
+                path,
+                at.before,
+                at.positions,
+                at.repeats,
+                at.after,
+                at.store,
+                roles(at.role_of),
+                dict(at.metadata_params),
+                tuple(
+                    Enclosing(
+                        event.kind,
+                        event.size,
+                        roles(event.role_of),
+                        # The loop of a stack stands at the first position of its pattern.
+                        event.path[:-1] if event.kind == "stack" else None,
+                    )
+                    for event in around
+                ),
+            )
+            for path, (at, around) in self.described.items()
+        )
 
     def variables(self, variables: Mapping[str, Any]) -> tuple[VariableLayout, ...]:
         rows: list[VariableLayout] = []

@@ -134,6 +134,41 @@ class LiftNode:
 
 
 @dataclass(frozen=True)
+class Enclosing:
+    """A lift with an axis around a stack.
+
+    `roles` maps collections to the axis that the lift adds to their variables, or to a word where
+    it adds none; `"*"` stands for all that are not named. `stack` is the stack whose own loop
+    this is, `None` for any other lift.
+    """
+
+    kind: str
+    size: int | None
+    roles: Mapping[str, int | str | None]
+    stack: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class StackNode:
+    """One `nn.Stack`: which layers it has, and where the variables of each lie.
+
+    `before`, `positions`, `repeats` and `after` count layers as `nn.StackLayout` does; `roles` are
+    those of the stack's own loop, as in `Enclosing`; `around` has the lifts with an axis around
+    the stack, outermost first.
+    """
+
+    path: tuple[str, ...]
+    before: int
+    positions: int
+    repeats: int
+    after: int
+    store: str
+    roles: Mapping[str, int | str | None]
+    metadata_params: Mapping[Any, Any] = field(default_factory=dict)
+    around: tuple[Enclosing, ...] = ()
+
+
+@dataclass(frozen=True)
 class Finding:
     """One thing worth knowing about a layout; `liftax.layout.findings` has the table of rules."""
 
@@ -208,6 +243,7 @@ class Layout:
     arguments: str = ""
     file_line: str | None = None
     cost: Cost | None = None
+    stacks: tuple[StackNode, ...] = ()
     measure: Callable[[], Cost] | None = field(default=None, compare=False)
 
     # What measures the cost holds the model and a trace; it stays where it was made.
@@ -401,6 +437,7 @@ class Layout:
             arguments=plain["arguments"],
             file_line=plain["file_line"],
             cost=Cost(**plain["cost"]) if plain["cost"] else None,
+            stacks=tuple(_stack_node(node) for node in plain.get("stacks", ())),
         )
 
 
@@ -441,6 +478,18 @@ def short_file_line(file_line: str | None) -> str:
     if path.is_absolute() or len(parts) > 3:
         parts = parts[-2:]
     return f"{'/'.join(parts)}:{line}"
+
+
+def _stack_node(plain: Mapping[str, Any]) -> StackNode:
+    def path(names: Any) -> tuple[str, ...] | None:
+        return None if names is None else tuple(names)
+
+    around = tuple(Enclosing(**{**e, "stack": path(e["stack"])}) for e in plain["around"])
+    params = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in plain["metadata_params"].items()
+    }
+    fixed = {"path": path(plain["path"]), "metadata_params": params, "around": around}
+    return StackNode(**{**plain, **fixed})
 
 
 def _plain(value: Any) -> Any:

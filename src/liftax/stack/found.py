@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..core.metadata import PARTITION_NAME
 from ..errors import StackingError
+from ..layout.build import layout
 from ..layout.model import Layout, LiftNode, VariableLayout
 from ..module.naming import is_module
+from .places import StackLayout
 from .stackings import Around, AskedAxes, Path, Stacking, Stackings, insert, name_of
 
 
@@ -101,15 +104,16 @@ def _from_stack(layout: Any) -> Stackings:
 
 
 def from_layout(layout: Layout, *, names: str = "layers_{}") -> Stackings:
-    """The stackings of a model's scans, as `nn.layout` saw them.
+    """The stackings of a model's Stacks and scans, as `nn.layout` saw them.
 
     Every scan with an axis in some variables gives a stacking; axes of other lifts (`vmap`) stay
     in the arrays, where they would be if the layers were written out. The layers of a scan at
-    `path` go to `path/layers_{i}`.
+    `path` go to `path/layers_{i}`. Scans in the layers of a Stack that stores them one by one are
+    left as they are.
 
     Args:
       layout: what `nn.layout(module, ...)` returned.
-      names: the path of layer number `{}`, from the path of the scan.
+      names: the path of layer number `{}` of a scan, from the path of the scan.
 
     Raises:
       StackingError: a variable of the model is already called as a layer would be.
@@ -126,7 +130,30 @@ def from_layout(layout: Layout, *, names: str = "layers_{}") -> Stackings:
       >>> found.axes, found.layers[0]
       ({'params': 1}, ('layers_0',))
     """
-    return _nested(_scans(layout, names), same=True)
+    stacks = [part for node in layout.stacks for part in _from_stack(StackLayout.of_node(node))]
+    by_layers = [node.path for node in layout.stacks if node.store == "layers"]
+    scans = [
+        scan
+        for scan in _scans(layout, names)
+        if not any(scan.path[: len(stack)] == stack for stack in by_layers)
+    ]
+    # Of two at one path, that with fewer lifts around it is the outer one.
+    parts = sorted([*stacks, *scans], key=lambda s: (len(s.path), s.level))
+    return tuple(
+        dataclasses.replace(part, shapes=_shapes(part, layout))
+        for part in _nested(parts, same=True)
+    )
+
+
+def _shapes(part: Stacking, layout: Layout) -> dict[Path, tuple[tuple[int, ...], str]]:
+    """The parameters in a stack, in the form that the model has them."""
+    found = {}
+    for v in layout.variables:
+        if v.collection == "params":
+            path = v.path + tuple(re.findall(r"[^\[\]'\".]+", v.leaf))
+            if any(path[: len(at)] == at for at in (part.path, *part.layers)):
+                found[path] = v.shape, v.dtype
+    return found
 
 
 def _scans(layout: Layout, names: str = "layers_{}") -> Iterator[Stacking]:
@@ -234,8 +261,7 @@ def _one_axis(found: list[tuple[int, int]], path: Path) -> int:
 def stackings_of(model: Any, rngs: Any, *args: Any, **kwargs: Any) -> Stackings:
     """The stackings of a model: of its Stacks and of its scans.
 
-    The model is traced abstractly; nothing is computed. Scans in the layers of a Stack that stores
-    them one by one are left as they are.
+    The model is traced abstractly; nothing is computed.
 
     Args:
       model: an unbound module.
@@ -254,14 +280,4 @@ def stackings_of(model: Any, rngs: Any, *args: Any, **kwargs: Any) -> Stackings:
       >>> found.path, found.layers
       (('block_0',), (('layers_0',), ('layers_1',), ('layers_2',)))
     """
-    from ..layout import layout
-    from .places import stack_layouts
-
-    stacks = stack_layouts(model, rngs, *args, **kwargs)
-    by_layers = [tuple(stack.path) for stack in stacks if stack.store == "layers"]
-    scans = [
-        scan
-        for scan in _scans(layout(model, rngs, *args, **kwargs))
-        if not any(scan.path[: len(stack)] == stack for stack in by_layers)
-    ]
-    return _nested(sorted([*scans, *_parts(stacks)], key=lambda s: len(s.path)), same=True)
+    return from_layout(layout(model, rngs, *args, **kwargs))

@@ -17,7 +17,7 @@ from .found import as_stackings
 from .leaves import described, is_array
 from .stackings import Path, Stacking, Stackings, name_of
 from .store import LayerAxis, split, unite
-from .trees import MISSING, find_roots, form_of, get, put, remove
+from .trees import MISSING, find_roots, form_of, get, names_of, put, remove
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,7 +329,7 @@ def _per_layer(
                 whole: Any = zero
                 for keys, leaf in jax.tree_util.tree_flatten_with_path(get(root, s.path))[0]:
                     if is_array(leaf):
-                        whole = whole + measure(leaf, axis.of(leaf, at + _names(keys)).axis)
+                        whole = whole + measure(leaf, axis.of(leaf, at + names_of(keys)).axis)
                 for number, value in zip(numbers, whole, strict=True):
                     sums[number] = sums[number] + value
                 continue
@@ -340,7 +340,3 @@ def _per_layer(
                     if is_array(leaf):
                         sums[number] = sums[number] + measure(leaf, None)
     return found
-
-
-def _names(keys: Any) -> Path:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from ..core import metadata
 from ..core.pack import Opening
-from ..core.record import LiftEvent, Path, recorder
+from ..core.record import Path
 from ..core.roles import THROUGH, through_roles
 from ..core.scope import Scope
 from ..errors import StackError, where
-from ..layout.build import _Call
-from ..module import intercept_methods
+from ..layout.build import layout
+from ..layout.model import StackNode
 
 RoleOf = Callable[[str], Any]
 Collections = dict[str, Any]
@@ -48,6 +48,16 @@ class Enclosing:
         """Returns the axis that the lift adds to a collection's variables."""
         role = self.role_of(collection)
         return role if isinstance(role, int) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """The roles of collections, as a trace has found them."""
+
+    roles: Mapping[str, Any]
+
+    def __call__(self, collection: str) -> Any:
+        return self.roles.get(collection, self.roles["*"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +91,21 @@ class StackLayout:
     role_of: RoleOf = dataclasses.field(compare=False)
     metadata_params: Mapping[Any, Any] = dataclasses.field(default_factory=dict, compare=False)
     enclosing: tuple[Enclosing, ...] = ()
+
+    @classmethod
+    def of_node(cls, node: StackNode) -> StackLayout:
+        """Returns what a layout knows of a stack, as a layout of that stack."""
+        return cls(
+            node.path,
+            node.before,
+            node.positions,
+            node.repeats,
+            node.after,
+            node.store,
+            _Told(node.roles),
+            node.metadata_params,
+            tuple(Enclosing(e.kind, e.size, _Told(e.roles), e.stack) for e in node.around),
+        )
 
     def __len__(self) -> int:
         return self.before + self.positions * self.repeats + self.after
@@ -282,44 +307,6 @@ def _unheard(inner: Sequence[Scope]) -> None:
     inner[0]._root.rec = None
 
 
-class _Finder:
-    """Listens to a trace for stacks and the lifts around them."""
-
-    def __init__(self) -> None:
-        self.nest: list[LiftEvent] = []
-        self.found: dict[Path, StackLayout] = {}
-
-    def enter(self, event: LiftEvent) -> None:
-        self.nest.append(event)
-
-    def exit(self) -> None:
-        self.nest.pop()
-
-    def variable(self, collection: str, path: Path, value: Any) -> None:
-        pass
-
-    def stream(self, name: str, path: Path) -> None:
-        pass
-
-    def see(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        """An interceptor of methods."""
-        describe = getattr(context.module, "_stack_layout", None)
-        if describe is not None and context.method_name == "__call__":
-            path = context.module.path
-            around = tuple(
-                Enclosing(
-                    event.kind,
-                    event.size,
-                    event.role_of,
-                    event.path[:-1] if event.kind == "stack" else None,
-                )
-                for event in self.nest
-                if event.size is not None
-            )
-            self.found.setdefault(path, describe(path, around))
-        return call(*args, **kwargs)
-
-
 def stack_layouts(model: Any, rngs: Any, *args: Any, **kwargs: Any) -> tuple[StackLayout, ...]:
     """Finds the stacks of a model, and where the variables of each lie.
 
@@ -342,11 +329,5 @@ def stack_layouts(model: Any, rngs: Any, *args: Any, **kwargs: Any) -> tuple[Sta
       >>> [(s.path, s.layers) for s in nn.stack_layouts(Model(), jax.random.key(0), x)]
       [(('decoder',), 3)]
     """
-    finder = _Finder()
-    token = recorder.set(finder)
-    try:
-        with intercept_methods(finder.see):
-            _Call(model, rngs, args, kwargs).abstract_init()
-    finally:
-        recorder.reset(token)
-    return tuple(finder.found.values())
+    nodes = layout(model, rngs, *args, **kwargs).stacks
+    return tuple(StackLayout.of_node(node) for node in nodes)

@@ -91,6 +91,8 @@ class Stacking:
       keys: the names directly under `path`; what a stack that is the whole model is known by.
       beyond: paths that only a stack of more layers would have.
       level: the number of lifts with an axis around the stack, where a trace has told.
+      shapes: path from the root of the collection -> shape and dtype of a parameter in the stack,
+        where a trace has told.
 
     Example:
       >>> blocks = Stacking.of("decoder/blocks", 3)
@@ -109,6 +111,9 @@ class Stacking:
     keys: frozenset[str] | None = None
     beyond: tuple[Path, ...] = ()
     level: int | None = dataclasses.field(default=None, compare=False, repr=False)
+    shapes: Mapping[Path, tuple[tuple[int, ...], str]] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -311,6 +316,7 @@ class Stacking:
         return dataclasses.replace(
             self,
             axes=_put_along(self.axes, axis),
+            shapes={},
             around=tuple(
                 a if a.stack is None else dataclasses.replace(a, axes=_put_along(a.axes, axis))
                 for a in self.around

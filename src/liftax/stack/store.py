@@ -20,7 +20,8 @@ from ..errors import LiftaxError, StackingError
 from .found import as_stackings
 from .leaves import described, inverse, is_array, join, permute, take
 from .stackings import Path, Places, Stacking, Stackings, name_of
-from .trees import MISSING, Root, form_of, get, put, remove, roots_replaced
+from .states import check_states
+from .trees import MISSING, Root, form_of, get, names_of, put, remove, roots_replaced
 
 NONE_REMOVED: frozenset[Path] = frozenset()
 
@@ -170,7 +171,8 @@ def split(node: Any, axis: LayerAxis, at: Path, done: Any = None) -> list[Any]:
         return _split_box(node, axis, at, done)
     leaves, treedef = jax.tree.flatten(node, is_leaf=_inner(node))
     if len(leaves) != 1 or leaves[0] is not node:
-        split_leaves = [split(leaf, axis, at, done) for leaf in leaves]
+        keyed = jax.tree_util.tree_flatten_with_path(node, is_leaf=_inner(node))[0]
+        split_leaves = [split(leaf, axis, at + names_of(keys), done) for keys, leaf in keyed]
         return [
             jax.tree.unflatten(treedef, [leaf[i] for leaf in split_leaves])
             for i in range(axis.count)
@@ -342,7 +344,11 @@ class _Conversion:
     def run(self, tree: Any) -> Any:
         if self.donate:
             self.uses.update(id(leaf) for leaf in jax.tree.leaves(tree))
+        check_states(tree, self.stackings, self.collection, self.unstacked)
         return roots_replaced(tree, self.stackings, self.collection, self.convert)
+
+    def unstacked(self, root: Root) -> Any:
+        return self.unstack(root.tree, self.stackings, root.collection, root.path, NONE_REMOVED)
 
     def convert(self, root: Root) -> Any:
         change = self.unstack if self.form == "layers" else self.stack
@@ -449,5 +455,4 @@ def _check(node: Any, axis: LayerAxis, at: Path) -> None:
         return
     for keys, leaf in jax.tree_util.tree_flatten_with_path(node)[0]:
         if is_array(leaf):
-            names = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-            axis.of(leaf, at + names)
+            axis.of(leaf, at + names_of(keys))

@@ -7,13 +7,15 @@ under which a stacking finds its subtree, in the stacked form or in the layers f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from ..core.metadata import is_axis_metadata
 from ..errors import StackingError
+from .leaves import is_array
 from .stackings import Path, Stacking, Stackings, name_of
 
 
@@ -137,17 +139,18 @@ def roots_replaced(
     """A pytree with every root changed; what holds no root is the same object.
 
     Raises:
-      StackingError: there is no root, or it cannot be told which collection one belongs to.
+      StackingError: there are variables and none is in a root, or it cannot be told which
+        collection one belongs to.
     """
     search = _Search(stackings, collection, change)
     search.learn(tree)
     made = search.visit(tree, (), {})
-    if not search.count:
+    if not search.count and search.variables:
         raise search.nothing_found()
     return made
 
 
-def find_trees(tree: Any, stackings: Stackings) -> list[Root]:
+def find_trees(tree: Any, stackings: Stackings, collection: str | None = None) -> list[Root]:
     """The roots in a pytree, none where there is none."""
     found: list[Root] = []
 
@@ -155,7 +158,7 @@ def find_trees(tree: Any, stackings: Stackings) -> list[Root]:
         found.append(root)
         return root.tree
 
-    search = _Search(stackings, None, see)
+    search = _Search(stackings, collection, see)
     search.learn(tree)
     search.visit(tree, (), {})
     return found
@@ -199,6 +202,8 @@ class _Search:
         self.collection = collection
         self.change = change
         self.count = 0
+        # Whether there are trees of arrays at all: some states (sgd's, a schedule's) have none.
+        self.variables = False
         # A stack that is the whole model has no path to be known by, but the names under it.
         self.nameless = [s for s in stackings if not s.path]
         self.keys = frozenset[str]().union(*(s.keys or () for s in self.nameless))
@@ -228,6 +233,9 @@ class _Search:
             if self.is_root(node):
                 self.count += 1
                 return self.change(Root(node, self.collection_of(node, path, siblings), path))
+            if any(_masked(node, path) for s in self.stackings for path in (s.path, s.layers[0])):
+                self.count += 1
+            self.variables |= any(np.ndim(v) > 0 for v in node.values() if is_array(v))
             made = {k: self.visit(v, (*path, str(k)), node) for k, v in node.items()}
             if all(made[k] is v for k, v in node.items()):
                 return node
@@ -258,11 +266,14 @@ class _Search:
 
     def is_root(self, tree: Mapping[str, Any]) -> bool:
         """Whether a stack lies in this mapping."""
+        if any(_is_state(get(tree, s.path)) for s in self.stackings if s.path):
+            return False  # keys may be labels of optimizers, called as the stacks are
         for stacking in self.stackings:
             if any(get(tree, path) is not MISSING for path in stacking.layers):
                 return True
             if stacking.path:
-                if get(tree, stacking.path) is not MISSING:
+                there = get(tree, stacking.path)
+                if there is not MISSING and (isinstance(there, Mapping) or jax.tree.leaves(there)):
                     return True
             elif tree and tree.keys() <= self.keys:
                 return True
@@ -292,6 +303,23 @@ class _Search:
         )
 
 
+def _masked(tree: Any, path: Path) -> bool:
+    """Whether something without arrays holds the place of a subtree, as masks leave it."""
+    for name in path:
+        if not isinstance(tree, Mapping) or name not in tree:
+            break
+        tree = tree[name]
+    return not isinstance(tree, Mapping) and not jax.tree.leaves(tree)
+
+
+def _is_state(node: Any) -> bool:
+    """Whether a node has arrays in named fields, as no variable has: a state of an optimizer."""
+    if isinstance(node, Mapping) or is_array(node) or is_axis_metadata(node):
+        return False
+    found, _ = jax.tree_util.tree_flatten_with_path(node)
+    return any(isinstance(keys[0], jax.tree_util.GetAttrKey) for keys, _ in found if keys)
+
+
 def _stop(node: Any) -> Callable[[Any], bool]:
     return lambda x: x is not node and (isinstance(x, Mapping) or is_axis_metadata(x))
 
@@ -299,11 +327,17 @@ def _stop(node: Any) -> Callable[[Any], bool]:
 def _children(node: Any) -> list[tuple[Path, Any]]:
     """The outermost mappings, boxes and leaves of a pytree, each with the names that lead there."""
     found, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=_stop(node))
-    return [(tuple(_key_name(key) for key in keys), value) for keys, value in found]
+    return [(names_of(keys), value) for keys, value in found]
 
 
-def _key_name(key: Any) -> str:
-    return jax.tree_util.keystr((key,), simple=True)
+def names_of(keys: Iterable[Any]) -> Path:
+    """The way to a part of a pytree, as JAX gives it, in names.
+
+    Example:
+      >>> names_of(jax.tree_util.tree_leaves_with_path({"a": [1]})[0][0])
+      ('a', '0')
+    """
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
 
 
 def _skeleton(tree: Any) -> Any:
