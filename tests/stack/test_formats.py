@@ -425,7 +425,7 @@ class AtItsOwnPath(nn.Module):
 
 
 @pytest.mark.parametrize("param_axis", [0, -1])
-@pytest.mark.parametrize("layer", [AtItsOwnPath(), nn.remat_scan(AtItsOwnPath, lengths=(2, 1))()])
+@pytest.mark.parametrize("layer", [AtItsOwnPath(), nn.remat_scan(nn.Dense, lengths=(2, 1))(2)])
 def test_a_stack_of_scans_at_its_own_path(tmp_path, layer, param_axis):
     stack = nn.Stack(layer, depth=3, param_axis=param_axis)
     x = np.ones(2, np.float32)
@@ -433,8 +433,6 @@ def test_a_stack_of_scans_at_its_own_path(tmp_path, layer, param_axis):
     layout = nn.layout(stack, jax.random.key(0), x)
     layers = nn.to_layers(variables, layout)
     assert all(a.ndim <= 2 for a in jax.tree.leaves(layers))
-    deepest = layers["params"]["layers_2"]["layers_1"]
-    assert sorted(deepest)[0] in ("Dense_0", "layers_0")
     same(nn.to_stacked(layers, layout), variables)
     path = tmp_path / "scans.safetensors"
     for tree in (variables, layers):

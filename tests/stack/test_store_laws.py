@@ -161,6 +161,31 @@ def test_nested(case):
     np.testing.assert_array_equal(node["w"], array)
 
 
+class Weight(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return x, self.param("w", lambda key: jax.random.uniform(key, (2, 3)))
+
+
+@given(st.lists(st.sampled_from([0, 1, -1, -2]), min_size=2, max_size=3))
+@settings(max_examples=8, deadline=None)
+def test_scans_of_scans_at_one_path(axes):
+    """Layer i of layer j is slice i, along the inner axis, of slice j along the outer one."""
+    module, depths = Weight, [2, 3, 4][: len(axes)]
+    for depth, axis in zip(depths, axes, strict=True):
+        split = {"split_rngs": {"params": True}, "length": depth}
+        module = nn.scan(module, variable_axes={"params": axis}, **split)
+    args = (jax.random.key(0), jnp.zeros(()), None)
+    variables, layout = module().init(*args), nn.layout(module(), *args)
+    layers = nn.to_layers(variables, layout)
+    same(nn.to_stacked(layers, layout), variables)
+    for place in np.ndindex(*reversed(depths)):
+        node, array = layers["params"], np.asarray(variables["params"]["w"])
+        for i, axis in zip(place, reversed(axes), strict=True):
+            node, array = node[f"layers_{i}"], np.take(array, i, axis)
+        np.testing.assert_array_equal(node["w"], array)
+
+
 OPTIMIZERS = {
     "adam": optax.adam(0.1),
     "adamw": optax.adamw(0.1, weight_decay=0.01),

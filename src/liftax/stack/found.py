@@ -182,6 +182,7 @@ def _scans(layout: Layout, names: str = "layers_{}") -> Iterator[Stacking]:
                     keys=keys,
                 ),
                 around=around,
+                mark=(*prefix, f"lift {len(above)}"),
                 level=len(above),
             )
             clash = {layer[len(prefix)] for layer in new.layers if len(layer) > len(prefix)} & keys

@@ -90,6 +90,8 @@ class Stacking:
       inside: stackings within one layer, with paths from that layer.
       keys: the names directly under `path`; what a stack that is the whole model is known by.
       beyond: paths that only a stack of more layers would have.
+      mark: by what `around` and a conversion know its axis, the owner where nothing is said; scans
+        at one path have one each.
       level: the number of lifts with an axis around the stack, where a trace has told.
       shapes: path from the root of the collection -> shape and dtype of a parameter in the stack,
         where a trace has told.
@@ -110,12 +112,14 @@ class Stacking:
     inside: Stackings = ()
     keys: frozenset[str] | None = None
     beyond: tuple[Path, ...] = ()
+    mark: Path = ()
     level: int | None = dataclasses.field(default=None, compare=False, repr=False)
     shapes: Mapping[Path, tuple[tuple[int, ...], str]] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mark", self.mark or self.owner)
         if not self.layers:
             raise StackingError(f"a stack at {name_of(self.path)} has no layers: give it one")
         if len(set(self.layers)) != len(self.layers):
@@ -270,6 +274,7 @@ class Stacking:
             "inside": [inner.to_dict(collections) for inner in self.inside],
             "keys": None if self.keys is None else sorted(self.keys),
             "beyond": [list(path) for path in self.beyond],
+            "mark": list(self.mark),
         }
 
     @classmethod
@@ -307,6 +312,7 @@ class Stacking:
             inside=tuple(cls._from_dict(inner) for inner in plain["inside"]),
             keys=None if plain["keys"] is None else frozenset(plain["keys"]),
             beyond=tuple(_read_path(path) for path in plain["beyond"]),
+            mark=_read_path(plain.get("mark", [])),
         )
 
     def along(self, axis: int) -> Stacking:
@@ -399,8 +405,8 @@ def insert(groups: Stackings, new: Stacking, same: bool = False) -> Stackings:
 def hold(group: Stacking, new: Stacking, same: bool = False) -> Stacking:
     """The group with one more stacking inside; that one knows then whose axis is around it."""
     around = new.around
-    if group.axes is not None and not any(a.stack == group.owner for a in around):
-        here = Around(group.axes, group.owner)
+    if group.axes is not None and not any(a.stack == group.mark for a in around):
+        here = Around(group.axes, group.mark)
         if group.level is not None and group.level < len(around):
             at = len(around) - 1 - group.level  # counted from the outside there
             around = (*around[:at], here, *around[at + 1 :])

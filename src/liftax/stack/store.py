@@ -372,7 +372,7 @@ class _Conversion:
             if form == "absent":
                 continue
             if form != "stacked":
-                gone = removed if form == "shared" else removed | {s.owner}
+                gone = removed if form == "shared" else removed | {s.mark}
                 for path in [s.path] if form == "shared" else s.layers:
                     inner = self.unstack(get(tree, path), s.inside, collection, at + path, gone)
                     tree = put(tree, path, inner)
@@ -390,7 +390,7 @@ class _Conversion:
                         f"{name_of(at + s.path)} would go; give the layers other names (names= of "
                         f"Stacking.of)"
                     )
-                gone = removed | {s.owner}
+                gone = removed | {s.mark}
                 inner = self.unstack(piece, s.inside, collection, at + path, gone)
                 tree = put(tree, path, inner)
         return tree
@@ -411,7 +411,7 @@ class _Conversion:
                 inner = self.stack(whole, s.inside, collection, at + s.path, removed)
                 tree = put(tree, s.path, inner)
                 continue
-            gone = removed | {s.owner}
+            gone = removed | {s.mark}
             layers = [
                 self.stack(get(tree, path), s.inside, collection, at + path, gone)
                 for path in s.layers
