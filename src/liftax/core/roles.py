@@ -268,18 +268,25 @@ def through_roles(lift: str, variables: Filter, rngs: Filter) -> Roles:
 
 
 def split_pairs(split_rngs: Mapping[Filter, bool], lift: str) -> list[tuple[Filter, bool]]:
-    """Reads ``split_rngs``."""
+    """Reads ``split_rngs``: any value that is true or false to Python, but no text or container."""
     if not isinstance(split_rngs, Mapping):
         raise RoleError(
             f"{lift}: split_rngs expected a mapping of stream to bool, "
             f"e.g. {{'params': True}}; found {type(split_rngs).__name__}"
         )
-    for name, split in split_rngs.items():
-        if not isinstance(split, bool):
-            raise RoleError(
-                f"{lift}: split_rngs[{name!r}] expected True or False; found {type(split).__name__}"
-            )
-    return list(split_rngs.items())
+    return [(name, _truth(split, name, lift)) for name, split in split_rngs.items()]
+
+
+def _truth(split: Any, name: Filter, lift: str) -> bool:
+    """Whether Python takes a value for true; a text or a container is a slip."""
+    try:
+        if not isinstance(split, (str, bytes, list, tuple, set, Mapping)):
+            return bool(split)
+    except (TypeError, ValueError):  # a traced value, or an array of several
+        pass
+    raise RoleError(
+        f"{lift}: split_rngs[{name!r}] expected True or False; found {type(split).__name__}"
+    )
 
 
 __all__ = [

@@ -7,7 +7,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -133,14 +133,32 @@ def is_traceable(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))
 
 
+class _Positional(NamedTuple):
+    """The positional parameters of a function after the scope or module.
+
+    Attributes:
+      names: theirs.
+      more: whether it takes any number.
+    """
+
+    names: list[str]
+    more: bool
+
+
+def _positional_names(fn: Any) -> _Positional:
+    parameters = inspect.signature(fn).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return _Positional(names[1:], any(p.kind is p.VAR_POSITIONAL for p in parameters))
+
+
 def positional(fn: Any) -> float:
     """Returns how many positional arguments a function takes, the scope or module among them."""
-    count = 0
-    for parameter in inspect.signature(fn).parameters.values():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            return math.inf
-        count += parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    return count
+    own = _positional_names(fn)
+    return math.inf if own.more else len(own.names) + 1
+
+
+def _has_arrays(value: Any) -> bool:
+    return any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(value))
 
 
 class Static:
@@ -148,11 +166,14 @@ class Static:
 
     What is neither an array nor a number is static by itself.
 
+    As in `jax.jit`, an argument named or numbered is static whichever way the call passes it.
+    Passed the other way, an array stays traced, as in Linen, where it always is.
+
     Args:
       at: what knows where the lift stands.
       args, kwargs: of the call.
       argnums: positions of static arguments, negative ones from the end.
-      argnames: names of static keyword arguments.
+      argnames: names of static arguments.
 
     Raises:
       StaticArgumentError: a position is out of range.
@@ -169,17 +190,10 @@ class Static:
         self.at = at
         numbers = [argnums] if isinstance(argnums, int) else list(argnums)
         names = {argnames} if isinstance(argnames, str) else set(argnames)
-        for number in [n for n in numbers if not -len(args) <= n < len(args)]:
-            numbers.remove(number)
-            target = getattr(at, "target", None)
-            # Of an argument that is left to its default nothing is to be said.
-            if hasattr(target, "method") or not 0 <= number < positional(target) - 1:
-                raise StaticArgumentError(
-                    f"{at.place}: static_argnums has {number}, the call has {len(args)} positional "
-                    f"arguments besides the module; expected {-len(args)} to {len(args) - 1} "
-                    f"(the module itself is not counted), or static_argnames for keywords"
-                )
-        fixed = {number % len(args) for number in numbers}
+        fixed = {number % len(args) for number in numbers if -len(args) <= number < len(args)}
+        absent = [number for number in numbers if not -len(args) <= number < len(args)]
+        if absent or (names and args):
+            self._cover(args, kwargs, absent, fixed, names)
         marked = (
             [_Fixed(a) if i in fixed else a for i, a in enumerate(args)],
             {k: _Fixed(v) if k in names else v for k, v in kwargs.items()},
@@ -187,6 +201,34 @@ class Static:
         self.leaves, self.treedef = jax.tree.flatten(marked)
         self.where = [i for i, leaf in enumerate(self.leaves) if is_traceable(leaf)]
         self.dynamic = [self.leaves[i] for i in self.where]
+
+    def _cover(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        absent: Iterable[int],
+        fixed: set[int],
+        names: set[str],
+    ) -> None:
+        """Adds what is named and passed by position to ``fixed``, and the reverse to ``names``."""
+        target = getattr(self.at, "target", None)
+        own = _positional_names(getattr(target, "method", target))
+        # Linen counts the module too, so there may be one number more.
+        limit = len(own.names) + hasattr(target, "method") if not own.more else math.inf
+        by_position = [i for i, name in enumerate(own.names[: len(args)]) if name in names]
+        for number in absent:
+            if not 0 <= number < limit:
+                raise StaticArgumentError(
+                    f"{self.at.place}: static_argnums has {number}, the call has {len(args)} "
+                    f"positional arguments besides the module; expected {-len(args)} to "
+                    f"{len(args) - 1} (the module itself is not counted), or static_argnames for "
+                    f"keywords"
+                )
+            # An argument that is left to its default is in neither place.
+            name = own.names[min(number, len(own.names) - 1)] if own.names else ""
+            if name in kwargs and not _has_arrays(kwargs[name]):
+                names.add(name)
+        fixed.update(i for i in by_position if not _has_arrays(args[i]))
 
     def fill(self, dynamic: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns the arguments with other values for the dynamic ones."""

@@ -8,7 +8,7 @@ other scopes. A module that is met twice is rebuilt once, so ties stay ties.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from ..core.scope import Scope
 from ..core.variable import Variable
 from .fields import ARRAYS, is_atom, leaves, opened, replaced
 from .naming import is_held, is_module
+from .state import Standing, State
 
 
 def _is_bound(value: Any) -> bool:
@@ -39,17 +40,21 @@ class Detached:
     Args:
       values: modules, or pytrees that may hold modules and Variables.
       cls: the class to rebuild the first value as, where it is not its own.
+      branches: whether more than one body gets them, each from where they stand now.
 
     Attributes:
       found: the modules and Variables, by identity.
       scopes: theirs, in the same order.
+      standings: where the modules among them stand.
     """
 
-    def __init__(self, values: Sequence[Any], cls: type | None = None):
+    def __init__(self, values: Sequence[Any], cls: type | None = None, branches: bool = False):
         self.values = values
         self.cls = cls
+        self.numbers: dict[int, dict[str, int]] | None = {} if branches else None
         self.scopes: list[Scope] = []
         self.found: dict[int, Any] = {}
+        self.standings: dict[int, Standing] = {}
         for value in values:
             self._visit(value)
 
@@ -66,6 +71,7 @@ class Detached:
         self.found[id(found)] = found
         self.scopes.append(found.scope)
         if is_module(found):
+            self.standings[id(found)] = found._state.standing()
             self._visit_fields(found, found)
 
     def _visit_fields(self, module: Any, top: Any) -> None:
@@ -81,21 +87,34 @@ class Detached:
                 else:
                     self._visit(found)
 
-    def rebuild(self, scopes: Sequence[Scope]) -> list[Any]:
-        """Returns the values with their modules rebuilt on other scopes."""
+    def rebuild(self, scopes: Sequence[Scope], built: dict[int, Any] | None = None) -> list[Any]:
+        """Returns the values with their modules rebuilt on other scopes.
+
+        Args:
+          scopes: as many as in `scopes`.
+          built: takes the rebuilt modules, by the identity of those that they stand for.
+        """
         first = self.values[0] if self.cls is not None else None
-        new = _Rebuilding(dict(zip(self.found, scopes, strict=True)), first, self.cls)
+        at = dict(zip(self.found, scopes, strict=True))
+        new = _Rebuilding(at, self.standings, first, self.cls, {} if built is None else built)
         return [
             new(value) if id(value) in self.found else replaced(value, new.has, new)
             for value in self.values
         ]
 
-    def take_back(self, rebuilt: Sequence[Any]) -> None:
+    def take_back(self, built: Mapping[int, Any]) -> None:
         """Lets the modules go on naming where their clones left off."""
-        for old, made in zip(self.values, rebuilt, strict=True):
-            if is_module(old) and old.scope is not None:
-                old._state.take_from(made._state)
-                made._state.forget()
+        for key in self.standings:
+            state = built[key]._state
+            self.found[key]._state.cursors = state.cursors
+            if self.numbers is not None:
+                # As in Linen the last body decides, unless that gave the name of a module with
+                # variables, which another body made alone, to the next module of the class.
+                numbers = self.numbers.setdefault(key, {})
+                _add_numbers(numbers, state)
+                for prefix, number in numbers.items():
+                    state.cursors[prefix] = max(number, state.cursors.get(prefix, 0))
+            state.forget()
 
     def fingerprint(self) -> Any:
         """Returns a key: equal for values that are rebuilt alike, whatever their names."""
@@ -104,15 +123,22 @@ class Detached:
 
     def memory(self) -> Any:
         """Returns what the modules remember that a lift must hand on."""
-        return tuple(
-            tuple(value._state.cursors.items()) if is_module(value) else () for value in self.values
-        )
+        return tuple(tuple(self.found[key]._state.cursors.items()) for key in self.standings)
 
     def remember(self, memory: Any) -> None:
         """Lets the modules remember what `memory` returned."""
-        for value, cursors in zip(self.values, memory, strict=True):
-            if is_module(value):
-                value._state.cursors = dict(cursors)
+        for key, cursors in zip(self.standings, memory, strict=True):
+            self.found[key]._state.cursors = dict(cursors)
+
+
+def _add_numbers(numbers: dict[str, int], state: State) -> None:
+    """Notes how many names of each class modules with variables have, of those made unnamed."""
+    for name, child in state.children.items():
+        prefix, _, digits = name.rpartition("_")
+        number = int(digits) if child is not None and digits.isdigit() else -1
+        if numbers.get(prefix, 0) <= number < state.cursors.get(prefix, 0):
+            if any(map(child.scope._node, child.scope.collections())):
+                numbers[prefix] = number + 1
 
 
 def fingerprint(value: Any, order: dict[int, int]) -> Any:
@@ -143,9 +169,17 @@ class _Rebuilding:
     until the garbage collector comes.
     """
 
-    def __init__(self, at: dict[int, Scope], first: Any, cls: type | None):
+    def __init__(
+        self,
+        at: dict[int, Scope],
+        standings: dict[int, Standing],
+        first: Any,
+        cls: type | None,
+        built: dict[int, Any],
+    ):
         self.at = at  # the new scopes, by the identity of what stands on them
-        self.built: dict[int, Any] = {}
+        self.standings = standings
+        self.built = built
         self.first = first  # rebuilt as an instance of cls
         self.cls: Any = cls
 
@@ -166,7 +200,8 @@ class _Rebuilding:
                 if part is not value:
                     changes[name] = part
             if scope is not None:
-                made = old._rebound(self.cls if old is self.first else type(old), scope, changes)
+                cls = self.cls if old is self.first else type(old)
+                made = old._rebound(cls, scope, changes, self.standings[id(old)])
             else:
                 # Owned by a module that is rebuilt: it is named again by attachment.
                 made = old.clone(**changes) if old.scope is not None else old

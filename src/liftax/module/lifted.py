@@ -36,12 +36,16 @@ def remembered(lift: F) -> F:
     """Lets a lift return the class that it made before of the same class and arguments.
 
     Models lift their blocks each time they are called. What was made is kept with
-    the lifted class, so it goes with it, and no more than a few at a time.
+    the lifted class, so it goes with it, and no more than a few at a time. A
+    ``functools.partial`` of a class becomes one of the lifted class.
     """
 
     @functools.wraps(lift)
     def again(target: Any, *args: Any, **kwargs: Any) -> Any:
-        if not (isinstance(target, type) and hasattr(target, "_liftax_module")):
+        if isinstance(target, functools.partial) and _is_module_class(target.func):
+            lifted = again(target.func, *args, **kwargs)
+            return functools.partial(lifted, *target.args, **target.keywords)
+        if not _is_module_class(target):
             return lift(target, *args, **kwargs)
         try:
             key = lift.__name__, typed(args) if args else (), typed(kwargs)
@@ -60,6 +64,10 @@ def remembered(lift: F) -> F:
         return made
 
     return again  # type: ignore[return-value]
+
+
+def _is_module_class(target: Any) -> bool:
+    return isinstance(target, type) and hasattr(target, "_liftax_module")
 
 
 _REMEMBERED = 16
@@ -93,7 +101,7 @@ def lift_target(
       TransformTargetError: the target is neither.
       LiftMethodError: the class has no such method.
     """
-    if isinstance(target, type) and hasattr(target, "_liftax_module"):
+    if _is_module_class(target):
         lifts: dict[str, CoreLift] = {}
         if isinstance(methods, Mapping):
             if per_method is None:
@@ -239,7 +247,7 @@ def call_functions(
                 f"found {kind_of(fn)}. Pass the function itself, not what it returns"
             )
     plain, fill, taken = without_modules(args, {})
-    detached = Detached([module, *taken])
+    detached = Detached([module, *taken], branches=len(functions) > 1)
     if not detached.scopes:
         raise _unbound(lift, functions[0], module)
     bodies = [Body(wrapped(fn), fn, detached, fill) for fn in functions]
@@ -285,10 +293,11 @@ class Body:
         return str(getattr(self.func, "__name__", type(self.func).__name__))
 
     def __call__(self, scopes: Any, *args: Any, **kwargs: Any) -> Any:
-        rebuilt = self.detached.rebuild(scopes)
-        args, kwargs = self.fill((args, kwargs), rebuilt[1:])
-        y = self.method(rebuilt[0], *args, **kwargs)
-        self.detached.take_back(rebuilt)
+        built: dict[int, Any] = {}
+        module, *taken = self.detached.rebuild(scopes, built)
+        args, kwargs = self.fill((args, kwargs), taken)
+        y = self.method(module, *args, **kwargs)
+        self.detached.take_back(built)
         _check_return(y, self.func)
         return y
 

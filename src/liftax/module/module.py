@@ -22,7 +22,7 @@ from .calls import wrap_methods
 from .detach import fingerprint
 from .naming import is_module, place, register
 from .run import INIT_COLLECTIONS, apply, function_of, init, init_with_output
-from .state import DONE, NEW, RUNNING, State, local
+from .state import DONE, NEW, RUNNING, Standing, State, local
 from .variables import Variables
 
 M = TypeVar("M", bound="Module")
@@ -107,12 +107,13 @@ class Module(Variables):
                 if kept is not value:
                     own[name] = kept
 
-    def _rebound(self, cls: Any, scope: Scope, changes: dict[str, Any]) -> Any:
+    def _rebound(self, cls: Any, scope: Scope, changes: dict[str, Any], standing: Standing) -> Any:
         """Returns this bound module once more, on another scope.
 
         Args:
           cls: its class.
           changes: fields with other values.
+          standing: where it goes on from.
         """
         own, state = self.__dict__, self._state
         values = {name: own[name] for name in cls._clone_names}
@@ -125,9 +126,9 @@ class Module(Variables):
             made._adopt_fields(state.held)
         else:
             made = fields.remake(cls, values)
-        state.hand_to(made._state)
-        if state.within is not None:
-            made._state.within = scope.push(state.within.name, reuse=True)
+        made._state.go_on(standing)
+        if standing.within is not None:
+            made._state.within = scope.push(standing.within, reuse=True)
         return made
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -60,23 +60,28 @@ def place(module: Module) -> None:
             number = state.cursors.get(prefix, 0)
             state.cursors[prefix] = number + 1
             _set(module, "name", f"{prefix}_{number}")
-        settle(module)
+        settle(module, state.in_setup and state.again)
     elif isinstance(parent, Scope):
         _set(module, "scope", parent)
 
 
-def settle(module: Module) -> None:
-    """Takes the name in the parent and, where the parent has one, the scope."""
+def settle(module: Module, again: bool = False) -> None:
+    """Takes the name in the parent and, where the parent has one, the scope.
+
+    Args:
+      again: whether it may be taken: the parent is a clone inside a lift, where the same
+        module may stand already, as an argument of the lifted function.
+    """
     parent, name = module.parent, module.name
     scope = parent.scope
     if scope is not None:
         scope = parent._state.within or scope
-        if scope.name_reserved(name):
+        if not again and scope.name_reserved(name):
             raise NameInUseError(
                 f"{_whose(parent)}: the name {name!r} is in use and cannot also be submodule "
                 f"{type(module).__name__}; pass another name="
             )
-        _set(module, "scope", scope.push(name))
+        _set(module, "scope", scope.push(name, reuse=again))
     parent._state.children[name] = module
 
 
@@ -118,8 +123,10 @@ def register(owner: Module, name: str, value: Any) -> tuple[Any, bool]:
             _set(mine, "name", mine.name or spelled)
             adopted.append(mine)
     stored = replaced(value, is_module, lambda m: found[id(m)])
+    state = owner._state
+    again = state.again if state.in_setup else _is_clone_in_lift(owner)
     for module in adopted:
-        settle(module)
+        settle(module, again)
         module._adopt_fields()
     return stored, True
 
@@ -127,6 +134,10 @@ def register(owner: Module, name: str, value: Any) -> tuple[Any, bool]:
 def _has_place(value: Any) -> bool:
     """Whether a Variable, or a module that has a parent and its name there."""
     return isinstance(value, Variable) or not (value.parent is None or value.name is None)
+
+
+def _is_clone_in_lift(module: Module) -> bool:
+    return isinstance(module.parent, Scope) and module.parent._root.outside is not None
 
 
 def _set(module: Any, name: str, value: Any) -> None:

@@ -41,8 +41,7 @@ def _counted(
 
     A function is called with the module, so the module is number 0. A module is
     called without it. Linen counts it there too: a number that only Linen's way
-    of counting has is taken that way, with a warning. Numbers of arguments that
-    the call leaves to their defaults are left out.
+    of counting has is taken that way, with a warning.
     """
     given = _numbers(lift, argument, numbers)
     if not isinstance(target, type):
@@ -57,7 +56,9 @@ def _counted(
             for n in given:
                 if -len(args) <= n <= len(args):
                     passed.append(n - 1 if n > 0 else n)
-                elif not 0 < n < core.positional(target):
+                elif 0 < n < core.positional(target):
+                    passed.append(n - 1)  # left to its default, or passed by keyword
+                else:
                     name = getattr(target, "__name__", "a function")
                     raise StaticArgumentError(
                         f"{lift} of {name}: {argument} has {n}, the call has {len(args)} "
@@ -83,8 +84,7 @@ def _counted(
                 )
                 warnings.warn(LiftWarning("LX206", text), stacklevel=4)
                 return shifted
-        limit = core.positional(getattr(fn, "method", fn))
-        return tuple(n for n in given if not len(args) <= n < limit)
+        return given
 
     return counted
 
@@ -116,7 +116,8 @@ def remat(
         count from the end.
       policy: what may be stored, from ``jax.checkpoint_policies``.
       methods: for a class, the methods to lift instead of ``__call__``.
-      static_argnames: the names of keyword arguments that are not traced.
+      static_argnames: the names of arguments that are not traced. A number or a
+        name covers an argument whether it is passed by position or by keyword.
 
     Returns:
       the lifted class or function.
@@ -176,7 +177,7 @@ def jit(
       rngs: the streams that go in. One key of each is drawn outside and is the
         base of the keys inside.
       static_argnums: positions of static arguments, counted as in `remat`.
-      static_argnames: names of static keyword arguments.
+      static_argnames: names of static arguments, as in `remat`.
       donate_argnums: positions of arguments whose buffers may be reused.
       device, backend, inline: as in `jax.jit`.
       methods: for a class, the methods to lift instead of ``__call__``.

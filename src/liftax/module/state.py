@@ -13,6 +13,23 @@ if TYPE_CHECKING:
 NEW, RUNNING, DONE = range(3)
 
 
+class Standing(NamedTuple):
+    """Where a module stands when a lift is called.
+
+    A body may run more than once, and long after the call: its clones of the module start
+    from here each time, whatever became of the module.
+
+    Attributes:
+      setup, in_compact, cursors: as in State.
+      within: the name of the ``compact_name_scope`` method that runs.
+    """
+
+    setup: int
+    in_compact: bool
+    cursors: dict[str, int]
+    within: str | None
+
+
 class State:
     """What one module instance remembers besides its fields.
 
@@ -24,6 +41,7 @@ class State:
       children: the submodules and variables by name, for display.
       held: the fields that have modules in them, None before the module is bound.
       within: the scope of a ``compact_name_scope`` method that runs now, or None.
+      again: whether ``setup`` ran outside already, of a clone inside a lift.
     """
 
     setup = NEW
@@ -31,6 +49,7 @@ class State:
     in_setup = False
     held: list[str] | None = None
     within: Any = None
+    again = False
 
     def __init__(self) -> None:
         self.cursors: dict[str, int] = {}
@@ -42,11 +61,19 @@ class State:
         self.in_setup = False
         self.cursors = {}
 
-    def hand_to(self, other: State) -> None:
-        """Lets the clone inside a lift go on where this module is."""
-        other.in_compact = self.in_compact
-        if self.cursors:
-            other.cursors = dict(self.cursors)
+    def standing(self) -> Standing:
+        """Returns where the module stands now."""
+        within = None if self.within is None else self.within.name
+        return Standing(self.setup, self.in_compact, dict(self.cursors), within)
+
+    def go_on(self, before: Standing) -> None:
+        """Lets a clone inside a lift go on where the module outside stood."""
+        self.again = before.setup == DONE
+        if before.setup == RUNNING:  # to run it again would come here again, and so on
+            self.setup = RUNNING
+        self.in_compact = before.in_compact
+        if before.cursors:
+            self.cursors = dict(before.cursors)
 
     def forget(self) -> None:
         """Lets go of the submodules, at the end of a call that the module was made for.
@@ -59,10 +86,6 @@ class State:
         for child in children.values():
             if child is not None:
                 child._state.forget()
-
-    def take_from(self, other: State) -> None:
-        """Goes on where the clone inside a lift left off."""
-        self.cursors = other.cursors
 
 
 class InterceptorContext(NamedTuple):
