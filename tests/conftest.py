@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 
 import hypothesis
+import pytest
 
 # Compiling takes as long as it takes: no deadline. In CI the same examples every time.
 hypothesis.settings.register_profile(
@@ -20,3 +21,14 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("liftax")
+
+
+@pytest.fixture(params=[False, True], ids=["remat", "remat3"])
+def remat3(request):
+    """JAX's `checkpoint` and `checkpoint_name`, in both ways that it has to write them down."""
+    import jax
+
+    before = jax.config.jax_remat3
+    jax.config.update("jax_remat3", request.param)
+    yield request.param
+    jax.config.update("jax_remat3", before)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import jax.extend.core as jex
 
 _LOOPS = frozenset({"scan", "Scan3", "while", "cond"})
-_NAMING = frozenset({"name", "CheckpointName", "CheckpointNameFwd"})
+NAMING = frozenset({"name", "CheckpointName", "CheckpointNameFwd"})
+"""What `jax.ad_checkpoint.checkpoint_name` is called."""
 
 
 class Scan(NamedTuple):
@@ -87,4 +88,4 @@ def programs_of(eqn: Any) -> Iterator[jex.ClosedJaxpr]:
 
 def given_name(eqn: Any) -> str | None:
     """Returns the name that `jax.ad_checkpoint.checkpoint_name` gives here, if it does."""
-    return params_of(eqn)["name"] if name_of(eqn) in _NAMING else None
+    return params_of(eqn)["name"] if name_of(eqn) in NAMING else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,15 +16,6 @@ XS = jnp.ones((5, 2))
 
 def _equations(fn: Any, *args: Any) -> list[Any]:
     return list(jax.make_jaxpr(fn)(*args).jaxpr.eqns)
-
-
-@pytest.fixture(params=[False, True], ids=["remat", "remat3"])
-def remat3(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """JAX's `checkpoint` and `checkpoint_name`, in both ways that it has to write them down."""
-    before = jax.config.jax_remat3
-    jax.config.update("jax_remat3", request.param)
-    yield request.param
-    jax.config.update("jax_remat3", before)
 
 
 @pytest.mark.parametrize("shared", [0, 1, 2])

@@ -73,7 +73,9 @@ def test_the_nest_of_loops(run, remat, expected):
     assert levels(parse_run(run), remat, 16) == expected
 
 
-def test_the_program_has_what_the_plan_says():
+# How `checkpoint` is written down is JAX's; that it recomputes in both ways is tested below.
+@pytest.mark.parametrize("remat3", [False], indirect=True)
+def test_the_program_has_what_the_plan_says(remat3):
     stack = nn.Stack([dense(4), Scale()], repeats=4, after=[dense(4)])
     variables = stack.init(KEY, X)
     assert "remat2" not in program(stack, variables)
@@ -87,7 +89,8 @@ def test_the_program_has_what_the_plan_says():
     assert program(stack.clone(remat=nn.Remat(positions=1), run="loop"), variables)["remat2"] == 4
 
 
-def test_barriers_only_where_passes_could_share_work():
+@pytest.mark.parametrize("remat3", [False], indirect=True)
+def test_barriers_only_where_passes_could_share_work(remat3):
     stack = nn.Stack(dense(4), depth=4)
     variables = stack.init(KEY, X)
 
@@ -104,7 +107,7 @@ def test_barriers_only_where_passes_could_share_work():
     assert not barriers(remat=nn.Remat(prevent_cse=False), run="loop")
 
 
-def test_a_saved_value_is_not_computed_again():
+def test_a_saved_value_is_not_computed_again(remat3):
     class Two(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -118,6 +121,8 @@ def test_a_saved_value_is_not_computed_again():
     kept = program(stack, variables)
     assert again["dot_general"] == saved["dot_general"] == kept["dot_general"] + 1
     assert again["tanh"] == 2
+    if remat3 and jax.__version_info__ < (0, 11):
+        return  # knows no offloading
     text = str(jax.make_jaxpr(jax.grad(loss(stack.clone(remat=nn.Remat(offload="h")))))(variables))
     assert "Host" in text or "host" in text
 
@@ -155,7 +160,7 @@ def test_memory_grows_with_the_square_root():
     assert root[2] < each[1]
 
 
-def test_names_that_match_nothing():
+def test_names_that_match_nothing(remat3):
     stack = nn.Stack([Residual(), Scale()], repeats=2)
     variables = stack.init(KEY, X)
     wrong = nn.Remat(save=("branch", "brunch"))

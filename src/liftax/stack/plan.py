@@ -60,7 +60,9 @@ class Remat:
         one; None for the whole pattern.
       save: names given by ``jax.ad_checkpoint.checkpoint_name`` to values that are
         stored.
-      offload: names of values that are stored in the host's memory.
+      offload: names of values that are stored in the host's memory. Under JAX's flag
+        ``jax_remat3`` release 0.10 of JAX offloads nothing, and looks at names only where
+        there is no ``policy``; later ones do both.
       prevent_cse: whether the compiler is kept from sharing work between the two
         passes; None keeps it wherever it could.
 
@@ -156,7 +158,7 @@ def _policy(
     mine = {*save, *offload}
 
     def either(prim: Any, *args: Any, **params: Any) -> Any:
-        if prim.name == "name" and params.get("name") in mine:
+        if prim.name in equations.NAMING and params.get("name") in mine:
             return named(prim, *args, **params)
         return base(prim, *args, **params)
 
