@@ -5,14 +5,15 @@ Everything here works on jax 0.10 to 0.12. How an equation is read stands in `eq
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import effects as _effects
+from jax._src import source_info_util
+from jax._src.interpreters import partial_eval as _pe
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
@@ -75,35 +76,15 @@ def evaluate(jaxpr: jex.Jaxpr, args: Sequence[Any]) -> list[Any]:
     return [x if isinstance(x, jax.Array) else jax.numpy.asarray(x) for x in found]
 
 
-def evaluate_apart(jaxpr: jex.Jaxpr, args: Sequence[Any], zero: Any) -> list[Any]:
-    """Runs a program inside `jax.jit` with its equations kept apart.
+def as_call(eqn: Any) -> Any:
+    """Returns the equation of a call of a jitted function that does what ``eqn`` does."""
 
-    The compiler fuses operations, contracts a product and a sum into one rounding
-    and folds constants. Between two equations the bits go through an exclusive or
-    with ``zero``, of which it knows nothing, so the numbers are those of `evaluate`.
+    def run(*inputs: Any) -> Any:
+        with eqn.ctx.manager:
+            return eqn.primitive.bind(*inputs, **eqn.params)
 
-    Args:
-      zero: a traced uint32 scalar that is 0 at run time.
-    """
-    values: dict[Any, Any] = dict(zip(jaxpr.invars, args, strict=True))
-
-    for eqn in jaxpr.eqns:
-        # A constant is an input where an equation is run by itself: hide its value,
-        # which the compiler would fold (a division becomes a product).
-        given = {v: values[v] for v in eqn.invars if not isinstance(v, _core.Literal)}
-        invars: list[Any] = []
-        for atom in eqn.invars:
-            if isinstance(atom, _core.Literal):
-                value, atom = _apart(atom.val, zero), _core.Var(atom.aval)
-                given[atom] = value
-            invars.append(atom)
-        one = rewire(
-            jaxpr, invars=list(given), outvars=eqn.outvars, eqns=[eqn.replace(invars=invars)]
-        )
-        found = evaluate(one, list(given.values()))
-        found = [_apart(value, zero) for value in found]
-        values.update(zip(eqn.outvars, found, strict=True))
-    return [v.val if isinstance(v, _core.Literal) else values[v] for v in jaxpr.outvars]
+    (call,) = jax.make_jaxpr(jax.jit(run))(*[atom.aval for atom in eqn.invars]).jaxpr.eqns
+    return call
 
 
 def is_symbolic(size: Any) -> bool:
@@ -194,35 +175,6 @@ def calmed(eqn: Any) -> Any:
     return eqn.replace(effects=_among(eqn.effects, ()))
 
 
-def literals_as_inputs(jaxpr: jex.Jaxpr) -> tuple[jex.Jaxpr, list[Any]]:
-    """Returns the program with its literals as further inputs, and their values.
-
-    Weakly typed ones stay: as an input they would be like any other number.
-    """
-    invars, values, eqns = list(jaxpr.invars), [], []
-    for eqn in jaxpr.eqns:
-        atoms: list[Any] = []
-        for atom in eqn.invars:
-            if isinstance(atom, _core.Literal) and not getattr(atom.aval, "weak_type", False):
-                values.append(atom.val)
-                atom = _core.Var(atom.aval)
-                invars.append(atom)
-            atoms.append(atom)
-        eqns.append(eqn.replace(invars=atoms))
-    return rewire(jaxpr, invars=invars, outvars=jaxpr.outvars, eqns=eqns), values
-
-
-def _apart(value: Any, zero: Any) -> Any:
-    dtype = jax.typeof(value).dtype
-    if jax.numpy.issubdtype(dtype, jax.numpy.complexfloating):
-        return jax.lax.complex(_apart(jax.lax.real(value), zero), _apart(jax.lax.imag(value), zero))
-    if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
-        return value
-    bits = jax.numpy.dtype(f"uint{8 * dtype.itemsize}")
-    hidden = jax.lax.bitcast_convert_type(value, bits) ^ jax.lax.convert_element_type(zero, bits)
-    return jax.lax.bitcast_convert_type(hidden, dtype)
-
-
 def register_constant(primitive: Any, value: Any) -> None:
     """Lowers ``primitive``, which has no inputs, to the constant ``value(**params)``."""
 
@@ -258,28 +210,97 @@ def current_trace() -> Any:
     return _core.trace_ctx.trace
 
 
-_numbers = itertools.count()
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """JAX's settings on which a trace depends, such as enable_x64, by a number."""
-
-    number: int
-
-
-@jax.jit
-def settings() -> Settings:
-    """Returns what equals another call's under equal settings."""
-    return Settings(next(_numbers))  # traced, and so counted, once for each
-
-
 Primitive = _core.Primitive
 """The public `jax.extend.core.Primitive`, without importing all of `jax.extend`."""
 
 EAGER = _core.eval_trace
 """The level of tracing outside every transformation."""
+
+
+class _Units(_pe.DynamicJaxprTrace):
+    """Writes a program down in the units in which JAX would run it, were it not traced.
+
+    What is jitted to be inlined, as most of `jax.numpy` is, goes into a program as its
+    equations, but is run as one compiled program, which rounds otherwise.
+    """
+
+    __slots__ = ()
+
+    def process_primitive(self, primitive: Any, tracers: Any, params: Any, /) -> Any:
+        if not params.get("inline"):
+            return super().process_primitive(primitive, tracers, params)
+        source = source_info_util.current()
+        given = [self.to_jaxpr_tracer(x, source) for x in tracers]
+        return self.default_process_primitive(primitive, given, params, source)
+
+
+class _Run(_Units):
+    """Writes a program down that is run in place of the function that was traced."""
+
+    __slots__ = ()
+
+    # What is run is not differentiated: a rule for that is nothing but its function.
+
+    def process_custom_jvp_call(
+        self, prim: Any, fun: Any, jvp: Any, tracers: Any, /, **options: Any
+    ) -> Any:
+        if not is_run(self):
+            return super().process_custom_jvp_call(prim, fun, jvp, tracers, **options)
+        with _core.set_current_trace(self):
+            return fun.call_wrapped(*tracers)
+
+    def process_custom_vjp_call(
+        self, prim: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, **options: Any
+    ) -> Any:
+        if not is_run(self):
+            return super().process_custom_vjp_call(prim, fun, fwd, bwd, tracers, **options)
+        with _core.set_current_trace(self):
+            return fun.call_wrapped(*tracers)
+
+
+def _traced_by(kind: type, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        # JAX makes the trace itself, and cannot be told of which class.
+        current_trace().__class__ = kind
+        return fn(*args)
+
+    return run
+
+
+def in_units(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``fn`` for `jax.make_jaxpr`, as the units in which JAX would run it."""
+    return _traced_by(_Units, fn)
+
+
+def to_run(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``fn`` for `jax.make_jaxpr`, to run the program where ``fn`` would be run."""
+    return _traced_by(_Run, fn)
+
+
+def is_run(trace: Any) -> bool:
+    """Tells whether what is computed at a level of tracing is run, now or in its place."""
+    while type(trace) is _Run:
+        trace = trace.parent_trace
+    return trace is EAGER
+
+
+def is_compiled(trace: Any) -> bool:
+    """Tells whether what is computed at a level of tracing becomes part of a compiled program."""
+    while trace is not None:
+        if isinstance(trace, _pe.DynamicJaxprTrace) and type(trace) is not _Run:
+            return True
+        trace = getattr(trace, "parent_trace", None)
+    return False
+
+
+def jit_is_disabled() -> bool:
+    """Tells whether `jax.disable_jit` is in force, in this thread."""
+    return bool(_config.disable_jit.value)
+
+
+def now() -> Any:
+    """A context in which nothing is traced."""
+    return _core.set_current_trace(EAGER)
 
 
 # Only speed hangs on it: where JAX has no such name, any traced value will do.
@@ -288,7 +309,7 @@ _STAGED = getattr(pe, "DynamicJaxprTracer", jax.core.Tracer)
 
 def is_staged(value: Any) -> bool:
     """Tells whether ``value`` stands for a value of a program that is being written down."""
-    return isinstance(value, _STAGED)
+    return isinstance(value, _STAGED) and type(value._trace) is not _Run
 
 
 def leaks(value: Any, trace: Any) -> bool:

@@ -12,7 +12,6 @@ message, as a note.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
 
 
 class LiftaxError(Exception):
@@ -400,11 +399,8 @@ class LiftWarning(UserWarning):
       >>> warnings.warn(LiftWarning('LX202', 'stream params is not split'))
     """
 
-    made: ClassVar[int] = 0  # so far, for who wants to know whether something gave warning
-
     def __init__(self, code: str, text: str):
         super().__init__(f"{code}: {text}")
-        LiftWarning.made += 1
         self.code = code
         self._given = code, text
 

@@ -27,7 +27,6 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from .core import metadata
-from .core.staged import context_keys
 from .errors import PartitioningMismatchError
 
 __all__ = [
@@ -63,8 +62,6 @@ class _Context(threading.local):
 
 
 _context = _Context()
-# The rules decide where a variable is placed, so a program made under others won't do.
-context_keys.append(lambda: tuple(map(tuple, _context.rules)))
 
 
 def get_logical_axis_rules() -> LogicalRules:

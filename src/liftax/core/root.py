@@ -40,6 +40,8 @@ class Root:
             self.read_only = True
         self.flags = flags
         self.trace = compat.current_trace()
+        # Whether this is traced to be run in its place, see staged.py.
+        self.is_run = self.trace is not compat.EAGER and compat.is_run(self.trace)
         self.rec = recorder.get()
         # How many keys were drawn, by path and stream. Lifts hand this on to the scopes
         # they make, so a path goes on counting wherever it is met again.

@@ -26,6 +26,7 @@ from .. import compat
 from ..errors import NameInUseError, where
 from . import metadata, refusals
 from .filters import Filter
+from .holding import may_hold_tracers
 from .rngs import Stream, as_streams, log_draw
 from .root import Root
 from .trees import copy_dicts
@@ -448,7 +449,8 @@ class Scope:
                 if init_fn is not None:
                     self.check_named(col)
                 raise refusals.not_found(self, col, name)
-            self._create(col, name, functools.partial(init_fn, *init_args, **init_kwargs))
+            create = functools.partial(init_fn, *init_args, **init_kwargs)
+            self._create(col, name, create, create)
         return Variable(self, col, name, unbox)
 
     def param(
@@ -486,13 +488,25 @@ class Scope:
         def create() -> Any:
             return init_fn(self.make_rng("params"), *init_args, **init_kwargs)
 
-        self._create("params", name, create)
+        self._create("params", name, create, (init_fn, init_args, init_kwargs))
         value = self.get_variable("params", name)
         return metadata.unbox(value) if unbox else value
 
-    def _create(self, col: str, name: str, create: Callable[[], Any]) -> None:
-        outside, self._root.creating = self._root.creating, col
+    def _create(self, col: str, name: str, create: Callable[[], Any], given: Any) -> None:
+        root = self._root
+        outside, root.creating = root.creating, col
         try:
-            self.put_variable(col, name, create())
+            if root.is_run and self._is_concrete() and not may_hold_tracers(given):
+                # JAX runs it in less time than it takes to trace it.
+                with compat.now():
+                    value = create()
+            else:
+                value = create()
+            self.put_variable(col, name, value)
         finally:
-            self._root.creating = outside
+            root.creating = outside
+
+    def _is_concrete(self) -> bool:
+        """Tells whether an initial value that is made now would be made of arrays alone."""
+        here = compat.current_trace() is self._root.trace and self._root.log is None
+        return here and not may_hold_tracers([stream.key for stream in self.rngs.values()])

@@ -1,27 +1,22 @@
 """Making variables without running the model: init, traced and cut down.
 
-The function is traced, cut down to what makes the variables, and run. The first
-time it is run equation by equation, so that a model that is initialised once
-costs no compilation of its own. The program is kept; when a function of the same
-key comes again it is run in compiled parts, whose equations are kept apart, so that
-the numbers are those of the first time to the last bit. A program that is a batch of
-layers and their keys (see batched.py) is compiled as one, the first time already.
+The function is traced each time, so that what it reads is what is there now; the program is
+cut down to what makes the variables, and run. It runs as JAX would run the function: what
+stands outside of every transformation operation by operation, what is inside of `jax.jit` or a
+loop as one compiled program. So the numbers are those of the function itself, to the last bit,
+and what one call compiled the next one finds in JAX's caches, or among the loops that are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from .. import compat
-from ..errors import LazyInitError, LiftWarning, StaticArgumentError
-from .batched import batched, is_whole
-from .keys import typed
-from .parts import Parts
-from .record import recorder
+from ..errors import LazyInitError
+from .kept import KeptLoops
 from .rngs import as_streams, is_key
 
 if TYPE_CHECKING:
@@ -36,35 +31,7 @@ _CANNOT_STAGE = (
 )
 
 
-class Programs:
-    """What was traced, by key, a few at a time."""
-
-    def __init__(self, size: int = 8):
-        self.size = size
-        self.kept: dict[Hashable, _Program] = {}
-
-    def __reduce__(self) -> Any:
-        return Programs, (self.size,)  # programs stay behind
-
-    def find(self, key: Hashable, make: Callable[[], _Program | None]) -> _Program | None:
-        """Returns the program of a key, made now if it is not there."""
-        program = self.kept.pop(key, None) or make()
-        if program is not None and not program.warned:
-            self.kept[key] = program
-            for old in list(self.kept)[: -self.size]:
-                self.kept.pop(old, None)
-        return program
-
-
-context_keys: list[Callable[[], Hashable]] = []
-"""What else a program depends on besides its key: rules that a thread has set."""
-
-
-def staged(
-    initialise: Callable[..., Any],
-    programs: Callable[[], Programs | None] = lambda: None,
-    identity: Callable[[], Hashable] = lambda: None,
-) -> Callable[..., Any]:
+def staged(initialise: Callable[..., Any], kept: KeptLoops | None = None) -> Callable[..., Any]:
     """Returns ``initialise`` without its output and without the work that it needs.
 
     A function that looks at values while it runs cannot be traced; it is run as
@@ -72,29 +39,18 @@ def staged(
 
     Args:
       initialise: ``(rngs, *args, **kwargs) -> (y, variables)``.
-      programs: where compiled programs are kept, None to keep none.
-      identity: a key for ``initialise``: functions of equal keys make equal
-        variables of equal inputs.
+      kept: the loops of earlier calls; None keeps those of the function returned.
 
     Returns:
       ``(rngs, *args, **kwargs) -> variables``.
     """
+    loops = KeptLoops() if kept is None else kept
 
     def run(rngs: Any, *args: Any, **kwargs: Any) -> Any:
         call = _Init(initialise, rngs, args, kwargs)
-        cache = programs() if call.plain else None
-        if cache is None:
-            program = call.program()
-        else:
-            try:
-                settings = (compat.settings(), *(k() for k in context_keys))
-                program = cache.find((identity(), call.key(), settings), call.program)
-            except StaticArgumentError:
-                program = call.program()
-        if program is None:
-            rngs, args, kwargs = call.filled(call.inputs)
-            return initialise(rngs, *args, **kwargs)[1]
-        return program(call.inputs)
+        if compat.jit_is_disabled() and not any(call.abstract):
+            return call.as_it_is()
+        return call.variables(loops)
 
     return run
 
@@ -107,29 +63,14 @@ class _Init:
         self.streams = as_streams(rngs)
         keys = {name: stream.key for name, stream in self.streams.items()}
         self.leaves, self.treedef = jax.tree.flatten((keys, args, kwargs))
-        self.where = [i for i, leaf in enumerate(self.leaves) if _is_array(leaf)]
+        # Keys are what they are: what is made of them alone is made while the rest is traced.
+        self.where = [
+            i
+            for i, leaf in enumerate(self.leaves)
+            if (_is_array(leaf) if i >= len(keys) else isinstance(leaf, jax.ShapeDtypeStruct))
+        ]
         self.inputs = [self.leaves[i] for i in self.where]
         self.abstract = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in self.inputs]
-
-    @property
-    def plain(self) -> bool:
-        """Whether the call stands outside all transformations, with nobody listening."""
-        return (
-            compat.current_trace() is compat.EAGER
-            and recorder.get() is None
-            and not any(self.abstract)
-        )
-
-    def key(self) -> Hashable:
-        """Returns what makes one call's inputs stand for another's."""
-        where = set(self.where)
-        rest = tuple(typed(x) for i, x in enumerate(self.leaves) if i not in where)
-        arrays = tuple(
-            (x.shape, x.dtype, getattr(x, "weak_type", False), type(x) is np.ndarray)
-            for x in self.inputs
-        )
-        paths = tuple((name, stream.path) for name, stream in self.streams.items())
-        return rest, arrays, paths, self.treedef
 
     def filled(self, arrays: list[Any]) -> tuple[Any, Any, Any]:
         leaves = list(self.leaves)
@@ -138,108 +79,77 @@ class _Init:
         keys, args, kwargs = jax.tree.unflatten(self.treedef, leaves)
         return {n: s._replace(key=keys[n]) for n, s in self.streams.items()}, args, kwargs
 
-    def trace(self, inputs: list[Any]) -> tuple[jex.ClosedJaxpr, _Made]:
-        """Traces the function; returns the program and what is no part of it."""
-        side: list[_Made] = []
+    def as_it_is(self) -> Any:
+        """Returns the variables that the function itself makes."""
+        rngs, args, kwargs = self.filled(self.inputs)
+        return self.initialise(rngs, *args, **kwargs)[1]
 
-        def variables_of(arrays: list[Any]) -> Any:
+    def trace(self) -> tuple[jex.ClosedJaxpr, Any]:
+        """Returns the function as a program, and what it made, traced."""
+        made: list[Any] = []
+
+        def arrays_of(arrays: list[Any]) -> Any:
             rngs, args, kwargs = self.filled(arrays)
-            leaves, treedef = jax.tree.flatten(self.initialise(rngs, *args, **kwargs)[1])
+            made.append(self.initialise(rngs, *args, **kwargs)[1])
             # What is not traced is a value already: a Python number stays one.
-            traced = [i for i, x in enumerate(leaves) if isinstance(x, jax.core.Tracer)]
-            fixed = [None if isinstance(x, jax.core.Tracer) else x for x in leaves]
-            side.append(_Made(fixed, traced, treedef))
-            return [leaves[i] for i in traced]
+            return [x for x in jax.tree.leaves(made[-1]) if isinstance(x, jax.core.Tracer)]
 
-        closed = jax.make_jaxpr(variables_of)(inputs)
-        return closed, side[-1]
+        compiled = compat.is_compiled(compat.current_trace())
+        run = arrays_of if compiled else compat.to_run(arrays_of)
+        return jax.make_jaxpr(run)(self.inputs), made[-1]
 
-    def program(self) -> _Program | None:
-        """Returns what makes the variables, None if the function looks at values.
+    def variables(self, loops: KeptLoops) -> Any:
+        """Returns the variables, computed without the rest.
 
         Raises:
           LazyInitError: a variable needs an input of which only the shape is known.
         """
-        before = LiftWarning.made
         try:
-            closed, made = self.trace(self.inputs)
+            closed, made = self.trace()
         except _CANNOT_STAGE:
             if any(self.abstract):
                 raise
-            return None
+            return self.as_it_is()
         jaxpr = compat.consts_as_inputs(closed)
         small, used = compat.prune(jaxpr, [True] * len(jaxpr.outvars))
         unknown = [False] * len(closed.consts) + self.abstract
         if any(u and a for u, a in zip(used, unknown, strict=True)):
             raise LazyInitError(
-                f"lazy_init: the initial value of {', '.join(made.needy(jaxpr, unknown)[:4])} "
+                f"lazy_init: the initial value of {', '.join(_needy(made, jaxpr, unknown)[:4])} "
                 f"depends on an input of which only the shape is given; pass that input as an "
                 f"array"
             )
-        return _Program(batched(small), list(closed.consts), used, made, LiftWarning.made != before)
+        if compat.current_trace() is compat.EAGER:
+            small = loops.put_into(small)
+        inputs = zip([*closed.consts, *self.inputs], used, strict=True)
+        arrays = compat.evaluate(small, [value for value, used in inputs if used])
+        return _filled(made, iter(arrays))
 
 
-class _Program:
-    """What makes the variables, traced and cut down.
-
-    Args:
-      jaxpr: maps those of the constants and inputs that are used to the arrays.
-      consts: what the function closed over.
-      used: for each of the constants and inputs, whether it is used.
-      made: the variables but for the arrays.
-      warned: whether the trace gave warning. It is to do so each time.
-    """
-
-    def __init__(
-        self, jaxpr: jex.Jaxpr, consts: list[Any], used: list[bool], made: _Made, warned: bool
-    ):
-        self.jaxpr = jaxpr
-        self.consts = consts
-        self.used = used
-        self.made = made
-        self.warned = warned
-        self.run: Callable[[list[Any]], list[Any]] | None = None
-        self.first = True
-        if is_whole(jaxpr):
-            self.first, self.run = False, jax.jit(lambda kept: compat.evaluate(jaxpr, kept))
-
-    def __call__(self, inputs: list[Any]) -> Any:
-        both = zip([*self.consts, *inputs], self.used, strict=True)
-        kept = [value for value, used in both if used]
-        if self.first:
-            self.first = False
-            return self.made.variables(compat.evaluate(self.jaxpr, kept))
-        if self.run is None:
-            self.run = Parts(self.jaxpr)
-        return self.made.variables(self.run(kept))
+def _filled(tree: Any, arrays: Iterator[Any]) -> Any:
+    """Returns a tree with arrays in place of its traced leaves."""
+    leaves, treedef = jax.tree.flatten(tree)
+    leaves = [next(arrays) if isinstance(x, jax.core.Tracer) else x for x in leaves]
+    return _in_order(tree, jax.tree.unflatten(treedef, leaves))
 
 
-class _Made:
-    """The variables but for their arrays: where those go, and what else there is."""
+def _in_order(like: Any, tree: Any) -> Any:
+    """Returns a tree with the keys of its dicts in the order of another's; JAX sorts them."""
+    if type(like) is not dict:
+        return tree
+    return {key: _in_order(part, tree[key]) for key, part in like.items()}
 
-    def __init__(self, fixed: list[Any], traced: list[int], treedef: Any):
-        self.fixed = fixed
-        self.traced = traced
-        self.treedef = treedef
 
-    def variables(self, arrays: list[Any]) -> Any:
-        """Returns the variables with ``arrays`` in their places."""
-        leaves = list(self.fixed)
-        for i, array in zip(self.traced, arrays, strict=True):
-            leaves[i] = array
-        return jax.tree.unflatten(self.treedef, leaves)
-
-    def needy(self, jaxpr: jex.Jaxpr, unknown: list[bool]) -> list[str]:
-        """Names the variables that depend on any of the ``unknown`` inputs."""
-        named = jax.tree.unflatten(self.treedef, range(len(self.fixed)))
-        paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(named)]
-        found = []
-        for output, leaf in enumerate(self.traced):
-            wanted = [i == output for i in range(len(self.traced))]
-            _, used = compat.prune(jaxpr, wanted)
-            if any(u and a for u, a in zip(used, unknown, strict=True)):
-                found.append(paths[leaf])
-        return found
+def _needy(made: Any, jaxpr: jex.Jaxpr, unknown: list[bool]) -> list[str]:
+    """Names the variables that depend on any of the ``unknown`` inputs."""
+    leaves = jax.tree_util.tree_leaves_with_path(made)
+    paths = [path for path, x in leaves if isinstance(x, jax.core.Tracer)]
+    found = []
+    for output, path in enumerate(paths):
+        _, used = compat.prune(jaxpr, [i == output for i in range(len(paths))])
+        if any(u and a for u, a in zip(used, unknown, strict=True)):
+            found.append(jax.tree_util.keystr(path))
+    return found
 
 
 def _is_array(leaf: Any) -> bool:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import run
 from ..core.filters import DenyList, Filter, union
-from ..core.keys import typed
+from ..core.kept import KeptLoops
 from ..core.scope import Scope
-from ..core.staged import Programs, staged
+from ..core.staged import staged
 from ..errors import ApplyModuleInvalidMethodError, InvalidInstanceModuleError
 from .naming import is_module, own_methods
-from .state import local
 
 if TYPE_CHECKING:
     from .module import Module
@@ -154,27 +153,14 @@ def init(
       ['bias', 'kernel']
     """
 
-    def identity() -> Any:
-        return fn, module._fingerprint(), typed(_plain(mutable)), capture_intermediates
-
-    return staged(
-        init_with_output(fn, module, mutable, capture_intermediates),
-        lambda: _programs(module),
-        identity,
-    )
+    run = init_with_output(fn, module, mutable, capture_intermediates)
+    return staged(run, _kept_loops(type(module)))
 
 
-def _plain(mutable: Filter) -> Any:
-    return frozenset(mutable) if isinstance(mutable, (set, list, tuple)) else mutable
-
-
-def _programs(module: Module) -> Programs | None:
-    """Returns the compiled programs of a module's class; they go with the class."""
-    if local.interceptors:
-        return None
-    cls = type(module)
-    programs = cls.__dict__.get("_init_programs")
-    if programs is None:
-        programs = Programs()
-        type.__setattr__(cls, "_init_programs", programs)
-    return programs
+def _kept_loops(cls: type) -> KeptLoops:
+    """Returns the compiled loops of a module's class; they go with the class."""
+    kept: KeptLoops | None = cls.__dict__.get("_init_loops")
+    if kept is None:
+        kept = KeptLoops()
+        type.__setattr__(cls, "_init_loops", kept)
+    return kept

@@ -1,0 +1,210 @@
+"""Laws: however a model is initialised, the bits and the order of the keys are Linen's.
+
+A generated model has bodies of layers, initializers and values of a forward pass that are stored;
+it stands under a generated nest of lifts. Operations that JAX compiles together round otherwise
+than the same ones apart, so a value tells which of them were.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.compare import Library, linen, ours
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+WIDTH = 5
+X = np.random.RandomState(0).randn(4, WIDTH, WIDTH).astype(np.float32)
+KEYS = {"params": jax.random.key(3), "dropout": jax.random.key(4)}
+
+
+def _mean(nn: Any, m: Any, x: Any) -> Any:
+    m.variable("stats", "mean", lambda: jnp.mean(x * 1.7, -1))
+    return x
+
+
+def _std(nn: Any, m: Any, x: Any) -> Any:
+    m.variable("stats", "std", lambda: jnp.std(x, -1))
+    return x
+
+
+def _line(nn: Any, m: Any, x: Any) -> Any:
+    def line(key: Any) -> Any:  # most of jax.numpy is jitted to be inlined
+        return jnp.linspace(0.1, 0.7, WIDTH) * jnp.mean(jax.random.normal(key, (11,)))
+
+    return x * m.param("line", line)
+
+
+def _held(nn: Any, m: Any, x: Any) -> Any:
+    return x + m.param("held", lambda key: jnp.mean(x, 0) * jax.random.uniform(key) / 3.0)
+
+
+def _sum(nn: Any, m: Any, x: Any) -> Any:
+    total = m.variable("stats", "a_sum", lambda: jnp.ones(x.shape))
+    total.value = total.value * 0.3 + x * x / 3.0
+    return x
+
+
+def _matrix(nn: Any, m: Any, x: Any) -> Any:
+    return x @ m.param("matrix", nn.initializers.orthogonal(0.3), (WIDTH, WIDTH))
+
+
+def _half(nn: Any, m: Any, x: Any) -> Any:
+    return x * m.param("half", nn.initializers.truncated_normal(0.02), (WIDTH,), jnp.bfloat16)
+
+
+STEPS: list[Callable[[Any, Any, Any], Any]] = [
+    *(_mean, _std, _line, _held, _sum, _matrix, _half),
+    lambda nn, m, x: nn.Dense(WIDTH)(x),
+    lambda nn, m, x: nn.BatchNorm(use_running_average=False)(nn.gelu(x)),
+    lambda nn, m, x: nn.Dropout(0.3, deterministic=False)(x),
+    lambda nn, m, x: nn.Conv(WIDTH, (3,))(nn.relu(x)),
+]
+
+STACKED = {"params": 0, "stats": 0, "batch_stats": 0}
+OTHERS = {"stats": 0, "batch_stats": 0}
+LIFTS: dict[str, Callable[[Any, Any], Any]] = {
+    "scan": lambda nn, t: nn.scan(
+        t, variable_axes=STACKED, split_rngs={"params": True, "dropout": True}, length=3
+    ),
+    "shared": lambda nn, t: nn.scan(
+        t,
+        variable_broadcast="params",
+        variable_axes=OTHERS,
+        split_rngs={"params": False, "dropout": True},
+        length=2,
+    ),
+    "reverse": lambda nn, t: nn.scan(
+        t,
+        variable_axes=STACKED,
+        split_rngs={"params": True, "dropout": False},
+        length=2,
+        reverse=True,
+    ),
+    "vmap": lambda nn, t: nn.vmap(
+        t,
+        variable_axes={**STACKED, "params": -1},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(-1, None),
+        out_axes=(-1, None),
+    ),
+    "remat": lambda nn, t: nn.remat(t),
+    "jit": lambda nn, t: nn.jit(t),
+}
+
+
+def model(lib: Library, steps: list[int], nest: list[str]) -> Any:
+    nn = lib.nn
+
+    class Inner(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for step in steps:
+                x = STEPS[step](nn, self, x)
+            return x
+
+    class Body(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return Inner(name="second")(Inner(name="first")(x)), None
+
+    target: Any = Body
+    for lift in reversed(nest):
+        target = LIFTS[lift](nn, target)
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(WIDTH, name="z")(x)
+            return Inner(name="a")(target(name="m")(x, None)[0])
+
+    return Model()
+
+
+def _eager(m: Any) -> Any:
+    return [m.init(KEYS, X) for _ in range(3)]
+
+
+def _jitted(m: Any) -> Any:
+    return jax.jit(m.init)(KEYS, X)
+
+
+def _not_jitted(m: Any) -> Any:
+    with jax.disable_jit():
+        return m.init(KEYS, X)
+
+
+def _shapes(m: Any) -> Any:
+    return jax.eval_shape(m.init, KEYS, X)
+
+
+def _wide(m: Any) -> Any:
+    with jax.enable_x64(True):
+        return [m.init(KEYS, X.astype(np.float64)) for _ in range(2)]
+
+
+def _several(m: Any) -> Any:
+    keys = jax.random.split(KEYS["params"], 2)
+    return jax.vmap(lambda k: m.init({"params": k, "dropout": k}, X))(keys)
+
+
+WAYS = {f.__name__[1:]: f for f in (_eager, _jitted, _not_jitted, _shapes, _wide, _several)}
+
+
+def bits(tree: Any) -> Any:
+    """A tree as nested lists of pairs in the order of its keys, arrays as their bits."""
+    if isinstance(tree, (dict, list)):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return [(key, bits(part)) for key, part in items]
+    held = tree.shape, str(tree.dtype), tree.weak_type
+    return held if isinstance(tree, jax.ShapeDtypeStruct) else (*held, np.asarray(tree).tobytes())
+
+
+def check(steps: list[int], nest: list[str], ways: Any = WAYS) -> None:
+    for way in ways:
+        found, expected = (bits(WAYS[way](model(lib, steps, nest))) for lib in (ours(), linen()))
+        assert found == expected, (way, steps, nest)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_alone(way: str) -> None:
+    check([0, 1, 2, 3, 4], [], [way])
+
+
+@settings(max_examples=4)
+@given(
+    st.lists(st.integers(0, len(STEPS) - 1), min_size=1, max_size=3, unique=True),
+    st.lists(st.sampled_from(sorted(LIFTS)), max_size=2),
+    st.sampled_from(sorted(WAYS)),
+)
+def test_random_models_under_random_nests(steps: list[int], nest: list[str], way: str) -> None:
+    check(steps, nest, [way])
+
+
+def test_another_process_makes_the_same_bits() -> None:
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from laws import test_init_bits as t; "
+        "import hashlib; "
+        "found = t.bits(t.model(t.ours(), [0, 2, 7], ['scan']).init(t.KEYS, t.X)); "
+        "print(hashlib.sha1(repr(found).encode()).hexdigest())"
+    )
+    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    made = [
+        subprocess.run(
+            [sys.executable, "-c", code, tests],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert made[0] == made[1] != ""
