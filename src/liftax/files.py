@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 import tempfile
@@ -15,7 +16,8 @@ from typing import BinaryIO
 def replacing(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """A new file, to write and read, and its name; it becomes `path` when the block ends well.
 
-    Until then, and for good when the block raises (Ctrl-C included), `path` stays as it is.
+    Until then, and for good when the block raises (Ctrl-C included), `path` stays as it is. What
+    a killed process left behind on its way to the same `path` is removed.
 
     Raises:
       OSError: the disk is full, the folder is read-only, and the like.
@@ -31,7 +33,11 @@ def replacing(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
       b'whole'
     """
     target = path.resolve()  # a link stays a link
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    # Of the name, a sum: with more added to it, a long one would be too long.
+    mark = f".{hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()}."
+    _remove_left(target.parent, mark)
+    handle, name = tempfile.mkstemp(prefix=f"{mark}{os.getpid()}.", dir=target.parent)
+    _locked(handle)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "w+b") as file:
@@ -43,6 +49,41 @@ def replacing(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _locked(handle: int) -> bool:
+    """Takes the lock of a file that is being written; its process holds it as long as it lives."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # not on this system: nothing is ever taken for left behind
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_left(folder: Path, mark: str) -> None:
+    """Removes what processes that are no more left on their way to a file."""
+    for left in folder.glob(f"{mark}*"):
+        pid = left.name.removeprefix(mark).partition(".")[0]
+        with contextlib.suppress(OSError):
+            # Between making a file and locking it, only its process says that it is in use.
+            if pid.isdecimal() and not _lives(int(pid)):
+                with left.open("rb") as file:
+                    if _locked(file.fileno()):
+                        left.unlink()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
 
 
 def _mode(target: Path) -> int:

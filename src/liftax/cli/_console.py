@@ -35,6 +35,17 @@ def require(module: str, extra: str) -> Any:
         ) from error
 
 
+def printable(text: str) -> str:
+    """A text without control characters, which names of files and variables may have.
+
+    >>> printable("a name\\x1b[2J, \\ttwo\\nlines")
+    'a name\\\\x1b[2J, \\\\ttwo\\nlines'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 class Console:
     """Prints to a stream: in colour when it is a terminal and rich is installed.
 
@@ -55,7 +66,8 @@ class Console:
         return self._rich is not None
 
     def line(self, text: str = "") -> None:
-        """Prints a line as it is: square brackets are no markup."""
+        """Prints a line as it is: square brackets are no markup, and nothing is an escape."""
+        text = printable(text)
         if self._rich is not None:
             self._rich.print(text, markup=False, soft_wrap=True)
             return

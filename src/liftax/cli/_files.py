@@ -119,8 +119,16 @@ def check_output(path: Path, suffix: str) -> None:
     """
     if path.suffix.lower() != suffix:
         raise CommandError(f"{path}: the output is a {suffix} file")
+    try:
+        # What is_dir() says nothing of: a name that is too long, a loop of links.
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()
+    except OSError as error:
+        raise CommandError(f"{str(path)[:200]}: cannot be written: {error.strerror}") from error
     if path.is_dir():
         raise CommandError(f"{path}: is a folder, not a file")
+    if path.exists() and not path.is_file():
+        raise CommandError(f"{path}: is there and is no file")
     if not path.parent.is_dir():
         raise CommandError(f"{path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ._console import CommandError, Console, Interrupted
+from ._console import CommandError, Console, Interrupted, printable
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args, Console()))
     except CommandError as error:
-        message = " ".join(str(error).split())
+        message = printable(" ".join(str(error).split()))
         print(f"liftax {args.command}: {message}", file=sys.stderr)
         return 130 if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:

@@ -38,6 +38,8 @@ Everything else in SRC, states of optimizers included, is taken along; where the
 parameters' tree, it is converted with them.
 """
 
+_MOST_EMPTY = 1000
+
 HELP = "convert a checkpoint between stacked layers and one subtree a layer"
 
 
@@ -280,7 +282,14 @@ def _depth(path: str, layers: str, tree: Any, axis: int) -> int:
             return len(numbers)
         for _, leaf in flat(get(root.tree, split_path(path))):
             if is_array(leaf) and -leaf.ndim <= axis < leaf.ndim:
-                return int(leaf.shape[axis])
+                size = int(leaf.shape[axis])
+                # An empty array costs nothing in a file, however many layers it says there are.
+                if size <= _MOST_EMPTY or leaf.nbytes:
+                    return size
+                raise CommandError(
+                    f"{path or 'the root'}: an empty array of {list(leaf.shape)} does not tell "
+                    f"how many layers there are: say it with --model"
+                )
     return 0
 
 

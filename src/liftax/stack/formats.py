@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from .found import as_stackings
 from .leaves import described, is_array
 from .msgpack_io import looks_like_msgpack, read_msgpack
 from .orbax_io import read_orbax
-from .safetensors_io import KEY, looks_like_safetensors, read_safetensors
+from .safetensors_io import looks_like_safetensors, read_safetensors
 from .stackings import Stackings, name_of
 from .store import to_layers, to_stacked
-from .stream import Described, planned, read_described, write
-from .tensors import InMemory, Keep, children, filled, flat, nested, read_all, unboxed
+from .stream import compare, planned, read_described, with_values, write
+from .tensors import InMemory, Keep, children, filled, read_all, unboxed
 
 FORMS = ("layers", "stacked")
 
@@ -59,7 +60,10 @@ def open_checkpoint(source: str | os.PathLike[str] | bytes) -> Checkpoint:
     path = Path(source)
     if path.is_dir():
         return Checkpoint(read_orbax(path), "orbax")
-    size = path.stat().st_size
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: neither a file nor a directory")
+    size = status.st_size
     with path.open("rb") as file:
         head = file.read(16)
     if looks_like_safetensors(head, size):
@@ -80,11 +84,9 @@ def open_checkpoint(source: str | os.PathLike[str] | bytes) -> Checkpoint:
 
 
 def _with_metadata(path: Path, tree: Any, metadata: dict[str, str]) -> Checkpoint:
-    text = metadata.pop(KEY, None)
     try:
-        about = Described((), {}, {}) if text is None else read_described(text)
-        if about.values:
-            tree = nested({**dict(flat(tree) if tree else ()), **about.values})
+        about = read_described(metadata)
+        tree = with_values(tree, about)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return Checkpoint(tree, "safetensors", about.stackings, about.checksums, metadata)
@@ -163,12 +165,8 @@ def load_checkpoint(
 
 def _verify(found: Checkpoint) -> None:
     plan = planned(found.tree, found.stackings or None)
-    for name, checksum in found.checksums.items():
-        variable = plan.variables.get(name)
-        if variable is None or variable.checksum() != checksum:
-            raise CheckpointError(
-                f"{name_of(name)} is damaged: its checksum is not the one in the file"
-            )
+    if found.checksums:
+        compare(found.checksums, plan.checksums())
 
 
 def save_checkpoint(path: str | os.PathLike[str], tree: Any, *, layout: Any = None) -> None:

@@ -20,11 +20,12 @@ import numpy as np
 from ..errors import CheckpointError
 from .leaves import Lazy
 from .stackings import name_of
-from .tensors import BY_NAME, Keep, Mapped
+from .tensors import BY_NAME, Keep, Mapped, check_shape
 
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _CHUNKED = "__msgpack_chunked_array__"
 _DEEPEST = 100
+_MOST_PLAIN = 100_000  # each takes a hundred times the memory that it takes in the file
 # First byte -> how many bytes the length takes, by kind.
 _MAPS = {0xDE: 2, 0xDF: 4}
 _LISTS = {0xDC: 2, 0xDD: 4}
@@ -108,6 +109,7 @@ class _Scanner:
         self.end = len(data)
         self.keep = Keep()
         self.depth = 0
+        self.plain = self.arrays = 0
 
     def skip(self, count: int, path: tuple[str, ...]) -> int:
         """Where the next `count` bytes start; they are behind then."""
@@ -175,12 +177,26 @@ class _Scanner:
                 )
             if key in made:
                 raise CheckpointError(f"{_name((*path, key))}: occurs twice")
-            made[key] = self.value((*path, key))
+            made[key] = self.part((*path, key))
         return self.chunked(made, path) if _CHUNKED in made else made
 
     def list(self, count: int, path: tuple[str, ...]) -> dict[str, Any]:
         # As states of optimizers are written: a tuple is a map from numbers.
-        return {str(i): self.value((*path, str(i))) for i in range(count)}
+        return {str(i): self.part((*path, str(i))) for i in range(count)}
+
+    def part(self, path: tuple[str, ...]) -> Any:
+        """The next value, one of a map or a list."""
+        found = self.value(path)
+        if isinstance(found, Lazy):
+            self.arrays += 1
+        else:
+            self.plain += 1
+            if self.plain > _MOST_PLAIN + 10 * self.arrays:
+                raise CheckpointError(
+                    f"{_name(path[:-1])}: {self.plain:,} values that are in no array: not a "
+                    f"checkpoint of Linen"
+                )
+        return found
 
     def chunked(self, made: dict[str, Any], path: tuple[str, ...]) -> Lazy:
         shape, chunks = made.get("shape"), made.get("chunks")
@@ -197,7 +213,7 @@ class _Scanner:
                 f"{_name(path)}: its chunks hold {held:,} elements, its shape {list(sizes)} has "
                 f"{math.prod(sizes):,}"
             )
-        return Chunked(good, sizes, self.keep)
+        return Chunked(good, check_shape(sizes, good[0].dtype, _name(path)), self.keep)
 
     def extension(self, size: int, path: tuple[str, ...]) -> Any:
         """An array, a numpy scalar or a complex number."""
@@ -228,8 +244,6 @@ class _Scanner:
         if not 0x90 <= kind <= 0x9F and kind != 0xDC:
             raise CheckpointError(f"{_name(path)}: an array has no shape")
         rank = kind & 0x0F if kind <= 0x9F else self.length(2, path)
-        if rank > 64:
-            raise CheckpointError(f"{_name(path)}: an array with {rank} axes")
         shape = self.shape([self.value(path) for _ in range(rank)], path)
         name = self.value(path)
         dtype = BY_NAME.get(name) if isinstance(name, str) else None
@@ -245,7 +259,7 @@ class _Scanner:
                 f"{_name(path)}: {size:,} bytes for {dtype.name}{list(shape)}, which takes "
                 f"{math.prod(shape) * dtype.itemsize:,}"
             )
-        return Mapped(self.data, start, dtype, shape)
+        return Mapped(self.data, start, dtype, check_shape(shape, dtype, _name(path)))
 
     def complex(self, path: tuple[str, ...]) -> complex:
         self.fields(2, path)

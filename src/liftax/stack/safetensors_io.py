@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import CheckpointError, MissingExtraError
 from .leaves import Lazy
 from .stackings import name_of
-from .tensors import CODE_OF, CODES, Mapped, flat, nested, raw_bytes
+from .tensors import CODE_OF, CODES, Mapped, check_shape, flat, nested, raw_bytes
 
 KEY = "liftax"
 """Under this key the metadata of a file have what liftax knows of it, as JSON."""
@@ -61,7 +61,8 @@ def read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
                 f"{path}: {name_of(name)} has the dtype {entry['dtype']}, not one of numpy"
             )
         start = 8 + length + entry["data_offsets"][0]
-        leaves[name] = Mapped(data, start, dtype, tuple(entry["shape"]))
+        shape = check_shape(entry["shape"], dtype, f"{path}: {name_of(name)}")
+        leaves[name] = Mapped(data, start, dtype, shape)
     try:
         return nested(leaves), metadata
     except CheckpointError as error:

@@ -8,6 +8,7 @@ same checksums before it takes the place of anything.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -29,9 +30,10 @@ from .safetensors_io import (
 )
 from .stackings import Stacking, Stackings, name_of
 from .store import to_layers, to_stacked
-from .tensors import Summed, combined, escape, flat
+from .tensors import Summed, combined, escape, flat, nested
 from .trees import Root, form_of, roots_replaced
 
+_PARTS = {"version", "stackings", "values", "empty", "layers", "variables"}
 OUTSIDE = "outside of any stack"
 
 
@@ -181,7 +183,34 @@ def described(plan: Plan, extra: Mapping[str, str], checksums: Mapping[str, str]
         "layers": layers,
         "variables": dict(checksums),
     }
+    about["sum"] = _sum_of(about, extra)
     return {**extra, KEY: json.dumps(about, separators=(",", ":"))}
+
+
+def _sum_of(about: Mapping[str, Any], extra: Mapping[str, str]) -> str:
+    """A checksum of all that a file says of itself."""
+    text = json.dumps([about, dict(extra)], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def compare(recorded: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Holds the checksums of variables against those in their file.
+
+    Raises:
+      CheckpointError: one differs, or a variable is in only one of them. The message names it.
+    """
+    for name in sorted(recorded.keys() | found.keys()):
+        if name not in recorded:
+            raise CheckpointError(f"{name_of(name)} is damaged: the file has no checksum for it")
+        if name not in found:
+            raise CheckpointError(
+                f"{name_of(name)} is missing: the file has its checksum, but no such variable"
+            )
+        if found[name] != recorded[name]:
+            raise CheckpointError(
+                f"{name_of(name)} is damaged: its checksum is {found[name]}, the file says "
+                f"{recorded[name]}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,16 +222,30 @@ class Described:
     checksums: Mapping[str, str]
 
 
-def read_described(text: str) -> Described:
-    """Reads what `described` wrote.
+def read_described(metadata: dict[str, str]) -> Described:
+    """Takes what `described` wrote out of the metadata of a file; nothing in that of another.
 
     Raises:
-      CheckpointError: it is something else.
+      CheckpointError: it is something else, or not as it was written.
     """
+    text = metadata.pop(KEY, None)
+    if text is None:
+        for name, other in metadata.items():
+            if other.startswith('{"version":') and '"stackings":' in other:
+                raise CheckpointError(
+                    f"the metadata of liftax are damaged: they are called {name_of(name)}"
+                )
+        return Described((), {}, {})
     try:
         about = json.loads(text)
         if about["version"] != 1:
             raise CheckpointError(f"version {about['version']!r} of the metadata is not known")
+        # The first files had no sum; one that is called otherwise is a damaged one.
+        told = about.pop("sum", None)
+        if about.keys() - _PARTS or (told is not None and told != _sum_of(about, metadata)):
+            raise CheckpointError(
+                "the metadata of liftax are damaged: their checksum is not the one in the file"
+            )
         values: dict[str, Any] = {name: {} for name in about["empty"]}
         for name, value in about["values"].items():
             values[name] = complex(*value["complex"]) if isinstance(value, dict) else value
@@ -214,6 +257,17 @@ def read_described(text: str) -> Described:
         raise CheckpointError(
             f"the metadata of liftax are damaged: {name_of(str(error))}"
         ) from error
+
+
+def with_values(tree: Any, about: Described) -> Any:
+    """The tensors of a file, with what is no array in their places.
+
+    Raises:
+      CheckpointError: two have one name.
+    """
+    if not about.values:
+        return tree
+    return nested({**dict(flat(tree) if tree else ()), **about.values})
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -244,18 +298,16 @@ def write(
       OSError: from the file system.
     """
     tensors, extra = plan.tensors, dict(extra or {})
+    if isinstance(plan.tree, Mapping) and "" in plan.tree and "" in dict(flat(plan.tree)):
+        raise CheckpointError("a variable at the top is called '': it could not be read back")
     blank = dict.fromkeys(plan.variables, "0" * 16)
     head = described(plan, extra, blank)
     _check_room(path, file_size(tensors, head))
     with replacing(path) as (file, temporary):
         write_safetensors(file, tensors, head, step)
         sums = plan.checksums()
-        for name, checksum in (recorded or {}).items():
-            if sums.get(name, checksum) != checksum:
-                raise CheckpointError(
-                    f"{name_of(name)} is damaged: its checksum is {sums[name]}, the file says "
-                    f"{checksum}"
-                )
+        if recorded:
+            compare(recorded, sums)
         # Checksums are all of one length, so the header keeps its own.
         file.seek(0)
         file.write(header_of(tensors, described(plan, extra, sums))[0])
@@ -266,7 +318,9 @@ def write(
 
 
 def _verify(path: Path, plan: Plan, sums: Mapping[str, str]) -> None:
-    tree, _ = read_safetensors(path)
+    tree, metadata = read_safetensors(path)
+    about = read_described(metadata)
+    with_values(tree, about)  # it must be possible to load it, too
     layers = to_layers(tree, plan.stackings) if plan.stackings else tree
     found = dict(_leaves(_summed(layers)))
     if found.keys() != sums.keys():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,6 +41,23 @@ CODES: dict[str, np.dtype] = {
 }
 CODE_OF = {dtype: code for code, dtype in CODES.items()}
 BY_NAME = {dtype.name: dtype for dtype in (*CODES.values(), np.dtype(np.complex128))}
+
+
+_MOST_AXES = 64  # numpy has no more
+
+
+def check_shape(shape: Any, dtype: np.dtype, name: str) -> tuple[int, ...]:
+    """The shape that stands in a file, if an array can have it.
+
+    Raises:
+      CheckpointError: it has too many axes, or sizes that no array has.
+    """
+    if len(shape) > _MOST_AXES:
+        raise CheckpointError(f"{name}: an array with {len(shape)} axes; there are at most 64")
+    # As numpy counts: an empty array must not be too large but for its empty axes.
+    if math.prod(max(size, 1) for size in shape) * dtype.itemsize >= 2**63:
+        raise CheckpointError(f"{name}: an array of {list(shape)} is larger than any memory")
+    return tuple(shape)
 
 
 class Keep:
