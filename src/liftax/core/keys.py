@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import types
 import weakref
 from collections.abc import Mapping
@@ -27,17 +29,24 @@ def typed(value: Any) -> Any:
         return kind, value
     if kind is dict or isinstance(value, Mapping):
         return kind, frozenset(zip(value, map(typed, value.values()), strict=True))
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, collections.deque, bytearray)):
         return kind, tuple(map(typed, value))
+    if isinstance(value, (set, frozenset)):
+        return kind, frozenset(map(typed, value))
     if isinstance(value, float):
         return kind, value.hex()
     if isinstance(value, (jax.Array, np.ndarray)):
         return _Identity(value)
     if hasattr(kind, "_fingerprint"):
         return value._fingerprint()
+    if hasattr(kind, "__dataclass_fields__"):
+        # By its fields: it may be hashable or not, and compare as equal what is of other types.
+        with contextlib.suppress(StaticArgumentError):
+            names = kind.__dataclass_fields__
+            return kind, tuple(typed(getattr(value, name, None)) for name in names)
     try:
         hash(value)
-    except TypeError as cause:
+    except Exception as cause:
         raise StaticArgumentError(
             f"a static argument of type {kind.__name__} is not hashable; pass a tuple "
             f"for a list, or define __hash__ and __eq__"

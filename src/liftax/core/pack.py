@@ -22,12 +22,12 @@ from typing import Any
 import jax
 
 from ..errors import LiftWarning, TiedModulesError, where
-from .filters import in_filter, names_of
+from .filters import DenyList, Filter, in_filter, names_of
 from .keys import typed
 from .record import LiftEvent
 from .rngs import Keys, Log, Stream
 from .roles import THROUGH, Roles
-from .root import InnerRoot
+from .root import InnerRoot, Root
 from .scope import Scope
 from .trees import copy_dicts
 
@@ -382,11 +382,9 @@ class Opening:
                 if path[:here] == top.path
                 for stream, n in streams.items()
             )
-            writable = frozenset(
-                (col, root.is_mutable(col)) for col in (*top.collections(), "params")
-            )
+            writable = frozenset((col, root.is_mutable(col)) for col in _spelled(root))
             flags = frozenset((k, typed(v)) for k, v in root.flags.items())
-            tops.append((counts, writable, repr(root.mutable), flags, tuple(top.rngs)))
+            tops.append((counts, writable, flags, tuple(top.rngs)))
         return tuple(tops), tuple(self.places), self.tree
 
     def counted(self) -> Any:
@@ -485,6 +483,26 @@ def _below(scope: Scope, path: tuple[str, ...]) -> Scope:
 def _bases(top: Scope) -> tuple[str, ...]:
     """Returns the collections whose variables may be made of the keys of a lift inside."""
     return ("params", *top.collections())
+
+
+def _spelled(root: Root) -> set[str]:
+    """Returns names that stand for all collections, whether anybody has made them yet or not.
+
+    Two collections that no filter of the call and of the lifts around spells out are treated
+    alike, so one that nobody uses stands for them.
+    """
+    names = {"*"}
+    while True:
+        filters: list[Filter] = [root.mutable]
+        if isinstance(root, InnerRoot):
+            filters = [row.filter for row in root.roles.rows]
+        for found in filters:
+            while isinstance(found, DenyList):
+                found = found.deny
+            names |= names_of(found)
+        if not isinstance(root, InnerRoot):
+            return names
+        root = root.outer
 
 
 def _candidates(row: Any, top: Scope) -> list[str]:
