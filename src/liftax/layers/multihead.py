@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ..module import Module, compact
@@ -268,13 +269,15 @@ class MultiHeadDotProductAttention(Module):
                 "Pass one position at a time, with the batch size given to init.",
             )
         now = index.value
-        if not isinstance(now, jax.core.Tracer) and now >= length:
+        # In a trace JAX would make a traced value of a comparison with an index from outside it.
+        if not isinstance(now, jax.core.Tracer) and np.asarray(now) >= length:
             raise fail(
                 self,
                 f"the cache is full: it has {length} positions, this is number {int(now) + 1}.",
                 "Give init an input of more positions.",
             )
-        place = (0,) * len(batch) + (now, 0, 0)
+        zero = np.zeros((), now.dtype)  # with 64 bits a plain 0 would be an index of another type
+        place = (zero,) * len(batch) + (now, zero, zero)
         keys.value = key = lax.dynamic_update_slice(keys.value, key, place)
         values.value = value = lax.dynamic_update_slice(values.value, value, place)
         index.value = now + 1

@@ -275,7 +275,9 @@ class _Call:
         )
 
     def loop(self, step: Callable[..., Any], state: Any, xs: Any) -> Any:
-        return self.plan.loop(step, state, xs, length=self.size, **self.plan.options)
+        # lax.scan takes no symbol for a length, but scans over arrays of symbolic sizes.
+        length = None if compat.is_symbolic(self.size) else self.size
+        return self.plan.loop(step, state, xs, length=length, **self.plan.options)
 
     # --- the body ---------------------------------------------------------------
 
