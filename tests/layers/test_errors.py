@@ -226,8 +226,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
         {},
         "together with precision",
     ),
-    "LSTM-carry": (nn.LSTMCell(3), ((X, X), X), {}, "does not end in features=3"),
-    "GRU-carry": (nn.GRUCell(3), (X, X), {}, "does not end in features=3"),
+    "GRU-carry": (nn.GRUCell(3), (jnp.array(1.0), X), {}, "the carry is a scalar"),
     "ConvLSTM-carry": (nn.ConvLSTMCell(3, (3,)), ((X, X), X), {}, "the carry has shapes"),
     "ConvLSTM-valid": (
         nn.ConvLSTMCell(4, (3,), padding="VALID"),

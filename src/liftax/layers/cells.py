@@ -6,6 +6,7 @@ Scan a cell over time with :class:`RNN` or `scan`.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jax.numpy import tanh
 
+from ..errors import LiftWarning
 from ..module import Module, compact, nowrap
 from . import initializers
 from ._util import fail
@@ -82,13 +84,22 @@ def pair_of(cell: Any, carry: Any) -> tuple[Any, Any]:
     return carry[0], carry[1]
 
 
-def check_width(cell: Any, what: str, state: Any) -> None:
-    if jnp.shape(state)[-1:] != (cell.features,):
-        raise fail(
-            cell,
-            f"{what} of shape {jnp.shape(state)} does not end in features={cell.features}.",
-            "Pass the carry made by initialize_carry.",
+def width_of(cell: Any, state: Any) -> int:
+    """The width of a carry, which a cell takes as its own, as Linen's do.
+
+    Warns:
+      LiftWarning: ``LX207``, the cell's ``features`` say another.
+    """
+    shape = jnp.shape(state)
+    if not shape:
+        raise fail(cell, "the carry is a scalar.", "Pass the carry of initialize_carry.")
+    if shape[-1] != cell.features:
+        text = (
+            f"the carry of shape {shape} does not end in features={cell.features}: the cell has "
+            f"the carry's width.\nPass features={shape[-1]}, or the carry of initialize_carry"
         )
+        warnings.warn(LiftWarning("LX207", str(fail(cell, *text.split("\n")))), stacklevel=3)
+    return int(shape[-1])
 
 
 class VectorCell(RNNCellBase):
@@ -107,9 +118,9 @@ class VectorCell(RNNCellBase):
         return cell.carry_init(rng, shape, cell.param_dtype)
 
     @nowrap
-    def _dense(self, **options: Any) -> Dense:
+    def _dense(self, width: int, **options: Any) -> Dense:
         cell: Any = self
-        return Dense(cell.features, dtype=cell.dtype, param_dtype=cell.param_dtype, **options)
+        return Dense(width, dtype=cell.dtype, param_dtype=cell.param_dtype, **options)
 
     @property
     def num_feature_axes(self) -> int:
@@ -142,7 +153,7 @@ class SimpleCell(VectorCell):
       residual: add the state before the activation.
 
     Raises:
-      LayerError: the carry does not have ``features``.
+      LayerError: the carry is none.
 
     Example:
       >>> import jax, jax.numpy as jnp, liftax as nn
@@ -166,13 +177,13 @@ class SimpleCell(VectorCell):
     @compact
     def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
         """One step."""
-        check_width(self, "the carry", carry)
-        from_input = self._dense(kernel_init=self.kernel_init, bias_init=self.bias_init, name="i")(
-            inputs
-        )
-        from_state = self._dense(use_bias=False, kernel_init=self.recurrent_kernel_init, name="h")(
-            carry
-        )
+        width = width_of(self, carry)
+        from_input = self._dense(
+            width, kernel_init=self.kernel_init, bias_init=self.bias_init, name="i"
+        )(inputs)
+        from_state = self._dense(
+            width, use_bias=False, kernel_init=self.recurrent_kernel_init, name="h"
+        )(carry)
         total = from_input + from_state
         if self.residual:
             total = total + carry
@@ -209,7 +220,7 @@ class GRUCell(VectorCell):
       carry_init: initializer of the first carry.
 
     Raises:
-      LayerError: the carry does not have ``features``.
+      LayerError: the carry is none.
 
     Example:
       >>> import jax, jax.numpy as jnp, liftax as nn
@@ -234,13 +245,9 @@ class GRUCell(VectorCell):
     def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
         """One step."""
         h = carry
-        check_width(self, "the carry", h)
-        from_input = functools.partial(
-            self._dense, kernel_init=self.kernel_init, bias_init=self.bias_init
-        )
-        from_state = functools.partial(
-            self._dense, kernel_init=self.recurrent_kernel_init, bias_init=self.bias_init
-        )
+        dense = functools.partial(self._dense, width_of(self, h), bias_init=self.bias_init)
+        from_input = functools.partial(dense, kernel_init=self.kernel_init)
+        from_state = functools.partial(dense, kernel_init=self.recurrent_kernel_init)
         r = self.gate_fn(from_input(name="ir")(inputs) + from_state(name="hr", use_bias=False)(h))
         z = self.gate_fn(from_input(name="iz")(inputs) + from_state(name="hz", use_bias=False)(h))
         n = self.activation_fn(from_input(name="in")(inputs) + r * from_state(name="hn")(h))
@@ -280,7 +287,7 @@ class MGUCell(VectorCell):
       reset_gate: multiply by the forget gate within :math:`n`.
 
     Raises:
-      LayerError: the carry does not have ``features``.
+      LayerError: the carry is none.
 
     Example:
       >>> import jax, jax.numpy as jnp, liftax as nn
@@ -307,9 +314,9 @@ class MGUCell(VectorCell):
     def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
         """One step."""
         h = carry
-        check_width(self, "the carry", h)
-        from_input = functools.partial(self._dense, kernel_init=self.kernel_init)
-        from_state = functools.partial(self._dense, kernel_init=self.recurrent_kernel_init)
+        dense = functools.partial(self._dense, width_of(self, h))
+        from_input = functools.partial(dense, kernel_init=self.kernel_init)
+        from_state = functools.partial(dense, kernel_init=self.recurrent_kernel_init)
         f = self.gate_fn(
             from_input(name="if", bias_init=self.forget_bias_init)(inputs)
             + from_state(name="hf", use_bias=False)(h)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..errors import LayerError
 from ..module import Module, compact
-from . import initializers
+from . import initializers, linear
 from ._util import add_bias, check_size, fail, sizes, to_tuple
 from .dtypes import (
     Array,
@@ -61,12 +63,9 @@ def canonicalize_padding(
     if isinstance(padding, str):
         if padding.upper() in names:
             return padding.upper()
-    elif isinstance(padding, int):
-        return ((padding, padding),) * rank
-    elif isinstance(padding, Sequence) and len(padding) == rank:
-        pairs = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
-        if all(len(p) == 2 for p in pairs):
-            return pairs  # type: ignore[return-value]
+    else:
+        with contextlib.suppress(LayerError):
+            return tuple(linear.canonicalize_padding(padding, rank))  # type: ignore[arg-type]
     raise fail(
         module,
         f"padding={padding!r} is not one of {', '.join(names)}, an int, or {rank} entries "

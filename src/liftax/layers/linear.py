@@ -28,6 +28,37 @@ default_kernel_init: Initializer = initializers.lecun_normal()
 default_embed_init: Initializer = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 
 
+def canonicalize_padding(padding: Any, rank: int) -> str | list[tuple[int, int]]:
+    """Padding as ``jax.lax`` takes it: a name as it is, else a ``(low, high)`` pair per dimension.
+
+    Args:
+      padding: a name; an int, for both sides of all dimensions; or one entry per
+        dimension, each an int for both sides or a pair.
+      rank: number of dimensions.
+
+    Raises:
+      LayerError: it is none of these.
+
+    Example:
+      >>> from liftax.layers.linear import canonicalize_padding
+      >>> canonicalize_padding('SAME', 2), canonicalize_padding([1, (0, 2)], 2)
+      ('SAME', [(1, 1), (0, 2)])
+    """
+    if isinstance(padding, str):
+        return padding
+    entries = [padding] * rank if isinstance(padding, int) else padding
+    if isinstance(entries, Sequence) and len(entries) == rank:
+        pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in entries]
+        if all(len(pair) == 2 for pair in pairs):
+            return pairs
+    raise fail(
+        "padding",
+        f"padding={padding!r} is not a name, an int, or {rank} entries that are each an int or a "
+        "(low, high) pair.",
+        "Change padding=.",
+    )
+
+
 def _check_dots(module: Any) -> None:
     if module.dot_general_cls is not None and module.dot_general is not None:
         raise fail(module, "both dot_general and dot_general_cls are set.", "Pass one of them.")

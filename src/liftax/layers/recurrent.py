@@ -18,7 +18,7 @@ from .cells import GRUCell as GRUCell
 from .cells import MGUCell as MGUCell
 from .cells import RNNCellBase as RNNCellBase
 from .cells import SimpleCell as SimpleCell
-from .cells import VectorCell, check_cell, check_width, default_recurrent_init, pair_of
+from .cells import VectorCell, check_cell, default_recurrent_init, pair_of, width_of
 from .conv import CONV_PADDING, Conv, canonicalize_padding
 from .dtypes import Array, Dtype, Initializer, promote_dtype
 from .linear import default_kernel_init
@@ -88,7 +88,7 @@ class LSTMCell(_LSTM):
       carry_init: initializer of the first carry.
 
     Raises:
-      LayerError: the carry does not have ``features``.
+      LayerError: the carry is no pair.
 
     Example:
       >>> import jax, jax.numpy as jnp, liftax as nn
@@ -105,14 +105,17 @@ class LSTMCell(_LSTM):
     ) -> tuple[tuple[Array, Array], Array]:
         """One step."""
         c, h = pair_of(self, carry)
-        check_width(self, "the carry", h)
+        width = width_of(self, h)
 
         def gate(name: str) -> Array:
-            from_input = self._dense(use_bias=False, kernel_init=self.kernel_init, name="i" + name)(
-                inputs
-            )
+            from_input = self._dense(
+                width, use_bias=False, kernel_init=self.kernel_init, name="i" + name
+            )(inputs)
             from_state = self._dense(
-                kernel_init=self.recurrent_kernel_init, bias_init=self.bias_init, name="h" + name
+                width,
+                kernel_init=self.recurrent_kernel_init,
+                bias_init=self.bias_init,
+                name="h" + name,
             )(h)
             return from_input + from_state
 
@@ -146,7 +149,7 @@ class OptimizedLSTMCell(_LSTM):
     Attributes: as :class:`LSTMCell`.
 
     Raises:
-      LayerError: the carry does not have ``features``.
+      LayerError: the carry is no pair.
 
     Example:
       >>> import jax, jax.numpy as jnp, liftax as nn
@@ -164,14 +167,14 @@ class OptimizedLSTMCell(_LSTM):
     ) -> tuple[tuple[Array, Array], Array]:
         """One step."""
         c, h = pair_of(self, carry)
-        check_width(self, "the carry", h)
+        width = width_of(self, h)
 
         def joined(x: Array, prefix: str, use_bias: bool, init: Initializer) -> list[Array]:
             """The sums of ``x`` that go into the gates."""
             kernels, biases = zip(
                 *(
                     _Weights(
-                        self.features,
+                        width,
                         use_bias,
                         self.param_dtype,
                         init,

@@ -97,6 +97,7 @@ _ERRORS = {
 _WARNINGS = {
     "LX202": "A stream is not split while its parameters are stacked",
     "LX206": "static_argnums counted with the module, as Linen counts",
+    "LX207": "The carry of a recurrent cell has another width than the cell's features",
 }
 _NOTES = {
     "LX901": "Parameters stacked along a mapped axis: an ensemble",
