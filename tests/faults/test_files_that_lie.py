@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import flax.serialization
 import msgpack
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -182,6 +184,23 @@ def test_bytes_that_nobody_wrote(rest, head):
     except CheckpointError:
         pass
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_halves_of_the_files_of_orbax(capsys, folder):
+    """Each ends the command with one line, or the checkpoint is converted and nothing is said."""
+    ocp.PyTreeCheckpointer().save(folder / "whole", {"params": VARIABLES["params"]})
+    options = ["o.safetensors", "--layout", "layers", "--stack", "blocks"]
+    files = [p.relative_to("whole") for p in Path("whole").rglob("*") if p.is_file()]
+    codes = {}
+    for file in files:
+        shutil.copytree("whole", "half", dirs_exist_ok=True)
+        half = Path("half", file)
+        half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+        code, err = convert(capsys, "half", *options)
+        assert (code, err.count("\n")) in ((2, 1), (0, 0)), (file, err)
+        codes[str(file)] = code
+        shutil.rmtree("half")
+    assert codes["_CHECKPOINT_METADATA"] == codes["manifest.ocdbt"] == codes["_METADATA"] == 2
 
 
 # -- what could not be read back ------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from .stackings import name_of
 from .tensors import Keep, to_plain
 
 _MARK = "_METADATA"
+_ABOUT = "_CHECKPOINT_METADATA"
 
 
 def orbax_directory(path: Path) -> Path:
@@ -54,6 +56,8 @@ def read_orbax(path: Path) -> Any:
             "Orbax checkpoints need the package orbax-checkpoint: pip install 'liftax[checkpoints]'"
         ) from error
     directory = orbax_directory(path).absolute()
+    for folder in {directory, path.absolute()}:
+        _check_json(folder / _ABOUT, path)
     checkpointer = ocp.PyTreeCheckpointer()
     described = _tried(path, lambda: checkpointer.metadata(directory)).item_metadata
     if described is None:
@@ -78,6 +82,16 @@ def read_orbax(path: Path) -> Any:
         for number, leaf in enumerate(leaves)
     ]
     return to_plain(jax.tree.unflatten(treedef, made))
+
+
+def _check_json(file: Path, path: Path) -> None:
+    """Orbax itself goes on without a description that it cannot read, after a line in the log."""
+    try:
+        json.loads(file.read_bytes())
+    except FileNotFoundError:
+        pass
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {file.name} is damaged") from error
 
 
 class _Stored(Lazy):
