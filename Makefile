@@ -1,5 +1,6 @@
-# make run    the demonstration, from nothing: environment, forward pass, a short training
-# make test   the whole test suite, from nothing
+# make run           the demonstration, from nothing: environment, forward pass, a short training
+# make test          the whole test suite, from nothing
+# make test-matrix   what must hold on the newer Pythons, with the newer JAX that they get
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := run
-.PHONY: run test bench types lint format chromium clean
+.PHONY: run test test-matrix bench types lint format chromium clean
 
 run: $(VENV)/.run
 	$(BIN)/liftax forward
@@ -17,6 +18,33 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev chromium
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# The other pairs of jax and flax in constraints.txt, each on the Python that its marker names and in
+# an environment of its own. make PYTHON_3.13=/path/to/python3.13 says where one is.
+MATRIX := 3.12 3.13
+TESTS_ON_3.12 := tests/parity tests/probes
+TESTS_ON_3.13 := tests/parity tests/laws tests/core tests/design tests/stack tests/layout \
+  tests/layers tests/faults tests/probes tests/test_traces.py
+
+# Installing waits for the network, so all at once; the tests keep the cores busy, so in turn.
+test-matrix:
+	$(MAKE) --jobs --keep-going $(MATRIX:%=install-on-%)
+	$(MAKE) --jobs=1 --keep-going $(MATRIX:%=test-on-%)
+
+install-on-%:
+	@$(call on,$*,.venv-$*/.dev)
+
+test-on-%:
+	@$(call on,$*,test PYTEST_ARGS='$(TESTS_ON_$*) $(PYTEST_ARGS)')
+
+# A target in the environment of one Python. Without that Python it is left out, but not in CI.
+on = python="$(or $(PYTHON_$1),$$(.ci/find-python $1))"; \
+  if [ -n "$$python" ]; then \
+    $(MAKE) --no-print-directory VENV=.venv-$1 PYTHON="$$python" $2; \
+  else \
+    echo "no Python $1 on PATH or in ~/.pyenv/versions, so its pair of jax and flax is not tested;" \
+      "make test-matrix PYTHON_$1=/path/to/python$1" >&2; [ -z "$$CI" ]; \
+  fi
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
@@ -72,5 +100,5 @@ chromium:
 	echo "could not install Chromium" >&2; [ -z "$$CI" ]
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MATRIX:%=.venv-%) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,91 @@
+"""Runs the models under one flag, in a process of its own: `python -m probes.run FLAG FILE CACHE`.
+
+A flag changes how JAX traces, and much of JAX caches what it traced: only a fresh process has one
+flag and nothing of another.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=2"
+)
+
+import jax
+import numpy as np
+from helpers.compare import linen, ours
+from helpers.run import total
+
+from probes.flags import FLAGS, Flag
+from probes.models import MODELS, WRITES
+
+X = np.sin(np.arange(12) * 0.7 - 1.0).reshape(4, 3)
+
+
+def _compute(flag: Flag, nn: ModuleType, name: str, x: Any) -> dict[str, Any]:
+    """Initial variables, then outputs, changed variables and gradients: arrays by their paths."""
+    make = jax.random.key if flag.typed_keys else jax.random.PRNGKey
+    rngs = {"params": make(0), "dropout": make(1)}
+    model = MODELS[name](nn)
+
+    def everything(rngs: Any, x: Any) -> dict[str, Any]:
+        variables = model.init(rngs, x)
+        params = variables.pop("params", {})
+
+        def run(params: Any, state: Any) -> Any:
+            given, drops = {**state, "params": params}, {"dropout": rngs["dropout"]}
+            out = model.apply(given, x, rngs=drops, mutable=WRITES.get(name, False))
+            return total(out), out
+
+        compiled = jax.jit(jax.value_and_grad(run, has_aux=True))
+        (_, outputs), grads = compiled(params, variables)
+        return {"params": params, "state": variables, "outputs": outputs, "grads": grads}
+
+    if flag.traced_only:
+        shapes = jax.eval_shape(everything, rngs, x)
+        found = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    else:
+        found = everything(rngs, x)
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _attempt(*args: Any) -> Any:
+    """What `_compute` gives, or the words of the error that it met."""
+    try:
+        return _compute(*args)
+    except Exception as error:
+        text = "".join(traceback.format_exception(error))
+        return text.partition("-" * 20)[0][-1500:]
+
+
+def main(flag: str, file: str, cache: str, *names: str) -> None:
+    # The processes before this one compiled most of what this one needs; tracing is its own.
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    results: dict[str, Any] = {}
+    subject, reference = ours().nn, linen().nn
+    with FLAGS[flag].on(X) as x:
+        for name in names or FLAGS[flag].models:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                found = _attempt(FLAGS[flag], subject, name, x)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                expected = _attempt(FLAGS[flag], reference, name, x)
+            results[name] = found, expected
+    Path(file).write_bytes(pickle.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,97 @@
+"""Every model under every flag: liftax as Linen under the same flag.
+
+Initial variables are the same bits. Outputs and gradients are compiled, and the compiler may fuse
+two programs of the same arithmetic apart, so those agree to rounding; `tests/parity` has the bits.
+"""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from probes.flags import FLAGS
+
+# Where neither library can: (flag, model) -> why.
+NEITHER: dict[tuple[str, str], str] = {
+    ("jax_enable_x64", "lstm"): "the carry is float32, what a float64 input makes of it is not",
+    ("explicit mesh, sharded", "lstm"): "the first carry does not lie as `x` does",
+    ("explicit mesh, sharded", "decoding"): "the cache does not lie as `x` does",
+    ("explicit mesh, sharded", "scan_of_vmap_of_scan"): "mapped weights lie otherwise than `x`",
+    ("explicit mesh, sharded", "dropout"): "the mask does not lie as `x` does",
+    ("explicit mesh, sharded", "fold_rngs"): "the mask does not lie as `x` does",
+    ("explicit mesh, sharded", "language_model"): "how rows of an Embed lie is not said",
+}
+
+# Where Linen computes something else; each is a fault to mend.
+DIFFERENT = {
+    ("jax_disable_jit", name): "init draws other keys in a scan"
+    for name in ("scan", "remat_scan", "scan_of_vmap_of_scan", "batch_norm_in_scan", "dropout")
+}
+DIFFERENT["jax_check_tracer_leaks", "scan"] = "what a lift traces first is held until collected"
+
+TESTS = Path(__file__).parents[1]
+
+
+def run(flag: str, folder: Path, cache: Path, *models: str) -> dict[str, Any]:
+    """What both libraries compute, or the words of their errors, by model."""
+    file = folder / "results"
+    command = [sys.executable, "-m", "probes.run", flag, str(file), str(cache), *models]
+    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return pickle.loads(file.read_bytes())
+
+
+def difference(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
+    """Where two results differ first, if they do."""
+    if found.keys() != expected.keys():
+        return f"differs: only one has {sorted(found.keys() ^ expected.keys())}"
+    for path, left in found.items():
+        right = expected[path]
+        if (left.dtype, left.shape) != (right.dtype, right.shape):
+            return f"differs at {path}: {left.dtype}{left.shape}, not {right.dtype}{right.shape}"
+        compiled = path.startswith(("['outputs']", "['grads']"))
+        if compiled and np.issubdtype(left.dtype, np.floating):
+            same = np.allclose(left, right, rtol=1e-5, atol=1e-6)
+        else:
+            same = left.tobytes() == right.tobytes()
+        if not same:
+            return f"differs at {path}: {left}, not {right}"
+    return None
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled programs, which most flags leave as they are; a folder for each pytest worker."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_models_under(flag: str, tmp_path: Path, cache: Path) -> None:
+    missing = FLAGS[flag].missing()
+    if missing:
+        pytest.skip(f"jax {jax.__version__} has no {', '.join(missing)}")
+    results = run(flag, tmp_path, cache)
+    assert list(results) == list(FLAGS[flag].models)
+
+    only_ours = [name for name, (_, linen) in results.items() if isinstance(linen, str)]
+    plain = run("no flag", tmp_path, cache, *only_ours) if only_ours else {}
+    faults = []
+    for name, (found, linen) in results.items():
+        if isinstance(found, str):
+            fault = f"fails, Linen {'too' if name in plain else 'does not'}: {found}"
+        else:
+            # Where Linen cannot, the flag must change nothing.
+            fault = difference(found, plain[name][0] if name in plain else linen)
+        known = (NEITHER if name in plain else DIFFERENT).get((flag, name))
+        if known and not fault:
+            faults.append(f"{name} works now, and stands in a table as: {known}")
+        elif fault and not known:
+            faults.append(f"{name} {fault}")
+    assert not faults, "\n\n".join(faults)
