@@ -158,6 +158,13 @@ def test_a_layout_has_none():
     assert found == []
 
 
+@pytest.mark.parametrize("loop", ["stacked", "shared"])
+def test_lazy_init_of_inputs_without_values_has_none(loop):
+    abstract = jax.ShapeDtypeStruct((), jnp.float32)
+    _, found = seen(lambda: LOOPS[loop]().lazy_init(jax.random.key(0), abstract, XS))
+    assert found == []
+
+
 def test_references_from_outside():
     ref = jax.new_ref(jnp.zeros(()))
 

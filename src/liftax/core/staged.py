@@ -111,6 +111,8 @@ class _Init:
                 raise
             return self.as_it_is()
         jaxpr = compat.consts_as_inputs(closed)
+        if any(self.abstract):  # nothing to print of an input that has no value
+            jaxpr = compat.quiet(jaxpr)
         small, used = compat.prune(jaxpr, [True] * len(jaxpr.outvars))
         unknown = [False] * len(closed.consts) + self.abstract
         if any(u and a for u, a in zip(used, unknown, strict=True)):
