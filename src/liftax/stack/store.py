@@ -21,7 +21,18 @@ from .found import as_stackings
 from .leaves import described, inverse, is_array, join, permute, take
 from .stackings import Path, Places, Stacking, Stackings, name_of
 from .states import check_states
-from .trees import MISSING, Root, form_of, get, names_of, put, remove, roots_replaced
+from .trees import (
+    MISSING,
+    Root,
+    form_of,
+    get,
+    names_of,
+    put,
+    put_all,
+    remove,
+    remove_all,
+    roots_replaced,
+)
 
 NONE_REMOVED: frozenset[Path] = frozenset()
 
@@ -373,9 +384,14 @@ class _Conversion:
                 continue
             if form != "stacked":
                 gone = removed if form == "shared" else removed | {s.mark}
-                for path in [s.path] if form == "shared" else s.layers:
-                    inner = self.unstack(get(tree, path), s.inside, collection, at + path, gone)
-                    tree = put(tree, path, inner)
+                paths = [s.path] if form == "shared" else s.layers
+                tree = put_all(
+                    tree,
+                    {
+                        path: self.unstack(get(tree, path), s.inside, collection, at + path, gone)
+                        for path in paths
+                    },
+                )
                 continue
             whole = get(tree, s.path)
             if _stands_for_all(whole, s):
@@ -383,16 +399,21 @@ class _Conversion:
             axis = LayerAxis(s, collection, removed)
             pieces = split(whole, axis, at + s.path, self.done)
             tree = remove(tree, s.path)
-            for path, piece in zip(s.layers, pieces, strict=True):
+            for path in s.layers:
                 if _taken(tree, path):
                     raise StackingError(
                         f"{name_of(at + path)} is there already, where a layer of "
                         f"{name_of(at + s.path)} would go; give the layers other names (names= of "
                         f"Stacking.of)"
                     )
-                gone = removed | {s.mark}
-                inner = self.unstack(piece, s.inside, collection, at + path, gone)
-                tree = put(tree, path, inner)
+            gone = removed | {s.mark}
+            tree = put_all(
+                tree,
+                {
+                    path: self.unstack(piece, s.inside, collection, at + path, gone)
+                    for path, piece in zip(s.layers, pieces, strict=True)
+                },
+            )
         return tree
 
     def stack(
@@ -416,8 +437,7 @@ class _Conversion:
                 self.stack(get(tree, path), s.inside, collection, at + path, gone)
                 for path in s.layers
             ]
-            for path in s.layers:
-                tree = remove(tree, path)
+            tree = remove_all(tree, s.layers)
             if _taken(tree, s.path):
                 raise StackingError(
                     f"{name_of(at + s.path)} is there already, where the layers "

@@ -74,6 +74,44 @@ def remove(tree: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return made
 
 
+def put_all(tree: Any, values: Mapping[Path, Any]) -> Any:
+    """As `put` of one value after the other, with each mapping copied once.
+
+    Example:
+      >>> put_all({"a": {"b": 1}}, {("a", "c"): 2, ("d",): 3})
+      {'a': {'b': 1, 'c': 2}, 'd': 3}
+    """
+    if () in values:
+        return values[()]
+    made = dict(tree) if isinstance(tree, Mapping) else {}
+    below: dict[str, dict[Path, Any]] = {}
+    for path, value in values.items():
+        below.setdefault(path[0], {})[path[1:]] = value
+    for name, part in below.items():
+        made[name] = put_all(made.get(name, {}), part)
+    return made
+
+
+def remove_all(tree: Mapping[str, Any], paths: Iterable[Path]) -> dict[str, Any]:
+    """As `remove` of one path after the other, with each mapping copied once.
+
+    Example:
+      >>> remove_all({"a": {"b": 1, "c": 2}, "d": 3}, [("a", "b"), ("a", "c")])
+      {'d': 3}
+    """
+    below: dict[str, list[Path]] = {}
+    for path in paths:
+        if not path:
+            return {}
+        below.setdefault(path[0], []).append(path[1:])
+    made = dict(tree)
+    for name, rest in below.items():
+        made[name] = {} if () in rest else remove_all(made[name], rest)
+        if not made[name]:
+            del made[name]
+    return made
+
+
 def form_of(stacking: Stacking, tree: Any, collection: str, at: Path = ()) -> str:
     """How a stack lies in the tree of a collection.
 
@@ -86,9 +124,10 @@ def form_of(stacking: Stacking, tree: Any, collection: str, at: Path = ()) -> st
     whole = get(tree, stacking.path)
     found = [get(tree, path) is not MISSING for path in stacking.layers]
     depth = len(stacking.path)
-    for path in stacking.layers:
-        if path[:depth] == stacking.path and get(whole, path[depth:]) is not MISSING:
-            whole = remove(whole, path[depth:]) or MISSING
+    inside = [path[depth:] for path in stacking.layers if path[:depth] == stacking.path]
+    inside = [path for path in inside if get(whole, path) is not MISSING]
+    if inside:
+        whole = remove_all(whole, inside) or MISSING
     if whole is MISSING and not any(found):
         return "absent"
     if stacking.axes is not None and not stacking.stacks(collection):
