@@ -257,6 +257,9 @@ class _Call:
             return (after, self.kept(state[1], written)), (ys, self.stacked(inner))
 
         try:
+            if self.tally.goes_on and self.tally.twice:
+                # Of what Linen's first trace draws only the counts are left.
+                jax.eval_shape(step, (carry, self.carried), jax.tree.map(compat.element, xs))
             (carry, carried), (ys, stacked) = self.loop(step, (carry, self.carried), xs)
         except _Retrace:
             self.tally.take_back()
@@ -331,6 +334,7 @@ class _Call:
     def run_in_parts(self, carry: list[Any], xs: Any) -> _Result:
         """Traces the body to a jaxpr, runs what stands before the loop, then the loop."""
         self.marks = marks = Marks()
+        self.tally.goes_on = False  # one trace is what every iteration runs
         opening, before, reverse = self.opening, (carry, self.carried), self.plan.options["reverse"]
         split = self.plan.roles.split("params") is True
         shape = jax.tree.map(compat.element, xs)

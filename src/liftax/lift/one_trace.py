@@ -304,8 +304,8 @@ def write_births(opening: Opening, marks: Marks, values: Mapping[Place, Any]) ->
     way, and the loop must use them with that mark on.
     """
     found = {}
-    for place, value in values.items():
-        index, col, first, *rest = place
+    for place in sorted(values):  # as JAX hands out what comes of a transformation
+        value, (index, col, first, *rest) = values[place], place
         top, node = opening.tops[index], value
         for name in reversed(rest):
             node = {name: node}

@@ -453,7 +453,8 @@ def _staged_call(
     outputs = (tuple(outside), tuple(body.traced), body.treedef)
     side = getattr(opening.target, "side", None)
     effects = _Effects(outputs, opening.counted(), side() if side is not None else None)
-    return out, written, effects
+    # In the order of their names, as `jax.jit` has them, where it is not disabled.
+    return out, jax.tree.map(lambda leaf: leaf, written), effects
 
 
 def jit(

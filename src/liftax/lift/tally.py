@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import compat
 from ..core.pack import Opening
 from ..core.rngs import Drawn, Log, join, replay, rewind, settle
 from ..core.roles import BROADCAST, CARRY
@@ -22,6 +23,8 @@ class Tally:
         self.first = first
         self.drawn: list[Drawn] = []
         self.earlier: list[Drawn] = []
+        # Without jit the body runs as Python once an iteration, and the counts go on.
+        self.goes_on = compat.jit_is_disabled() and first is None and opening.log is None
 
     def begin(self) -> Log | None:
         """Returns a log for a trace of the body; what one before it drew counts no more."""
@@ -31,7 +34,7 @@ class Tally:
         self.earlier = self.drawn if again else []
         self.take_back()
         roles = self.opening.roles
-        if self.opening.keyless:
+        if self.opening.keyless or self.goes_on:
             return None
         return Log(lambda col: roles.role(col) == BROADCAST, self.opening.log)
 
