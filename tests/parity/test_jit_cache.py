@@ -116,7 +116,7 @@ def test_what_has_no_key_is_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("statistics", [False, True], ids=["params", "batch_stats"])
-@pytest.mark.parametrize("scanned", [False], ids=["alone"])
+@pytest.mark.parametrize("scanned", [False, True], ids=["alone", "in a scan"])
 def test_equal_blocks_are_traced_once(scanned: bool, statistics: bool) -> None:
     counts: dict[str, list[int]] = {}
 

@@ -16,7 +16,7 @@ Invariants
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from ..errors import LiftWarning, TiedModulesError, where
 from .filters import DenyList, Filter, in_filter, names_of
 from .keys import typed
 from .record import LiftEvent
-from .rngs import Keys, Log, Stream
+from .rngs import Drawn, Keys, Log, Stream
 from .roles import THROUGH, Roles
 from .root import InnerRoot, Root
 from .scope import Scope
@@ -397,6 +397,31 @@ class Opening:
             }
             for top in self.tops
         )
+
+    def drawn_since(self, start: int) -> list[tuple[int, tuple[str, ...], Drawn]] | None:
+        """Returns the entries of the log from ``start`` on, each with its top and path below it.
+
+        None where one was counted for no path, in a rewound scope.
+        """
+        assert self.log is not None
+        at = {
+            id(streams): (i, path[len(top.path) :])
+            for i, top in reversed(list(enumerate(self.tops)))
+            for path, streams in top._root.counters.items()
+            if path[: len(top.path)] == top.path
+        }
+        entries = self.log[start:]
+        if not all(id(entry.counts) in at for entry in entries):
+            return None
+        return [(*at[id(entry.counts)], entry) for entry in entries]
+
+    def draw_again(self, entries: Iterable[tuple[int, tuple[str, ...], Drawn]]) -> None:
+        """Counts what an equal call drew, as `drawn_since` tells; the draws are that call's."""
+        for i, path, entry in entries:
+            top = self.tops[i]
+            counts = top._root.counters.setdefault((*top.path, *path), {})
+            assert self.log is not None
+            self.log.append(entry._replace(counts=counts, draws=()))
 
     def set_counters(self, counted: Any) -> None:
         """Goes on counting from what `counted` returned."""

@@ -112,6 +112,8 @@ class Log(list[Drawn]):
     def __init__(self, hoisted: Callable[[str], bool], outer: Log | None):
         self.hoisted = hoisted
         self.outer = outer
+        # What a lift inside keeps for as long as the body is traced.
+        self.kept: dict[Any, Any] = {}
 
     def early(self, collection: str) -> bool:
         """Tells whether a first trace makes the collection's variables, here or outside."""

@@ -396,11 +396,21 @@ class Jit:
                 opening.fingerprint(),
                 static.key(),
             )
-            # Draws that an outer loop still has to settle must not be found again by
-            # another call, and a listener must hear every call.
-            shared = all(t._root.log is None and t._root.rec is None for t in opening.tops)
+            # A listener must hear every call.
+            shared = all(t._root.rec is None for t in opening.tops)
             shared = shared and not getattr(fn, "heard", False)
-            run = self._program(weakly(key)) if shared else self._new_program()
+            log = opening.log
+            if not shared:
+                run = self._new_program()
+            elif log is None:
+                run = self._program(weakly(key))
+            else:
+                # Draws that a loop outside still has to settle are found again by equal calls
+                # in its body, for which they will be settled alike, and by no others.
+                if (self, key) not in log.kept:
+                    log.kept[self, key] = self._new_program(), {}
+                run, drawn = log.kept[self, key]
+                before = len(log)
             donated = self._donated(args, static)
             kept = [None if i in donated else x for i, x in enumerate(static.dynamic)]
             given = {i: static.dynamic[i] for i in donated}
@@ -414,6 +424,13 @@ class Jit:
             leaves = list(leaves)
             for i, value in zip(traced, out, strict=True):
                 leaves[i] = value
+            if shared and log is not None:
+                if len(log) > before:
+                    drawn[effects] = entries = opening.drawn_since(before)
+                    if entries is None:
+                        del log.kept[self, key]
+                else:
+                    opening.draw_again(drawn.get(effects, ()))
             opening.set_counters(effects.counters)
             restore = getattr(fn, "restore", None)
             if restore is not None:
