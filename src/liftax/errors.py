@@ -71,6 +71,10 @@ class InvalidRngError(LiftaxError):
     code = "LX203"
 
 
+class InvalidKeyError(InvalidRngError, ValueError):
+    """What was handed in for a stream is no key."""
+
+
 class LazyInitError(LiftaxError):
     """A variable's initial value depends on an input of which only the shape is known."""
 
@@ -111,6 +115,10 @@ class ScopeVariableNotFoundError(LiftaxError):
     """A variable is missing and may not be created here."""
 
     code = "LX423"
+
+
+class PerturbationNotFoundError(ScopeVariableNotFoundError, ValueError):
+    """Some perturbations were given, and not the one that is added here."""
 
 
 class ModifyScopeVariableError(LiftaxError):
@@ -154,10 +162,18 @@ class NameInUseError(LiftaxError):
     code = "LX403"
 
 
+class InvalidNameError(NameInUseError, TypeError):
+    """The name of a submodule or variable is no text."""
+
+
 class AssignSubModuleError(LiftaxError):
     """A submodule was made outside ``setup`` and outside a compact method."""
 
     code = "LX404"
+
+
+class InvalidParentError(AssignSubModuleError, ValueError):
+    """``parent=`` is neither None nor a module nor a scope."""
 
 
 class SetAttributeInModuleSetupError(LiftaxError):
@@ -186,6 +202,10 @@ class ApplyModuleInvalidMethodError(LiftaxError, AttributeError):
     """``method=`` is neither a method of the module nor a function of it."""
 
     code = "LX407"
+
+
+class NotCallableMethodError(ApplyModuleInvalidMethodError, TypeError):
+    """``method=`` is, or names, something that cannot be called."""
 
 
 class CallCompactUnboundModuleError(LiftaxError):

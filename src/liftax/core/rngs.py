@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from .. import compat
-from ..errors import InvalidRngError
+from ..errors import InvalidKeyError
 
 Key = Any
 
@@ -234,7 +234,7 @@ def is_key(value: Any) -> bool:
         return False
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         return value.shape == ()
-    return value.dtype == np.uint32 and value.ndim == 1
+    return value.dtype == np.uint32 and value.shape in ((2,), (4,))  # threefry, rbg
 
 
 def as_streams(rngs: Any, default: str = "params") -> dict[str, Stream]:
@@ -245,7 +245,7 @@ def as_streams(rngs: Any, default: str = "params") -> dict[str, Stream]:
       default: the stream that a single key is for.
 
     Raises:
-      InvalidRngError: something in ``rngs`` is no key.
+      InvalidKeyError: something in ``rngs`` is no key.
 
     Example:
       >>> import jax
@@ -258,12 +258,12 @@ def as_streams(rngs: Any, default: str = "params") -> dict[str, Stream]:
         rngs = {default: rngs}
     for name, key in rngs.items():
         if not isinstance(name, str):
-            raise InvalidRngError(
+            raise InvalidKeyError(
                 f"rngs: expected names of streams, e.g. {{'params': jax.random.key(0)}}; found "
                 f"the name {name!r} ({type(name).__name__})"
             )
         if not (isinstance(key, Stream) or is_key(key)):
-            raise InvalidRngError(
+            raise InvalidKeyError(
                 f"rngs: expected one key for stream {name!r}, as made by jax.random.key(0); "
                 f"found {describe(key)}"
             )

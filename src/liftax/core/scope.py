@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from .. import compat
-from ..errors import NameInUseError, where
+from ..errors import InvalidNameError, NameInUseError, where
 from . import metadata, refusals
 from .filters import Filter
 from .holding import may_hold_tracers
@@ -157,9 +157,15 @@ class Scope:
 
         Raises:
           NameInUseError: it is taken already.
+          InvalidNameError: it is no text.
         """
         taken = self.reservations.get(name)
         if taken is None:
+            if not isinstance(name, str):
+                raise InvalidNameError(
+                    f"{self._where()}: expected a text as a name; found {name!r} "
+                    f"({type(name).__name__})"
+                )
             self.reservations[name] = {col}
             return
         if col is None or None in taken or col in taken:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ from ..errors import (
     CallSetupUnboundModuleError,
     IncorrectPostInitOverrideError,
 )
-from .state import InterceptorContext, local
+from .state import InterceptorContext, local, watch
 
 if TYPE_CHECKING:
     from .module import Module
@@ -109,16 +109,23 @@ def compact_name_scope(fun: F) -> F:
     return scoped  # type: ignore[return-value]
 
 
-def wrap_methods(cls: type, fields: set[str]) -> None:
-    """Wraps the methods that a class defines, each once."""
+_LEFT_ALONE = frozenset(
+    """__init__ __post_init__ __eq__ __ne__ __hash__ __repr__ __str__ __format__ __dir__ __del__
+    __getattr__ __getattribute__ __setattr__ __delattr__ __getstate__ __setstate__ __reduce__
+    __reduce_ex__ __copy__ __deepcopy__ __replace__ __sizeof__ setup""".split()
+)
+"""Methods by which Python, and not the model, handles an object."""
+
+
+def wrap_methods(cls: type, names: Iterable[str]) -> None:
+    """Wraps the methods among the names that a class defines, each once."""
     if "setup" in cls.__dict__:
         cls.setup = _guarded(cls.__dict__["setup"])  # type: ignore[attr-defined]
-    for name, method in list(cls.__dict__.items()):
+    for name in names:
+        method = cls.__dict__.get(name)
         if (
             isinstance(method, FunctionType)
-            and name not in fields
-            and (not name.startswith("__") or name == "__call__" or hasattr(method, "compact"))
-            and name != "setup"
+            and name not in _LEFT_ALONE
             and not getattr(method, "nowrap", False)
             and not getattr(method, "wrapped_method", False)
         ):
@@ -130,16 +137,25 @@ def _guarded(setup: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(setup)
     def call(self: Any) -> Any:
-        if self.scope is None:
-            raise CallSetupUnboundModuleError(
-                f"{type(self).__name__}: setup was called on an unbound module; it runs by "
-                f"itself inside init and apply"
-            )
-        if local.interceptors:
-            return _observed(setup, "setup", self, (), {})
-        return setup(self)
+        return call_setup(setup, self)
 
     return call
+
+
+def call_setup(setup: Callable[..., Any], module: Any) -> Any:
+    """Calls ``setup`` on a module.
+
+    Raises:
+      CallSetupUnboundModuleError: the module is not bound.
+    """
+    if module.scope is None:
+        raise CallSetupUnboundModuleError(
+            f"{type(module).__name__}: setup was called on an unbound module; it runs by "
+            f"itself inside init and apply"
+        )
+    if watch().interceptors:
+        return intercepted(setup, "setup", module, (), {})
+    return setup(module)
 
 
 def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,10 +193,7 @@ def call_method(
     try:
         state = module.__dict__["_state"]
     except KeyError:
-        raise IncorrectPostInitOverrideError(
-            f"{type(module).__name__} overrides __post_init__ without calling "
-            f"super().__post_init__(); add that call as its last line"
-        ) from None
+        raise no_post_init(module) from None
     scope = module.scope
     if scope is None:
         if is_compact:
@@ -196,10 +209,14 @@ def call_method(
     if is_compact:
         state.in_compact = True
     try:
-        if scope is None or not (local.named_call or local.interceptors):
-            y = method(module, *args, **kwargs)
+        named, interceptors = watch()
+        if interceptors:
+            y = intercepted(method, name, module, args, kwargs)
+        elif named and scope is not None:
+            with jax.named_scope(_profile_name(module, name)):
+                y = method(module, *args, **kwargs)
         else:
-            y = _observed(method, name, module, args, kwargs)
+            y = method(module, *args, **kwargs)
         if scope is not None:
             capture = scope._root.flags.get("capture_intermediates")
             if capture is not None and capture(module, name):
@@ -213,26 +230,32 @@ def call_method(
             scope.reservations = {}
 
 
-def _observed(
+def no_post_init(module: Any) -> IncorrectPostInitOverrideError:
+    """A module whose own ``__post_init__``, or ``__init__``, left out the base class's."""
+    return IncorrectPostInitOverrideError(
+        f"{type(module).__name__} overrides __post_init__ without calling "
+        f"super().__post_init__(); add that call as its last line"
+    )
+
+
+def intercepted(
     method: Callable[..., Any],
     name: str,
     module: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Calls a method by way of the interceptors and under a name for profiles."""
-    if not local.interceptors:
-        with jax.named_scope(_profile_name(module, name)):
-            return method(module, *args, **kwargs)
+    """Calls a method by way of the interceptors."""
+    named, interceptors = watch()
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if not local.named_call:
+        if not named or module.scope is None:
             return method(module, *args, **kwargs)
         with jax.named_scope(_profile_name(module, name)):
             return method(module, *args, **kwargs)
 
     context = InterceptorContext(module, name, functools.partial(method, module))
-    for interceptor in local.interceptors:
+    for interceptor in reversed(interceptors):
         run = functools.partial(_intercepted, interceptor, run, context)
     return run(*args, **kwargs)
 

@@ -53,6 +53,10 @@ def declare(cls: type, kw_only: bool) -> None:
         default=UNSET, repr=False, compare=False, kw_only=True
     )
     cls.name = dataclasses.field(default=None, kw_only=True)  # type: ignore[attr-defined]
+    for name in annotations:
+        field = cls.__dict__.get(name)
+        if isinstance(field, dataclasses.Field) and not field.init:
+            field.compare = False  # made of the other fields, perhaps by a setup that never ran
     own_hash = cls.__dict__.get("__hash__")
     own_init = "__init__" in cls.__dict__
     own_eq = "__eq__" in cls.__dict__
@@ -115,8 +119,8 @@ def _hash(self: Any) -> int:
             f"{type(self).__name__}: a module that stands in a model is not hashable, since it "
             f"holds variables; take its path as the key, or id(module)"
         )
-    values = [getattr(self, name) for name in (*self._field_names, "name")]
-    return hash((type(self), *map(_hashable, values)))
+    names = [f.name for f in dataclasses.fields(self) if f.compare]
+    return hash((type(self), *(_hashable(getattr(self, name)) for name in names)))
 
 
 def _hashable(value: Any) -> Any:
@@ -224,6 +228,16 @@ def replaced(value: Any, is_leaf: Callable[[Any], bool], new: Callable[[Any], An
     return value if all(map(operator.is_, found, parts)) else like(found)
 
 
+def descriptor_of(cls: type, name: str) -> str | None:
+    """Returns the kind of descriptor that a module class has under a name, if it has one."""
+    for base in cls.__mro__:
+        if name in base.__dict__:
+            kind = type(base.__dict__[name])
+            own = hasattr(base, "_liftax_module") and hasattr(kind, "__get__")
+            return kind.__name__ if own else None
+    return None
+
+
 def show(module: Any, indent: int = 4) -> str:
     """Shows a module: its class, its fields, and the submodules it has so far."""
     pad = " " * indent
@@ -246,12 +260,15 @@ def show(module: Any, indent: int = 4) -> str:
 
 def _shown(module: Any) -> dict[str, Any]:
     """The fields that a module has a value for, without a ``setup`` to make more."""
-    names = [f.name for f in dataclasses.fields(module) if f.repr and f.name not in RESERVED]
+    shown = [f for f in dataclasses.fields(module) if f.repr and f.init]
+    names = [f.name for f in shown if f.name not in RESERVED]
     known = {name: module.__dict__.get(name, getattr(type(module), name, UNSET)) for name in names}
     return {name: value for name, value in known.items() if value is not UNSET}
 
 
 def _text(value: Any) -> str:
+    if hasattr(type(value), "_liftax_module"):
+        return repr(value)  # to ask it for more would run its setup
     if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     return repr(value)

@@ -21,10 +21,10 @@ from ..errors import (
     TransformTargetError,
 )
 from ..lift.looperrors import kind_of
-from .calls import wrapped
+from .calls import intercepted, wrapped
 from .detach import Detached, without_modules
 from .naming import is_module, own_methods
-from .state import local
+from .state import local, watch
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 F = TypeVar("F", bound=Callable[..., Any])
@@ -207,9 +207,13 @@ class _Nest(NamedTuple):
 def _lifted(name: str, fn: Callable[..., Any], nest: _Nest) -> Callable[..., Any]:
     method, cls, ((innermost, inside), *others), _ = nest
     outside = nest.lifts[-1][1]
+    # For interceptors, a lift over a lifted class is a call of that class.
+    apart = _lifted(name, fn, _Nest(wrapped(fn), outside, nest.lifts[-1:])) if others else None
 
     @functools.wraps(fn)
     def lifted(module: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if watch().interceptors and _is_called_from_outside(module):
+            return _heard(apart or lifted, module, args, kwargs)
         if is_module(module) and module.scope is None:
             # Only to raise the error of an unbound call.
             return method(module, *args, **kwargs)
@@ -226,6 +230,25 @@ def _lifted(name: str, fn: Callable[..., Any], nest: _Nest) -> Callable[..., Any
 
     lifted.nowrap = True  # type: ignore[attr-defined]
     return lifted
+
+
+_LINENS_NAME = "<lambda>"
+"""What interceptors are told of a lifted method; the method inside has its own name."""
+
+
+def _heard(lifted: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
+    """Calls a lifted method by way of the interceptors."""
+    local.stack.append(module)
+    try:
+        return intercepted(lifted, _LINENS_NAME, module, args, kwargs)
+    finally:
+        local.stack.pop()
+
+
+def _is_called_from_outside(module: Any) -> bool:
+    """Whether a bound module runs no method yet, so that interceptors are to hear of the call."""
+    bound = is_module(module) and module.scope is not None
+    return bound and all(running is not module for running in local.stack)
 
 
 def call_functions(
@@ -304,7 +327,7 @@ class Body:
     @property
     def heard(self) -> bool:
         """Whether somebody wants to hear of each call of a method."""
-        return bool(local.interceptors)
+        return bool(watch().interceptors)
 
     def identity(self) -> Any:
         """Returns a key: equal for bodies that make one program of equal inputs."""

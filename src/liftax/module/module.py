@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from ..core import run
 from ..core.filters import Filter
 from ..core.scope import Scope
+from ..core.variable import Variable
 from ..errors import (
     CallUnbindOnUnboundModuleError,
     DescriptorAttributeError,
@@ -18,10 +19,10 @@ from ..errors import (
     SetAttributeInModuleSetupError,
 )
 from . import fields
-from .calls import wrap_methods
+from .calls import no_post_init, wrap_methods
 from .detach import fingerprint
 from .naming import is_module, place, register
-from .run import INIT_COLLECTIONS, apply, function_of, init, init_with_output
+from .run import INIT_COLLECTIONS, apply, check_instance, function_of, init, init_with_output
 from .state import DONE, NEW, RUNNING, Standing, State, local
 from .variables import Variables
 
@@ -75,8 +76,10 @@ class Module(Variables):
         super().__init_subclass__(**kwargs)
         if _as_base:  # a lifted class: its fields and other methods are the target's
             return
+        written = list(cls.__dict__)
         fields.declare(cls, kw_only)
-        wrap_methods(cls, {f.name for f in dataclasses.fields(cls)})
+        known = cls.__dataclass_fields__
+        wrap_methods(cls, [name for name in written if name not in known])
 
     # --- making and binding -----------------------------------------------------
 
@@ -131,6 +134,27 @@ class Module(Variables):
             made._state.within = scope.push(standing.within, reuse=True)
         return made
 
+    def __copy__(self: M) -> M:
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, _state=self._state.twin())
+        return made
+
+    def __deepcopy__(self: M, memo: dict[int, Any]) -> M:
+        made = copy.copy(self)
+        memo[id(self)] = made
+        own = made.__dict__
+        # In a call a copy stands where the module does: what it calls goes on there. What `bind`
+        # returned, and nobody calls now, is copied with its variables.
+        place = [] if local.stack[-1] is None else ["parent", "scope"]
+        for name in place:
+            own[name] = memo.get(id(own.get(name)), own.get(name))
+        for name, value in own.items():
+            if name not in place and name != "_state":
+                for handle in fields.leaves(value, lambda part: isinstance(part, Variable)):
+                    memo[id(handle)] = handle
+                own[name] = copy.deepcopy(value, memo)
+        return made
+
     def __setattr__(self, name: str, value: Any) -> None:
         state = self.__dict__.get("_state")
         if state is not None and not name.startswith("__"):
@@ -159,9 +183,10 @@ class Module(Variables):
                 self._try_setup()
                 if name in own:
                     return own[name]
-            if isinstance(inspect.getattr_static(type(self), name, None), property):
+            found = fields.descriptor_of(type(self), name)
+            if found is not None:
                 raise DescriptorAttributeError(
-                    f"{self._at()}: the property {name!r} reads an attribute that does not exist"
+                    f"{self._at()}: the {found} {name!r} reads an attribute that does not exist"
                 )
         raise AttributeError(
             f"{type(self).__name__!r} object has no attribute {name!r}. What setup defines is "
@@ -234,6 +259,8 @@ class Module(Variables):
           5
         """
         own = self.__dict__
+        if "_state" not in own:
+            raise no_post_init(self)
         attrs = {name: own[name] for name in self._clone_names}
         if updates:
             unknown = updates.keys() - attrs.keys()
@@ -279,6 +306,7 @@ class Module(Variables):
 
         Args:
           variables: collection -> nested mapping.
+          *args: not used, as in Linen.
           rngs: stream -> key.
           mutable: which collections may be written.
 
@@ -290,8 +318,7 @@ class Module(Variables):
           >>> bound(jnp.ones(3)).shape
           (2,)
         """
-        if args:
-            raise TypeError(f"bind takes the variables alone, found {len(args)} arguments more")
+        check_instance(self)
         return self.clone(parent=run.bind(variables, rngs, mutable), _deep_clone=True)
 
     def unbind(self: M) -> tuple[M, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.scope import Scope
 from ..core.variable import Variable
-from ..errors import AssignSubModuleError, NameInUseError
+from ..errors import AssignSubModuleError, InvalidParentError, NameInUseError
 from .fields import freeze, is_atom, leaves, named_leaves, replaced
 from .variables import Variables
 
@@ -43,6 +43,7 @@ def place(module: Module) -> None:
       AssignSubModuleError: the parent is neither in ``setup`` nor in a compact
         method.
       NameInUseError: the parent has something else of that name.
+      InvalidParentError: the parent is something else.
     """
     parent = module.parent
     if is_module(parent):
@@ -63,6 +64,11 @@ def place(module: Module) -> None:
         settle(module, state.in_setup and state.again)
     elif isinstance(parent, Scope):
         _set(module, "scope", parent)
+    else:
+        raise InvalidParentError(
+            f"{type(module).__name__}: parent= expected a module, a scope or None; found "
+            f"{type(parent).__name__}"
+        )
 
 
 def settle(module: Module, again: bool = False) -> None:

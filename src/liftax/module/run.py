@@ -5,14 +5,18 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core import run
 from ..core.filters import DenyList, Filter, union
 from ..core.kept import KeptLoops
 from ..core.scope import Scope
 from ..core.staged import staged
-from ..errors import ApplyModuleInvalidMethodError, InvalidInstanceModuleError
+from ..errors import (
+    ApplyModuleInvalidMethodError,
+    InvalidInstanceModuleError,
+    NotCallableMethodError,
+)
 from .naming import is_module, own_methods
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ INIT_COLLECTIONS = DenyList("intermediates")
 
 
 def _flags(capture: bool | Callable[[Module, str], bool]) -> dict[str, Any]:
-    if capture is False:
+    if not capture:
         return {}
     return {"capture_intermediates": _calls if capture is True else capture}
 
@@ -41,33 +45,58 @@ def function_of(module: Any, method: Any) -> Callable[..., Any]:
       InvalidInstanceModuleError: a class stands where its instance belongs.
       ApplyModuleInvalidMethodError: the module has no such method, or it is none.
     """
+    check_instance(module)
+    cls = type(module)
+    if method is None:
+        method = "__call__"
+    if isinstance(method, str):
+        name = method
+        # Not by hasattr: a class can be called itself.
+        method = next((c.__dict__[name] for c in cls.__mro__ if name in c.__dict__), None)
+        method = module.__dict__.get(name) if method is None else method
+        if method is None:
+            own = own_methods(cls)
+            near = difflib.get_close_matches(name, own, n=1)
+            raise ApplyModuleInvalidMethodError(
+                f"{cls.__name__}: method={name!r} is no method of it"
+                + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(own)}")
+            )
+        if isinstance(method, (staticmethod, classmethod, property)):
+            method = method.__get__(module, cls)
+        if is_module(method):
+            method = _Submodule(name)
+    if is_module(getattr(method, "__self__", None)):
+        method = method.__func__
+    if not callable(method):
+        raise NotCallableMethodError(
+            f"{cls.__name__}: method= expected a method, its name or a function of the module; "
+            f"found {type(method).__name__}"
+        )
+    code = getattr(method, "__code__", None)
+    if code is not None and code.co_argcount == 0 and not code.co_flags & inspect.CO_VARARGS:
+        raise ApplyModuleInvalidMethodError(
+            f"{cls.__name__}: method= expected a function of the module; found "
+            f"{method.__name__}, which takes no argument by position"
+        )
+    return method
+
+
+def check_instance(module: Any) -> None:
+    """Raises InvalidInstanceModuleError for a class that stands where its instance belongs."""
     if not is_module(module):
         raise InvalidInstanceModuleError(
             "init, apply and bind are called on an instance of a module: Model(...).init(...), "
             "not Model.init(...)"
         )
-    cls = type(module)
-    if method is None:
-        return cls.__call__
-    if isinstance(method, str):
-        if not hasattr(cls, method) and method not in module.__dict__:
-            own = own_methods(cls)
-            near = difflib.get_close_matches(method, own, n=1)
-            raise ApplyModuleInvalidMethodError(
-                f"{cls.__name__}: method={method!r} is no method of it"
-                + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(own)}")
-            )
-        method = inspect.getattr_static(cls, method, None) or getattr(module, method)
-        if isinstance(method, (staticmethod, classmethod)):
-            method = method.__get__(module, cls)
-    if is_module(getattr(method, "__self__", None)):
-        method = method.__func__
-    if not callable(method):
-        raise ApplyModuleInvalidMethodError(
-            f"{cls.__name__}: method= expected a method, its name or a function of the module; "
-            f"found {type(method).__name__}"
-        )
-    return method
+
+
+class _Submodule(NamedTuple):
+    """The call of a module in a field, as a function of the module that has it."""
+
+    name: str
+
+    def __call__(self, module: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return getattr(module, self.name)(*args, **kwargs)
 
 
 def _on_scope(fn: Callable[..., Any], module: Module) -> Callable[..., Any]:
@@ -105,7 +134,7 @@ def apply(
       >>> twice(variables, jnp.ones(3)).shape
       (2,)
     """
-    if capture_intermediates is not False:
+    if capture_intermediates:
         mutable = union(mutable, "intermediates")
 
     return run.apply(_on_scope(fn, module), mutable, _flags(capture_intermediates))
@@ -129,7 +158,7 @@ def init_with_output(
       >>> y.shape
       (2,)
     """
-    if capture_intermediates is not False:
+    if capture_intermediates:
         mutable = union(mutable, "intermediates")
 
     return run.init(_on_scope(fn, module), mutable, _flags(capture_intermediates))

@@ -17,7 +17,7 @@ from ..lift import collections
 from ..lift import staging as core
 from .lifted import CoreLift, lift_target, no_arguments, remembered
 from .naming import is_module
-from .state import local
+from .state import watch
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 
@@ -359,7 +359,7 @@ def named_call(class_fn: Target, force: bool = True) -> Target:
 
     @functools.wraps(class_fn)
     def named(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not (force or local.named_call):
+        if not (force or watch().named_call):
             return class_fn(self, *args, **kwargs)
         own = (self.name or type(self).__name__) if is_module(self) else ""
         name = getattr(class_fn, "__name__", "call")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import copy
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,6 +64,12 @@ class State:
         self.in_setup = False
         self.cursors = {}
 
+    def twin(self) -> State:
+        """Returns the same state for a copy of the module."""
+        made = copy.copy(self)
+        made.cursors, made.children = dict(self.cursors), dict(self.children)
+        return made
+
     def standing(self) -> Standing:
         """Returns where the module stands now."""
         within = None if self.within is None else self.within.name
@@ -88,7 +97,8 @@ class State:
                 child._state.forget()
 
 
-class InterceptorContext(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class InterceptorContext:
     """What an interceptor is told.
 
     Attributes:
@@ -107,11 +117,31 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self.stack: list[Any] = [None]  # the modules whose methods run now
-        self.interceptors: list[Callable[..., Any]] = []
-        self.named_call = True
 
 
 local = _Local()
+
+
+class Watch(NamedTuple):
+    """Who hears of the calls of methods.
+
+    Attributes:
+      named_call: whether profiles do.
+      interceptors: the outermost first.
+    """
+
+    named_call: bool = True
+    interceptors: tuple[Callable[..., Any], ...] = ()
+
+
+# In the context and not in the thread: an asyncio task sets what it alone sees.
+_watch: contextvars.ContextVar[Watch] = contextvars.ContextVar("liftax_watch")
+_USUAL = Watch()
+
+
+def watch() -> Watch:
+    """Returns who hears of the calls of methods here and now."""
+    return _watch.get(_USUAL)
 
 
 @contextlib.contextmanager
@@ -121,7 +151,10 @@ def intercept_methods(interceptor: Callable[..., Any]) -> Iterator[None]:
     Args:
       interceptor: called as ``interceptor(next_fun, args, kwargs, context)``; it
         may call ``next_fun(*args, **kwargs)`` for the method itself, or for the
-        interceptor that was set before it. ``context`` is an InterceptorContext.
+        interceptor of the next ``with`` block inside. ``context`` is an InterceptorContext.
+
+    What an asyncio task intercepts is its own; tasks and calls of ``asyncio.to_thread`` that
+    start inside the block are intercepted, other threads are not.
 
     Example:
       >>> import jax, liftax as nn
@@ -134,11 +167,19 @@ def intercept_methods(interceptor: Callable[..., Any]) -> Iterator[None]:
       >>> names
       ['Dense.__call__']
     """
-    local.interceptors.append(interceptor)
+    here = watch()
+    _watch.set(here._replace(interceptors=(*here.interceptors, interceptor)))
     try:
         yield
     finally:
-        local.interceptors.remove(interceptor)
+        # Not to what was before: in a generator, others may have come and gone since.
+        here = watch()
+        left = list(here.interceptors)
+        for i in reversed(range(len(left))):
+            if left[i] is interceptor:
+                del left[i]
+                break
+        _watch.set(here._replace(interceptors=tuple(left)))
 
 
 @contextlib.contextmanager
@@ -150,14 +191,15 @@ def override_named_call(enable: bool = True) -> Iterator[None]:
 
     Example:
       >>> with override_named_call(False):
-      ...     local.named_call
+      ...     watch().named_call
       False
     """
-    before, local.named_call = local.named_call, enable
+    before = watch().named_call
+    _name_calls(enable)
     try:
         yield
     finally:
-        local.named_call = before
+        _name_calls(before)
 
 
 def enable_named_call() -> None:
@@ -165,10 +207,10 @@ def enable_named_call() -> None:
 
     Example:
       >>> enable_named_call()
-      >>> local.named_call
+      >>> watch().named_call
       True
     """
-    local.named_call = True
+    _name_calls(True)
 
 
 def disable_named_call() -> None:
@@ -176,8 +218,12 @@ def disable_named_call() -> None:
 
     Example:
       >>> disable_named_call()
-      >>> local.named_call
+      >>> watch().named_call
       False
       >>> enable_named_call()
     """
-    local.named_call = False
+    _name_calls(False)
+
+
+def _name_calls(enable: bool) -> None:
+    _watch.set(watch()._replace(named_call=enable))

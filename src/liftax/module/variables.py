@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ..core.scope import Scope
 from ..core.variable import Variable
-from ..errors import NameInUseError, UnboundModuleError, UndeclaredError
+from ..errors import NameInUseError, PerturbationNotFoundError, UnboundModuleError, UndeclaredError
 from .state import State
 
 T = TypeVar("T")
@@ -228,6 +228,9 @@ class Variables:
           collection: where the zeros live; without it in ``apply`` the value is
             returned as it is.
 
+        Raises:
+          PerturbationNotFoundError: others of the collection are given, this one is not.
+
         Example:
           >>> import jax
           >>> import liftax as nn
@@ -244,6 +247,12 @@ class Variables:
         if not scope.has_variable(collection, name):
             if not scope.is_mutable_collection(collection):
                 scope.check_named(collection)
+                if collection in scope.collections():
+                    raise PerturbationNotFoundError(
+                        f"{self._at()}: perturbation {name!r} is missing in collection "
+                        f"{collection!r}, which is given; pass all that init made, or leave the "
+                        f"collection out"
+                    )
                 return value
             scope.reserve(name, collection)
             self._state.children[name] = None
