@@ -196,6 +196,23 @@ def test_without_jit_keys_are_counted_on(lift: str) -> None:
     check([9, 2, 7], [lift], ["not_jitted"])
 
 
+def test_what_iterations_share_is_rounded_as_outside() -> None:
+    def line(key: Any) -> Any:
+        return jnp.linspace(0.1, 0.7, 11) * jnp.mean(jax.random.normal(key, (11,)))
+
+    def made(lib: Library) -> Any:
+        class Body(lib.nn.Module):
+            @lib.nn.compact
+            def __call__(self, x, _):
+                lines = [self.param(f"w{i}", line) for i in range(6)]
+                return x * sum(map(jnp.sum, lines)), None
+
+        scanned = LIFTS["shared"](lib.nn, Body)
+        return bits(scanned().init(KEYS, X, None))
+
+    assert made(ours()) == made(linen())
+
+
 def test_another_process_makes_the_same_bits() -> None:
     code = (
         "import sys; sys.path[:0] = sys.argv[1:]; from laws import test_init_bits as t; "

@@ -184,7 +184,9 @@ def trace_loop(
       SplitSharedError: a shared parameter is made from a split stream.
       LoopDependentError: an invariant needs the carry or a scanned value.
     """
-    closed, shapes = jax.make_jaxpr(body, return_shape=True)(carry, x)
+    # What is made before the loop is run in the units in which it would be run there.
+    run = compat.in_units(body) if compat.is_run(compat.current_trace()) else body
+    closed, shapes = jax.make_jaxpr(run, return_shape=True)(carry, x)
     jaxpr, consts = compat.consts_as_inputs(closed), list(closed.consts)
     wanted = {mark for birth in marks.births.values() for mark in birth.marks}
     marked = {m: eqn.outvars[0] for eqn in jaxpr.eqns if (m := _mark_of(eqn)) in wanted}
