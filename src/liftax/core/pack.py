@@ -535,11 +535,5 @@ def _candidates(row: Any, top: Scope) -> list[str]:
     names = list(names_of(row.filter))
     if names or row.filter is False:
         return names
-    # A filter by exclusion may name any collection; one that nobody uses stands for it. Inside
-    # another lift, a collection that nobody has made yet may go by a name in that lift's table.
-    names = [*top.collections(), "*"]
-    root = top._root
-    while isinstance(root, InnerRoot):
-        names += [name for outer in root.roles.rows for name in names_of(outer.filter)]
-        root = root.outer
-    return [name for name in names if in_filter(row.filter, name)]
+    # A filter by exclusion may name any collection, also one that nobody has made yet.
+    return [c for c in (*top.collections(), *_spelled(top._root)) if in_filter(row.filter, c)]

@@ -74,13 +74,14 @@ class Stream(NamedTuple):
 class Draw:
     """A draw whose counter is settled when the loop body that made it has ended."""
 
-    __slots__ = ("collection", "counter", "path", "twin")
+    __slots__ = ("collection", "counter", "first", "path", "twin")
 
     def __init__(self, path: tuple[str | int, ...], counter: int, collection: str | None):
         self.path = path
         self.counter = counter
         self.collection = collection  # whose variable is made of it, None for other uses
         self.twin: Draw | None = None  # the same draw in another trace of the body
+        self.first: Draw | None = None  # the draw of Linen's first trace, if this is the second's
 
     def value(self) -> np.uint32:
         return np.uint32(path_hash((*self.path, self.counter)))
@@ -172,18 +173,25 @@ def replay(log: Log) -> list[Drawn]:
     """Returns the log of a body as Linen's two traces of it would have made it.
 
     What is hoisted is made by the first trace; its draws are not repeated by the second.
+    All others are made twice: the second's is the draw itself, the first's is in its ``first``.
     """
-
-    def traced(entry: Drawn, early: bool) -> Drawn:
-        return entry._replace(draws=tuple(d for d in entry.draws if is_early(d) is early))
 
     def is_early(drawn: Draw | Drawn) -> bool:
         return drawn.collection is not None and log.hoisted(drawn.collection)
 
-    return [
-        *(traced(entry, True) for entry in log),
-        *(traced(entry, False) for entry in log if not is_early(entry)),
+    def in_first(draw: Draw) -> Draw:
+        if is_early(draw):
+            return draw
+        draw.first = Draw(draw.path, draw.counter, draw.collection)
+        return draw.first
+
+    first = [entry._replace(draws=tuple(map(in_first, entry.draws))) for entry in log]
+    second = [
+        entry._replace(draws=tuple(d for d in entry.draws if not is_early(d)))
+        for entry in log
+        if not is_early(entry)
     ]
+    return [*first, *second]
 
 
 def settle(log: Iterable[Drawn]) -> None:

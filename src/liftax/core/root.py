@@ -30,6 +30,8 @@ class Root:
     outside: Scope | None = None  # the scope that it opened
     roles: Roles | None = None  # its table for that scope
     on_birth: Callable[[str, tuple[str, ...], Any, bool], Any] | None = None
+    # Whether on_birth is told what a map of variables inside makes before it is mapped.
+    wants_first = False
     late = False  # whether what is written comes out of a lift inside the body
     creating: str | None = None  # the collection being initialised
 

@@ -22,9 +22,11 @@ def _unit(x: Array, axes: tuple[int, ...] | None, epsilon: float) -> Array:
 
 
 def _path_in(layer: Module, path: Any) -> str:
-    """The path of a parameter, from the name of the layer that holds it."""
-    names = [str(getattr(p, "key", p)) for p in path]
-    return "/".join([str(layer.name), *(names[1:] if names[:1] == ["params"] else names)])
+    """The path of a parameter, from the name of the layer that holds it.
+
+    The value in a box has a name of its own on it: ``Dense_0/kernel/value``.
+    """
+    return f"{layer.name}/{jax.tree_util.keystr(path[1:], simple=True, separator='/')}"
 
 
 class SpectralNorm(Module):

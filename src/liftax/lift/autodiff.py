@@ -12,7 +12,7 @@ from ..core.filters import Filter
 from ..core.pack import Group, Opening
 from ..core.rngs import Drawn, Log, join
 from ..core.roles import THROUGH, Roles, Row, through_roles
-from ..errors import DifferentiationError
+from ..errors import DifferentiationError, StaticArgumentError
 from . import diffchecks
 
 DIFFERENTIATED = "differentiated"
@@ -288,7 +288,7 @@ def custom_vjp(
       backward_fn: ``(*nondiff_args, residuals, y_bar) -> (variables_bar,
         *args_bar)``, without the nondifferentiable arguments among the last.
       grad_vars: the collections that are differentiated.
-      nondiff_argnums: which of ``args`` are not.
+      nondiff_argnums: the positions of arguments that are not; the scope is 0.
 
     Returns:
       ``(scope, *args) -> y``.
@@ -313,13 +313,25 @@ def custom_vjp(
         [(True, False)],
     )
     numbers = [nondiff_argnums] if isinstance(nondiff_argnums, int) else list(nondiff_argnums)
+    if 0 in numbers:
+        raise StaticArgumentError(
+            "custom_vjp: nondiff_argnums has 0, which is the module (or scope) itself; the "
+            "arguments after it count from 1. What is differentiated of it is set by grad_vars"
+        )
 
     def differentiated(scope: Any, *args: Any) -> Any:
+        for n in numbers:
+            if not -len(args) <= n <= len(args):
+                raise StaticArgumentError(
+                    f"custom_vjp of {getattr(fn, '__name__', 'a function')}: nondiff_argnums has "
+                    f"{n}, the call has {len(args)} arguments besides the module; expected 1 to "
+                    f"{len(args)}, or {-len(args)} to -1 from the end"
+                )
         opening = Opening(roles, scope, fn)
         if opening.watched:
             return opening.call_without(fn, scope, args, {})
         single = opening.tree is None or len(opening.tops) == 1
-        fixed = {n % len(args): args[n] for n in numbers}
+        fixed = {i: args[i] for i in sorted(n - 1 if n > 0 else len(args) + n for n in numbers)}
         moving = [a for i, a in enumerate(args) if i not in fixed]
         counted = _Counted(opening)
 
@@ -337,7 +349,7 @@ def custom_vjp(
 
         def backward(residuals: Any, bars: Any) -> Any:
             y_bar, _ = bars
-            out = backward_fn(*(fixed[i] for i in sorted(fixed)), residuals, y_bar)
+            out = backward_fn(*fixed.values(), residuals, y_bar)
             variables_bar, *moving_bar = diffchecks.with_variables(place, out, len(moving))
             chosen_bar = (variables_bar,) if single else tuple(variables_bar)
             diffchecks.check_cotangents(place, kinds, (chosen_bar, moving_bar))

@@ -199,19 +199,27 @@ def names_on(path: Any) -> list[str]:
     return [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
 
 
-def renamed(
+def unnamed(at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
+    """Takes the name of an axis out of the boxes of a group.
+
+    A box may change its value on the way, even to one of another rank: what stands for all slices
+    then becomes one for each. So the axis is looked for in what comes of it.
+    """
+    return _renamed(at, metadata.remove_axis, group, axis, metadata_params)
+
+
+def named(at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
+    """Undoes `unnamed`."""
+    return _renamed(at, metadata.add_axis, group, axis, metadata_params)
+
+
+def _renamed(
     at: Placed,
     change: Callable[..., Any],
     group: Group,
     axis: int,
     metadata_params: Mapping[Any, Any],
 ) -> Group:
-    """Adds or removes the name of an axis in the boxes of a group.
-
-    Args:
-      at: where the lift stands, for messages.
-      change: ``metadata.add_axis`` or ``metadata.remove_axis``.
-    """
     try:
         return tuple(change(collections, axis, metadata_params) for collections in group)
     except (PartitioningUnspecifiedError, PartitioningMismatchError) as error:
@@ -233,23 +241,17 @@ def _first_refused(
     return "?"
 
 
-def unstack(
-    at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, Any], boxed: bool
-) -> Group:
-    """Moves the axis of a group to the front and its name out of the boxes."""
-    if not any(group):
-        return group
-    if boxed:
-        group = renamed(at, metadata.remove_axis, group, axis, metadata_params)
-    if axis == 0:
+def unstack(group: Group, axis: int) -> Group:
+    """Moves the axis of a group to the front."""
+    if axis == 0 or not any(group):
         return group
     return jax.tree.map(lambda x: to_front(x, axis), group)
 
 
 def restack(at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
-    """Undoes `unstack` on what came out."""
+    """Undoes `unstack` and `unnamed` on what came out."""
     if not any(group):
         return group
     if axis != 0:
         group = jax.tree.map(lambda x: from_front(x, axis), group)
-    return renamed(at, metadata.add_axis, group, axis, metadata_params)
+    return named(at, group, axis, metadata_params)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from ..core import metadata
 from ..core.filters import Filter, in_filter, names_of
 from ..core.pack import Group, Opening
 from ..core.rngs import Log, replay, rewind, settle
 from ..core.roles import THROUGH, Roles, Row, axis_rows, through_roles
+from ..core.root import Root
+from ..core.scope import Scope
 from ..errors import ApplyScopeInvalidVariablesTypeError, UnusedFilterError
 from .looperrors import kind_of
-from .one_trace import Marks, Place, flat, nested, trace_loop
+from .one_trace import Marks, Place, alike, draws_again, flat, nested, trace_loop
 
 MAPPED = "mapped"
 
@@ -78,7 +78,7 @@ def map_variables(
             return body([through, inside], [keys], args, kwargs)
 
         if init and opening.can_write(MAPPED):
-            return _initialised(opening, run, outside, map_in, map_out)
+            return _initialised(opening, fn, run, outside, map_in, map_out)
         inside = tuple(map_in(opening, v) for v in outside)
         return _written(opening, run(inside), map_out)
 
@@ -128,67 +128,106 @@ def _check_used(opening: Opening, mapped: Filter) -> None:
 
 def _initialised(
     opening: Opening,
+    fn: Callable[..., Any],
     run: Callable[..., Any],
     outside: Group,
     map_in: Callable[..., Any],
     map_out: Callable[..., Any],
 ) -> Any:
-    """Makes the mapped variables as the body makes them, then runs it on the mapped ones.
+    """Runs the body on the variables as they are, then on what they are after the mapping.
 
-    The body is traced once: the places where it makes mapped variables are
-    marked, and the rest of it runs on what those values are after they went out
-    and in again.
+    The first run makes what is missing; all that it leaves in mapped variables goes out and
+    in again before the second, and what the first one returns, or writes to others, is lost.
+
+    The body is traced once for both: the values of mapped variables are marked where they
+    are made or come in, and the second run is the same program with others in their place.
     """
     marks = Marks()
     logs: list[Any] = []
-    inside = tuple(map_in(opening, v) if v else {} for v in outside)
+    remembered = getattr(fn, "side", lambda: None)()
+
+    def see(inner: Sequence[Scope]) -> None:
+        marks.listen(inner, {MAPPED: False})
+        for top, scope in zip(opening.tops, inner, strict=True):
+            _pass_on(opening, top._root, scope._root)
 
     def body(carry: None, x: None) -> Any:
         log = Log(lambda col: opening.roles.role(col) == MAPPED, opening.log)
-        out = run(inside, log=log, see=lambda inner: marks.listen(inner, {MAPPED: False}))
+        out = run(marks.came_in(outside, lambda top, col: True), log=log, see=see)
         rewind(log)
         entries = replay(log)
         settle(entries)
         logs[:] = log, entries
-        return None, {}, out, ({}, None)
+        return None, {}, out, (flat(out[1][0]), None)
 
     loop = trace_loop(body, None, None, marks, opening.place)
-    first, drawn = logs
-    made = nested(loop.made, len(opening.tops))
+    log, drawn = logs
+    made = nested(loop.invariants[0], len(opening.tops))
     # Written first: a loop or a map outside marks what is made on the way, and what
     # follows must use it with that mark on.
-    opening.write_back(tuple(map_out(opening, v) if v else {} for v in made), late=False)
-    stored = opening.values(MAPPED)
-    mapped = tuple(map_in(opening, v) if m else {} for v, m in zip(stored, made, strict=True))
+    with _announced(opening):
+        opening.write_back(tuple(map_out(opening, v) if v else {} for v in made), late=False)
+    mapped = tuple(map_in(opening, v) if v else {} for v in opening.values(MAPPED))
     births = _mapped_births(marks, mapped, loop.made)
-    if births is None:
-        # The trace is of other values: run the body on the mapped ones.
+    reused = births is not None and not draws_again(loop.outside)
+    if not reused:
+        # Of the two runs in the log the second is no copy of the first.
         rewind(drawn)
-        settle(first)
-        if opening.log is not None:
-            opening.log.extend(first)
-        return _written(opening, run(mapped), map_out)
-    y = _written(opening, loop.step(births, None, {}, None)[2], map_out)
+        drawn = [e._replace(draws=(*e.draws, *d.draws)) for e, d in zip(log, drawn, strict=False)]
+        settle(drawn)
     if opening.log is not None:
         opening.log.extend(drawn)
-    return y
+    if reused:
+        return _written(opening, loop.step(births, None, {}, None)[2], map_out)
+    if remembered is not None:
+        fn.restore(remembered)  # type: ignore[attr-defined]
+    return _written(opening, run(mapped), map_out)
 
 
 def _mapped_births(marks: Marks, mapped: Group, made: dict[Place, Any]) -> dict[Place, Any] | None:
     """Returns what stands for the births after the mapping, None where the trace has no use of it.
 
-    So it is where a lift inside the body made them, and used them unmapped, and where the
-    mapping gives them another shape or dtype.
+    So it is where a lift inside the body made them, and used them unmapped, where they would be
+    made anew, and where the mapping gives them another structure, shape or dtype.
     """
     if any(birth.late for birth in marks.births.values()):
         return None
     found = flat(mapped)
+    if not made.keys() <= found.keys():
+        return None
     births = {place: found[place] for place in made}
-    kinds = [
-        [(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(values)]
-        for values in (births, made)
-    ]
-    return births if kinds[0] == kinds[1] else None
+    return births if alike(births, made) else None
+
+
+def _pass_on(opening: Opening, outside: Root, root: Root) -> None:
+    """Tells a loop or a map outside what is made in a body, before it is mapped."""
+    marked: Any = root.on_birth
+
+    def on_birth(col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
+        if opening.roles.role(col) != MAPPED:
+            return value
+        # What is put there by no initializer, as by sow, is put there by the second run too.
+        late = late or root.creating is None
+        if outside.on_birth is not None and outside.wants_first:
+            creating, outside.creating = outside.creating, root.creating
+            value = outside.on_birth(col, path, value, late)
+            outside.creating = creating
+        return marked(col, path, value, late)
+
+    root.on_birth, root.wants_first = on_birth, True
+
+
+@contextlib.contextmanager
+def _announced(opening: Opening) -> Iterator[None]:
+    """Writes what is mapped to scopes outside that have heard of it as it was made."""
+    heard = [(top._root, top._root.on_birth) for top in opening.tops if top._root.wants_first]
+    for root, _ in heard:
+        root.on_birth = None
+    try:
+        yield
+    finally:
+        for root, on_birth in reversed(heard):
+            root.on_birth = on_birth
 
 
 def swap_collection(fn: Callable[..., Any], col_a: str, col_b: str) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from ..core.rngs import Drawn
 from ..core.roles import BROADCAST, CARRY, Roles, broadcast, loop_roles
 from ..core.scope import Scope
 from ..errors import AxesTreeError
-from .axes import Sizes, axes_of, from_front, restack, to_front, unstack
+from .axes import Sizes, axes_of, from_front, restack, to_front, unnamed, unstack
 from .looperrors import (
     check_options,
     check_out_axes,
@@ -151,14 +151,14 @@ def _scanned(
     stacked = opening.sorted_values(axes)
     sizes = Sizes(opening, plan.length, "length")
     sizes.see_arguments(args, given.axes, skip=2)
+    if opening.boxed:
+        stacked = {
+            axis: unnamed(opening, stacked[axis], axis, plan.metadata_params) for axis in axes
+        }
     for axis in axes:
         sizes.see_variables(stacked[axis], axis)
     size = sizes.known("nothing is scanned over; pass length=")
-    xs = (
-        given.moving(),
-        [unstack(opening, stacked[a], a, plan.metadata_params, opening.boxed) for a in axes],
-        opening.split_keys(size),
-    )
+    xs = given.moving(), [unstack(stacked[a], a) for a in axes], opening.split_keys(size)
     leaves, carry_def = jax.tree.flatten(carry)
     return _Call(plan, fn, scopes, opening, given, kwargs, carry_def, size).finish(leaves, xs)
 
@@ -288,7 +288,12 @@ class _Call:
         """Runs the user's body once; returns the inner scopes, the carry's and the ys' leaves."""
         opening, plan = self.opening, self.plan
         moving, stacked, split_keys = x
-        variables: Any = (self.shared, nested(carried, len(opening.tops)), *stacked)
+        shared = self.shared
+        if self.marks is not None:
+            shared = self.marks.came_in(
+                shared, lambda i, col: opening.tops[i]._root.is_mutable(col)
+            )
+        variables: Any = (shared, nested(carried, len(opening.tops)), *stacked)
         keys: Any = (self.shared_keys, split_keys)
         if plan.data_transform is not None:
             variables, keys = plan.data_transform(variables, keys)
@@ -296,6 +301,8 @@ class _Call:
         inner = opening.enter(variables, keys, log=log)
         if self.marks is not None:
             self.marks.listen(inner, {BROADCAST: False, CARRY: True})
+            for scope in inner:
+                scope._root.wants_first = True
         out = opening.call(
             self.fn,
             inner,
@@ -350,7 +357,7 @@ class _Call:
             raise nothing_first(opening.place, unborn)
         x = jax.tree.map(lambda x: x[-1 if reverse else 0], xs) if unborn else None
         # Written before anything uses them: see write_births.
-        made = write_births(opening, marks, loop.made)
+        made = write_births(opening, marks, loop.made, loop.invariants[0])
         born = loop.first(before, x) if unborn else {}
         if any(birth.late and birth.carried for birth in marks.births.values()):
             return self.peeled(loop, made, before, born, xs, x)
@@ -391,9 +398,8 @@ class _Call:
         return (after, kept), born, (moving, self.stacked(inner)), invariants
 
     def result(self, loop: Loop, state: Any, born: dict[Place, Any], out: Any) -> _Result:
-        """Writes the shared variables; returns what came out of the loop."""
-        changed, constant = loop.invariants
-        self.opening.write_back(nested(changed, len(self.opening.tops)))
+        """Returns what came out of the loop."""
+        _, constant = loop.invariants
         (carry, carried), (ys, stacked) = state, out
         return _Result(carry, {**carried, **born}, ys, stacked, constant)
 

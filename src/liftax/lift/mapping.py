@@ -16,7 +16,7 @@ from ..core.refusals import unbound_axis
 from ..core.roles import BROADCAST, Roles, axis_rows, broadcast, split_pairs
 from ..core.trees import shown
 from ..errors import AxesTreeError, AxisNameError, LoopDependentError
-from .axes import Sizes, axes_of, renamed
+from .axes import Sizes, axes_of, named, unnamed
 from .looperrors import check_options, check_out_axes, check_variable_axes
 from .one_trace import split_shared
 
@@ -95,18 +95,15 @@ def mapper(
                     f"{opening.place}: in_axes has broadcast; vmap uses None for it"
                 )
             variables = opening.sorted_values(wanted)
-            shared, stacked = variables[BROADCAST], [variables[axis] for axis in axes]
+            shared = variables[BROADCAST]
+            taken = [unnamed(opening, variables[axis], axis, metadata_params) for axis in axes]
             sizes = Sizes(opening, axis_size, "axis_size")
             sizes.see_arguments(args, leaf_axes, skip=1)
-            for axis, group in zip(axes, stacked, strict=True):
+            for axis, group in zip(axes, taken, strict=True):
                 sizes.see_variables(group, axis)
             size = sizes.known("nothing is mapped over; pass axis_size=")
             shared_keys = opening.keys(False)
             moving = [i for i, axis in enumerate(leaf_axes) if axis is not None]
-            taken = [
-                renamed(opening, metadata.remove_axis, group, axis, metadata_params)
-                for group, axis in zip(stacked, axes, strict=True)
-            ]
             finished, returned = False, None
 
             def body(parts: list[Any], taken: list[Any], split_keys: Any) -> Any:
@@ -156,8 +153,7 @@ def mapper(
                 raise _no_axis(opening.place, unbound, axis_name) from cause
             opening.write_back(same)
             for group, axis in zip(written, axes, strict=True):
-                named = renamed(opening, metadata.add_axis, group, axis, metadata_params)
-                opening.write_back(named)
+                opening.write_back(named(opening, group, axis, metadata_params))
             return y
 
         return mapped

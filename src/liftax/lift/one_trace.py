@@ -27,8 +27,9 @@ import jax.numpy as jnp
 
 from .. import compat
 from ..core.pack import Group, Opening
-from ..core.rngs import describe
+from ..core.rngs import describe, draw_p
 from ..core.scope import Scope
+from ..equations import programs_of
 from ..errors import LiftaxError, LoopDependentError, SplitSharedError
 from .axes import names_on
 
@@ -86,6 +87,7 @@ class Birth(NamedTuple):
       first: its value, marked.
       late: whether a lift inside the body made it: then the value is what that lift
         left of it, not its first one.
+      came_in: whether it was there before, and the body may write it.
     """
 
     carried: bool
@@ -93,6 +95,7 @@ class Birth(NamedTuple):
     treedef: Any
     first: Any
     late: bool
+    came_in: bool = False
 
 
 class Marks:
@@ -125,12 +128,33 @@ class Marks:
             return {
                 k: self._born(top, depth, kind, col, (*path, k), v, late) for k, v in value.items()
             }
+        return self._mark((top, col, *path[depth:]), carried, value, late)
+
+    def came_in(self, group: Group, may_write: Callable[[int, str], bool]) -> Group:
+        """Marks variables that are there already, as if the body made them.
+
+        Linen's first trace writes them, and the second goes on from there.
+
+        Args:
+          may_write: ``(which scope, collection)`` -> whether the body may.
+        """
+        marked = {
+            place: value
+            if (type(value) is dict and not value) or not may_write(place[0], place[1])
+            else self._mark(place, False, value, False, came_in=True)
+            for place, value in flat(group).items()
+        }
+        return nested(marked, len(group))
+
+    def _mark(
+        self, place: Place, carried: bool, value: Any, late: bool, came_in: bool = False
+    ) -> Any:
         leaves, treedef = jax.tree.flatten(value)
         # A nested loop leaves its own marks in the same jaxpr: tell them apart.
         names = [f"{id(self)}:{next(self._number)}" for _ in leaves]
         marked = [_mark_p.bind(jnp.asarray(x), mark=n) for x, n in zip(leaves, names, strict=True)]
         value = jax.tree.unflatten(treedef, marked)
-        self.births[(top, col, *path[depth:])] = Birth(carried, names, treedef, value, late)
+        self.births[place] = Birth(carried, names, treedef, value, late, came_in)
         self._marked |= {id(x): x for x in (value, *marked)}
         return value
 
@@ -156,6 +180,7 @@ class Loop(NamedTuple):
       invariants: made before the loop, as the body returned them.
       made: the shared births by place, made before the loop.
       first: ``(carry, x) -> born``: the carried births by place, at their first values.
+      outside: the program of what is made before the loop.
       carry_avals: the shapes and dtypes of the leaves of the carry that the body returns.
     """
 
@@ -163,6 +188,7 @@ class Loop(NamedTuple):
     invariants: Any
     made: dict[Place, Any]
     first: Callable[..., dict[Place, Any]]
+    outside: jex.Jaxpr
     carry_avals: list[Any]
 
 
@@ -201,7 +227,7 @@ def trace_loop(
 
     names = [_name_at(p) for p, _ in jax.tree_util.tree_leaves_with_path(shapes[3])]
     names += [name_of(p) for p, b in shared.items() for _ in b.marks]
-    outside = _alone(jaxpr, [*invariant, *shared_vars])
+    outside = _alone(_of_first_trace(jaxpr), [*invariant, *shared_vars])
     if any(outside[1][len(consts) :]):
         raise _dependent(jaxpr, [*invariant, *shared_vars], len(consts), names, place, split)
     before = _run(outside, [*consts, *[None] * (len(jaxpr.invars) - len(consts))])
@@ -224,11 +250,31 @@ def trace_loop(
         return jax.tree.unflatten(jax.tree.structure(shapes[:3]), out)
 
     made = _by_place(shared, before[len(invariant) :])
-    return Loop(step, invariants, made, first, jax.tree.leaves(shapes[0]))
+    return Loop(step, invariants, made, first, outside[0], jax.tree.leaves(shapes[0]))
 
 
 def _mark_of(eqn: Any) -> str | None:
     return eqn.params["mark"] if eqn.primitive is _mark_p else None
+
+
+def _of_first_trace(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
+    """Returns the program with the keys that Linen's first trace of it draws."""
+    eqns = [
+        eqn.replace(params={"draw": eqn.params["draw"].first})
+        if eqn.primitive is draw_p and eqn.params["draw"].first is not None
+        else eqn
+        for eqn in jaxpr.eqns
+    ]
+    return compat.rewire(jaxpr, invars=jaxpr.invars, outvars=jaxpr.outvars, eqns=eqns)
+
+
+def draws_again(program: jex.Jaxpr) -> bool:
+    """Tells whether a part of the program draws keys for which a second trace has others."""
+    return any(
+        (eqn.primitive is draw_p and eqn.params["draw"].first is not None)
+        or any(draws_again(inner.jaxpr) for inner in programs_of(eqn))
+        for eqn in program.eqns
+    )
 
 
 def _alone(jaxpr: jex.Jaxpr, outvars: Sequence[Any]) -> Pruned:
@@ -299,23 +345,56 @@ def split_shared(place: str, name: str) -> SplitSharedError:
     )
 
 
-def write_births(opening: Opening, marks: Marks, values: Mapping[Place, Any]) -> dict[Place, Any]:
+def write_births(
+    opening: Opening,
+    marks: Marks,
+    values: Mapping[Place, Any],
+    then: Mapping[Place, Any] | None = None,
+) -> dict[Place, Any]:
     """Writes initial values to the scopes outside; returns what stands there.
+
+    Args:
+      values: the initial values.
+      then: what is written over them.
 
     Where this loop stands in another one's body, the values are marked there on the
     way, and the loop must use them with that mark on.
     """
-    found = {}
     for place in sorted(values):  # as JAX hands out what comes of a transformation
+        if marks.births[place].came_in:
+            continue
         value, (index, col, first, *rest) = values[place], place
         top, node = opening.tops[index], value
         for name in reversed(rest):
             node = {name: node}
-        top._root.late = marks.births[place].late
+        root = top._root
+        creating, root.creating, root.late = root.creating, col, marks.births[place].late
         top.put_variable(col, first, node)
-        top._root.late = False
-        node = top._own(col)[first]
-        for name in rest:
-            node = node[name]
-        found[place] = node
-    return found
+        root.creating, root.late = creating, False
+    standing = {place: _at(opening, place) for place in values}
+    if then:
+        opening.write_back(nested(then, len(opening.tops)))
+        after = {place: _at(opening, place) for place in values}
+        # One that changes its kind does so in each iteration anew.
+        standing = {
+            p: after[p] if alike(after[p], value) else value for p, value in standing.items()
+        }
+    return standing
+
+
+def _at(opening: Opening, place: Place) -> Any:
+    index, col, *names = place
+    node: Any = opening.tops[index]._node(col)
+    for name in names:
+        node = node[name]
+    return node
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Tells whether one program takes either of two values."""
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (a, b)]
+    kinds = [
+        [(x.shape, x.dtype, x.weak_type) for x in map(jax.typeof, jax.tree.leaves(tree))]
+        for tree in (a, b)
+    ]
+    return bool(structures[0] == structures[1]) and kinds[0] == kinds[1]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..core.filters import Filter
-from ..errors import DifferentiationError, StaticArgumentError
+from ..errors import DifferentiationError
 from ..lift import autodiff, branches
 from .lifted import call_functions
 
@@ -227,24 +227,10 @@ def custom_vjp(
       >>> grads['params']['Dense_0']['kernel'].tolist()
       [[1.0], [-1.0]]
     """
-    numbers = [nondiff_argnums] if isinstance(nondiff_argnums, int) else list(nondiff_argnums)
-    if 0 in numbers:
-        raise StaticArgumentError(
-            "custom_vjp: nondiff_argnums has 0, which is the module itself; the arguments after "
-            "it count from 1. What is differentiated of the module is set by grad_vars"
-        )
-    counted = [n - 1 if n > 0 else n for n in numbers]
 
     def run(mdl: Any, *args: Any) -> Any:
-        for n in numbers:
-            if not -len(args) <= n <= len(args):
-                raise StaticArgumentError(
-                    f"custom_vjp of {getattr(fn, '__name__', 'a function')}: nondiff_argnums has "
-                    f"{n}, the call has {len(args)} arguments besides the module; expected 1 to "
-                    f"{len(args)}, or {-len(args)} to -1 from the end"
-                )
         bodies, scopes, plain = call_functions("custom_vjp", [fn, forward_fn], mdl, args)
-        lifted = autodiff.custom_vjp(bodies[0], bodies[1], backward_fn, grad_vars, counted)
+        lifted = autodiff.custom_vjp(bodies[0], bodies[1], backward_fn, grad_vars, nondiff_argnums)
         return lifted(scopes, *plain)
 
     return run

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -256,6 +257,9 @@ def call_functions(
 ) -> tuple[list[Body], list[Any], tuple[Any, ...]]:
     """Detaches a module for a lift that calls functions of it at once.
 
+    A bound method stands for the function of its class: the module inside is not the one it is
+    bound to.
+
     Returns:
       the functions as bodies over scopes, the scopes, and the arguments without
       the modules among them.
@@ -269,6 +273,9 @@ def call_functions(
                 f"{lift}: function {i} expected a function whose first argument is a module; "
                 f"found {kind_of(fn)}. Pass the function itself, not what it returns"
             )
+    functions = [
+        fn.__func__ if inspect.ismethod(fn) and is_module(fn.__self__) else fn for fn in functions
+    ]
     plain, fill, taken = without_modules(args, {})
     detached = Detached([module, *taken], branches=len(functions) > 1)
     if not detached.scopes:

@@ -249,10 +249,11 @@ def map_variables(
       trans_in_fn: maps the stored collections, ``{collection: variables}``, to
         those that the module sees.
       trans_out_fn: maps what the module made or wrote to what is stored.
-      init: True makes missing variables as the module does, stores what
-        ``trans_out_fn`` makes of them, and goes on with ``trans_in_fn`` of that.
-        Around another lift that makes them, or a mapping that changes their
-        dtype, the body is traced twice then: to make them, and to use them.
+      init: where mapped collections may be written, True runs the module on its
+        variables as they are, stores what ``trans_out_fn`` makes of what it left,
+        and runs it on ``trans_in_fn`` of that. One trace serves for both, but
+        around another lift that makes variables, for what is sown, and where the
+        mapping changes dtypes.
       mutable: whether writes to mapped collections are kept.
       rngs: the streams that go in.
       variables: which of the other collections go in.

@@ -1,0 +1,92 @@
+"""Boxes whose value stands for all slices at once: one number outside, one for each slice inside."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers.compare import Library, both
+from helpers.run import ramp
+
+SIZE = 3
+OPTIONS = {"metadata_params": {"size": SIZE}}
+
+
+def box_of(lib: Library) -> Any:
+    base = next(cls for cls in lib.nn.Partitioned.__mro__ if cls.__name__ == "AxisMetadata")
+
+    @dataclasses.dataclass(frozen=True)
+    class Largest(base):  # type: ignore[misc, valid-type]
+        value: Any
+
+        def unbox(self):
+            return self.value
+
+        def replace_boxed(self, val):
+            return Largest(val)
+
+        def add_axis(self, index, params):
+            return Largest(jnp.max(self.value, axis=index))
+
+        def remove_axis(self, index, params):
+            return Largest(jnp.stack([self.value] * params["size"], axis=index))
+
+    jax.tree_util.register_dataclass(Largest, data_fields=["value"], meta_fields=[])
+    return Largest
+
+
+def scaled(lib: Library) -> Any:
+    nn, box = lib.nn, box_of(lib)
+
+    class Scaled(nn.Module):
+        @nn.compact
+        def __call__(self, x, y):
+            shape = jnp.shape(x)
+            largest = self.variable("largest", "of", lambda: box(jnp.zeros(shape)))
+            out = x * nn.Dense(2)(y) + largest.value
+            if self.is_mutable_collection("largest"):
+                largest.value = jnp.maximum(largest.value, jnp.abs(out).max(-1) * jnp.ones(shape))
+            return x + out.sum(), out
+
+    return Scaled
+
+
+LIFTS: dict[str, Any] = {
+    "scan": lambda lib, t, axis: lib.nn.scan(
+        t, variable_axes={"params": 0, "largest": axis}, split_rngs={"params": True}, **OPTIONS
+    ),
+    "scan_of_known_length": lambda lib, t, axis: lib.nn.scan(
+        t,
+        variable_axes={"largest": axis},
+        variable_broadcast="params",
+        split_rngs={"params": False},
+        length=SIZE,
+        **OPTIONS,
+    ),
+    "vmap": lambda lib, t, axis: lib.nn.vmap(
+        t,
+        variable_axes={"params": 0, "largest": axis},
+        split_rngs={"params": True},
+        in_axes=(None, 0),
+        **OPTIONS,
+    ),
+}
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("lift", LIFTS)
+def test_a_number_that_stands_for_all_slices(lift: str, axis: int) -> None:
+    def run(lib: Library) -> Any:
+        model = LIFTS[lift](lib, scaled(lib), axis)()
+        args = jnp.float32(0.5), ramp(SIZE, 2)
+        variables = model.init(jax.random.key(0), *args)
+        found = [model.apply(variables, *args, mutable=m) for m in (False, ["largest"])]
+        return variables, found
+
+    variables, (_, (_, changed)) = both(run)
+    (value,) = jax.tree.leaves(changed)
+    assert value.shape == () and float(value) > 0
+    assert [leaf.shape for leaf in jax.tree.leaves(variables["largest"])] == [()]
