@@ -32,11 +32,9 @@ LAYERS = [
 ]
 
 
-# Where the two differ, and ought to. In flax, map_variables runs its body twice at init, and so
-# normalizes twice; and layers that are passed to one jitted function get the same key.
+# Where the two differ, and ought to: in flax, layers that are passed to one jitted function get the
+# same key.
 LEFT_OUT = {
-    "SpectralNorm": ("map_variables",),
-    "WeightNorm": ("map_variables",),
     "Bidirectional": ("jit",),
     "RNN-lengths": ("jit",),
     "Sequential": ("jit",),

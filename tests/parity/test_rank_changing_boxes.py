@@ -1,4 +1,4 @@
-"""Boxes whose value stands for all slices at once: one number outside, one for each slice inside."""
+"""Boxes whose value stands for all slices: one number outside, one for each slice inside."""
 
 from __future__ import annotations
 
