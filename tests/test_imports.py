@@ -4,6 +4,7 @@ import ast
 import functools
 import graphlib
 import importlib
+import pickle
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -188,3 +189,7 @@ def test_a_function_is_not_hidden_by_its_file():
     held = package.scan
     package.scan = types.ModuleType("liftax.scan")
     assert package.scan is held
+
+
+def test_a_package_is_pickled_by_its_name():
+    assert pickle.loads(pickle.dumps(liftax)) is liftax
