@@ -157,11 +157,9 @@ def dot_general(lhs: Any, rhs: Any, dimension_numbers: Any, precision: Any = Non
     return _jit_dot_general(lhs, rhs, dimension_numbers=dimension_numbers, precision=precision)
 
 
-def einsum_dot(lhs: Any, rhs: Any, dimension_numbers: Any, precision: Any = None) -> jax.Array:
-    """``lax.dot_general`` as ``jnp.dot`` and ``jnp.einsum`` call it."""
-    if is_staged(lhs) and is_staged(rhs):
-        return lax.dot_general(lhs, rhs, dimension_numbers, precision=precision)
-    return _jit_dot_general(lhs, rhs, dimension_numbers=dimension_numbers, precision=precision)
+def is_differentiated(*values: Any) -> bool:
+    """Tells whether a value is traced and not staged: there jnp's own jitted functions are used."""
+    return any(isinstance(value, jax.core.Tracer) and not is_staged(value) for value in values)
 
 
 def matmul(x: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..module import Module
-from ._util import check_broadcast, einsum_dot, fail
+from ._util import check_broadcast, dot_general, fail, is_differentiated
 from .dtypes import Array, Dtype, PrecisionLike, as_array, cast, promote_dtype
 
 
@@ -66,7 +66,8 @@ def _default_einsum(precision: Any, dot: Any) -> Callable[..., Any]:
 
     def einsum(equation: str, a: Array, b: Array) -> Array:
         # What jnp.einsum comes to here, without the search for it.
-        if a.dtype == b.dtype and not isinstance(precision, tuple):
+        quick = a.dtype == b.dtype and not isinstance(precision, tuple)
+        if quick and not is_differentiated(a, b):
             return _QUICK[equation](a, b, precision)
         return jnp.einsum(equation, a, b, precision=precision)
 
@@ -76,13 +77,13 @@ def _default_einsum(precision: Any, dot: Any) -> Callable[..., Any]:
 def _logits(query: Array, key: Array, precision: Any) -> Array:
     n = query.ndim
     batch = (*range(n - 3), n - 2)
-    return einsum_dot(query, key, (((n - 1,), (n - 1,)), (batch, batch)), precision)
+    return dot_general(query, key, (((n - 1,), (n - 1,)), (batch, batch)), precision)
 
 
 def _average(weights: Array, value: Array, precision: Any) -> Array:
     n = value.ndim
     batch = ((*range(n - 3), n - 2), tuple(range(n - 2)))
-    y = einsum_dot(value, weights, (((n - 3,), (n - 1,)), batch), precision)
+    y = dot_general(value, weights, (((n - 3,), (n - 1,)), batch), precision)
     return lax.transpose(y, (*range(n - 3), n - 1, n - 3, n - 2))
 
 

@@ -13,7 +13,7 @@ from jax.numpy import tanh
 
 from ..module import Module, compact, nowrap
 from . import initializers
-from ._util import add_bias, einsum_dot, fail, to_tuple
+from ._util import add_bias, fail, is_differentiated, matmul, to_tuple
 from .cells import GRUCell as GRUCell
 from .cells import MGUCell as MGUCell
 from .cells import RNNCellBase as RNNCellBase
@@ -189,7 +189,8 @@ class OptimizedLSTMCell(_LSTM):
             x, kernel, bias = promote_dtype(
                 x, jnp.concatenate(kernels, axis=-1), bias, dtype=self.dtype
             )
-            y = einsum_dot(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+            dot = jnp.dot if is_differentiated(x, kernel) else matmul
+            y = dot(x, kernel)
             return jnp.split(y if bias is None else add_bias(y, bias), 4, axis=-1)
 
         from_state = joined(h, "h", True, self.recurrent_kernel_init)
