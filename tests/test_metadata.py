@@ -411,3 +411,17 @@ def test_with_partitioning_keeps_the_name_of_the_initializer():
         jax.random.key(0), (2, 4)
     )
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [({"a": 0.0}, {"a": 1.0, "b": 2.0}), (None, 1.0), ([0.0, 1.0], (2.0,))],
+    ids=["dict", "None", "list"],
+)
+def test_a_value_without_boxes_may_take_another_structure(first: Any, second: Any) -> None:
+    from liftax.core import apply
+
+    def write(scope: Any) -> Any:
+        scope.variable("state", "n", lambda: first).value = second
+
+    assert apply(write, mutable="state")({})[1] == {"state": {"n": second}}

@@ -43,7 +43,8 @@ class Variable:
     def value(self, value: Any) -> None:
         if self.unbox:
             current = self.scope.get_variable(self.collection, self.name, _UNSET)
-            if current is not _UNSET:
+            # Without a box in it the old value says nothing of the new one's structure.
+            if current is not _UNSET and metadata.holds_boxes(current):
                 value = metadata.replace_boxed(current, value)
         self.scope.put_variable(self.collection, self.name, value)
 
