@@ -23,8 +23,8 @@ test: $(VENV)/.dev chromium
 # an environment of its own. make PYTHON_3.13=/path/to/python3.13 says where one is.
 MATRIX := 3.12 3.13
 TESTS_ON_3.12 := tests/parity tests/probes
-TESTS_ON_3.13 := tests/parity tests/laws tests/core tests/design tests/stack tests/layout \
-  tests/layers tests/faults tests/probes tests/test_traces.py
+TESTS_ON_3.13 := tests/parity tests/laws tests/core tests/design tests/stack tests/checkpoint \
+  tests/layout tests/layers tests/faults tests/probes tests/test_traces.py
 
 # Installing waits for the network, so all at once; the tests keep the cores busy, so in turn.
 test-matrix:

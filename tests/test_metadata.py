@@ -15,8 +15,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from liftax import errors
-from liftax.core import metadata
-from liftax.core.metadata import PARTITION_NAME, Partitioned
+from liftax.core import boxes
+from liftax.core.boxes import PARTITION_NAME, Partitioned
 
 LAYERS = {PARTITION_NAME: "layers"}
 
@@ -31,7 +31,7 @@ def mesh(request):
     return mesh_of(request.param)
 
 
-def box(names=("in", "out"), shape=(2, 4), library=metadata):
+def box(names=("in", "out"), shape=(2, 4), library=boxes):
     return library.Partitioned(jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape), names)
 
 
@@ -70,7 +70,7 @@ def trees(library):
     }
 
 
-TREES = list(trees(metadata))
+TREES = list(trees(boxes))
 
 
 def test_the_public_names_of_flax_are_there():
@@ -89,23 +89,23 @@ def test_the_public_names_of_flax_are_there():
         "get_global_mesh",
         "global_mesh_defined",
     ]
-    assert [n for n in names if not hasattr(metadata, n)] == []
-    assert metadata.PARTITION_NAME == flax_meta.PARTITION_NAME
+    assert [n for n in names if not hasattr(boxes, n)] == []
+    assert boxes.PARTITION_NAME == flax_meta.PARTITION_NAME
 
 
 @pytest.mark.parametrize("which", TREES)
 def test_unbox(which):
-    assert_same(metadata.unbox(trees(metadata)[which]), flax_meta.unbox(trees(flax_meta)[which]))
+    assert_same(boxes.unbox(trees(boxes)[which]), flax_meta.unbox(trees(flax_meta)[which]))
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 4])
 @pytest.mark.parametrize("which", TREES)
 def test_add_and_remove_axis(which, index):
-    ours = metadata.add_axis(trees(metadata)[which], index, LAYERS)
+    ours = boxes.add_axis(trees(boxes)[which], index, LAYERS)
     theirs = flax_meta.add_axis(trees(flax_meta)[which], index, LAYERS)
     assert_same(ours, theirs)
     assert_same(
-        metadata.remove_axis(ours, index, LAYERS), flax_meta.remove_axis(theirs, index, LAYERS)
+        boxes.remove_axis(ours, index, LAYERS), flax_meta.remove_axis(theirs, index, LAYERS)
     )
 
 
@@ -113,7 +113,7 @@ def test_add_and_remove_axis(which, index):
 def test_replace_boxed(which):
     updates = jax.tree.map(lambda x: x * 3, flax_meta.unbox(trees(flax_meta)[which]))
     assert_same(
-        metadata.replace_boxed(trees(metadata)[which], updates),
+        boxes.replace_boxed(trees(boxes)[which], updates),
         flax_meta.replace_boxed(trees(flax_meta)[which], updates),
     )
 
@@ -121,9 +121,9 @@ def test_replace_boxed(which):
 @pytest.mark.parametrize("which", TREES)
 def test_partition_specs_and_shardings(which):
     mesh = mesh_of("auto", names=("in", "out"))
-    ours, theirs = trees(metadata)[which], trees(flax_meta)[which]
-    assert metadata.get_partition_spec(ours) == flax_meta.get_partition_spec(theirs)
-    assert metadata.get_sharding(ours, mesh) == flax_meta.get_sharding(theirs, mesh)
+    ours, theirs = trees(boxes)[which], trees(flax_meta)[which]
+    assert boxes.get_partition_spec(ours) == flax_meta.get_partition_spec(theirs)
+    assert boxes.get_sharding(ours, mesh) == flax_meta.get_sharding(theirs, mesh)
 
 
 def test_partition_spec_of_shapes_and_of_what_is_no_array():
@@ -136,7 +136,7 @@ def test_partition_spec_of_shapes_and_of_what_is_no_array():
         "none": None,
     }
     expected = {"shape": P(), "key": P(), "number": None, "numpy": P(), "text": None, "none": None}
-    assert metadata.get_partition_spec(tree) == expected == flax_meta.get_partition_spec(tree)
+    assert boxes.get_partition_spec(tree) == expected == flax_meta.get_partition_spec(tree)
 
 
 @pytest.mark.parametrize("index", [-1, -2, -3, 0, 1, 2])
@@ -196,14 +196,14 @@ def test_names_are_a_tuple_of_entries():
     with pytest.raises(TypeError, match=r"names must hold one entry.*names=\('in',\)"):
         Partitioned(1.0, "in")
     with pytest.raises(TypeError, match="names must hold one entry"):
-        metadata.with_partitioning(jax.nn.initializers.ones, "in")(jax.random.key(0), (2,))
+        boxes.with_partitioning(jax.nn.initializers.ones, "in")(jax.random.key(0), (2,))
 
 
 def test_updates_must_fit():
     with pytest.raises(ValueError, match="pytree structure error"):
-        metadata.replace_boxed({"a": box()}, {"b": 1.0})
+        boxes.replace_boxed({"a": box()}, {"b": 1.0})
     with pytest.raises(ValueError, match="pytree structure error"):
-        metadata.replace_boxed({"a": [box(), 2.0]}, {"a": (1.0, 2.0)})
+        boxes.replace_boxed({"a": [box(), 2.0]}, {"a": (1.0, 2.0)})
 
 
 def test_a_box_is_a_value():
@@ -232,7 +232,7 @@ def test_boxes_pass_through_jit_vmap_and_grad():
     assert out.value.shape == (2,)
 
 
-class Tagged(metadata.AxisMetadata[Any]):
+class Tagged(boxes.AxisMetadata[Any]):
     """A box that somebody else wrote, and did not even register as a pytree."""
 
     def __init__(self, value, log=()):
@@ -258,21 +258,21 @@ class Pair(NamedTuple):
 
 def test_other_boxes_in_other_containers():
     tree = Pair({"a": Tagged(1)}, Tagged(Tagged(2)))
-    assert metadata.unbox(tree) == Pair({"a": 1}, 2)
-    added = metadata.add_axis(tree, 3, {"tag": "t"})
+    assert boxes.unbox(tree) == Pair({"a": 1}, 2)
+    added = boxes.add_axis(tree, 3, {"tag": "t"})
     assert isinstance(added, Pair)
     assert added.first["a"].log == (("add", 3, "t"),)
-    assert metadata.remove_axis(added, 3, {"tag": "u"}).second.log == (
+    assert boxes.remove_axis(added, 3, {"tag": "u"}).second.log == (
         ("add", 3, "t"),
         ("remove", 3, "u"),
     )
-    again = metadata.replace_boxed(added, Pair({"a": 10}, 20))
+    again = boxes.replace_boxed(added, Pair({"a": 10}, 20))
     assert again.first["a"].log == (("add", 3, "t"),)
-    assert metadata.unbox(again) == Pair({"a": 10}, 20)
-    assert metadata.map_axis_meta(lambda b: b.log, tree) == Pair({"a": ()}, ())
-    assert metadata.get_partition_spec(Tagged(jnp.ones(2))) is None
+    assert boxes.unbox(again) == Pair({"a": 10}, 20)
+    assert boxes.map_axis_meta(lambda b: b.log, tree) == Pair({"a": ()}, ())
+    assert boxes.get_partition_spec(Tagged(jnp.ones(2))) is None
     with pytest.raises(TypeError, match="abstract"):
-        metadata.AxisMetadata()
+        boxes.AxisMetadata()
 
 
 def test_a_subclass_is_a_pytree_node_by_itself():
@@ -282,17 +282,17 @@ def test_a_subclass_is_a_pytree_node_by_itself():
     one = Owned(jnp.ones(2), ("a",), owner="me")
     stacked = jax.jit(lambda p: p.add_axis(0, LAYERS))(one)
     assert (stacked.names, stacked.owner) == (("layers", "a"), "me")
-    assert metadata.unbox({"x": one})["x"] is one.value
+    assert boxes.unbox({"x": one})["x"] is one.value
 
 
 def test_containers_are_copied_and_leaves_are_not():
     tree = {"a": {"b": jnp.ones(2)}, "c": [jnp.zeros(1)]}
-    out = metadata.unbox(tree)
+    out = boxes.unbox(tree)
     out["a"]["new"] = 1
     assert "new" not in tree["a"]
     assert out["a"]["b"] is tree["a"]["b"]
     assert out["c"] is not tree["c"]
-    assert list(metadata.unbox({"z": 1, "a": 2})) == ["z", "a"]
+    assert list(boxes.unbox({"z": 1, "a": 2})) == ["z", "a"]
 
 
 # --- on a mesh of eight devices -------------------------------------------------------------
@@ -327,7 +327,7 @@ def test_flax_lays_out_the_same_where_it_can():
     with jax.set_mesh(mesh_of("auto")):
         outs = [
             jax.jit(lambda p: p.unbox())(box(names=("b", None), library=m, shape=(4, 2)))
-            for m in (metadata, flax_meta)
+            for m in (boxes, flax_meta)
         ]
     assert outs[0].sharding.is_equivalent_to(outs[1].sharding, 2)
     # Elsewhere it cannot: arrays that lie on one device, and explicit meshes.
@@ -347,7 +347,7 @@ def test_several_mesh_axes_on_one_axis(mesh):
 def test_the_mesh_of_the_box(mesh):
     boxed = Partitioned(jnp.ones((2, 4)), ("a", "b"), mesh)
     assert boxed.unbox().sharding == NamedSharding(mesh, P("a", "b")) == boxed.get_sharding(mesh)
-    init = metadata.with_partitioning(jax.nn.initializers.ones, ("a", "b"), mesh=mesh)
+    init = boxes.with_partitioning(jax.nn.initializers.ones, ("a", "b"), mesh=mesh)
     assert init(jax.random.key(0), (2, 4)).mesh is mesh
 
 
@@ -396,15 +396,15 @@ def test_what_is_no_array_is_left_alone(mesh):
 
 
 def test_the_mesh_of_the_context(mesh):
-    assert metadata.get_global_mesh() is None
-    assert not metadata.global_mesh_defined()
+    assert boxes.get_global_mesh() is None
+    assert not boxes.global_mesh_defined()
     with jax.set_mesh(mesh):
-        assert metadata.global_mesh_defined()
-        assert metadata.get_global_mesh() == flax_meta.get_global_mesh() == mesh.abstract_mesh
+        assert boxes.global_mesh_defined()
+        assert boxes.get_global_mesh() == flax_meta.get_global_mesh() == mesh.abstract_mesh
 
 
 def test_with_partitioning_keeps_the_name_of_the_initializer():
-    init = metadata.with_partitioning(jax.nn.initializers.ones, ("a", "b"))
+    init = boxes.with_partitioning(jax.nn.initializers.ones, ("a", "b"))
     assert init.__name__ == "ones"
     ours = init(jax.random.key(0), (2, 4))
     theirs = linen.with_partitioning(jax.nn.initializers.ones, ("a", "b"))(

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import liftax
 from liftax import errors
-from liftax.core import metadata
+from liftax.core import boxes
 
 KEY = jax.random.key(0)
 X = jnp.asarray(np.sin(np.arange(16.0)).reshape(4, 4), jnp.float32)
@@ -255,11 +255,11 @@ def test_train_on_a_mesh_of_either_kind(kind: str, compiled: bool) -> None:
             lambda box, s: box.replace_boxed(jax.device_put(box.value, s)),
             variables,
             shardings,
-            is_leaf=metadata.is_axis_metadata,
+            is_leaf=boxes.is_axis_metadata,
         )
         x = jax.device_put(X, NamedSharding(mesh, P("data", None)))
         grads = maybe_jit(jax.grad(loss))(placed, x)
-    found, expected = metadata.unbox(grads), metadata.unbox(expected)
+    found, expected = boxes.unbox(grads), boxes.unbox(expected)
     for name in ("up", "down"):
         array = found["params"][name]
         assert array.sharding.is_equivalent_to(NamedSharding(mesh, P("data", "model")), 2)
@@ -274,7 +274,7 @@ def test_lifted_modules_on_a_mesh_of_either_kind(lift: str, kind: str) -> None:
         def __call__(self, c, _=None):
             boxed = liftax.with_partitioning(cheap, (None, "model"))
             y = jnp.tanh(c @ self.param("kernel", boxed, (4, 4)))
-            return metadata.constrain(y, P()), None
+            return boxes.constrain(y, P()), None
 
     model = STACK[lift](ours(), Body, 0, {"partition_name": None})()
     variables = model.init(KEY, X)

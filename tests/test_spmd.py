@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from liftax import errors, spmd
-from liftax.core import metadata
+from liftax.core import boxes
 
 RULES = (("in", "a"), ("out", "b"))
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -252,12 +252,12 @@ def test_constraint_errors(mesh):
 
 def test_the_box():
     box = spmd.LogicallyPartitioned(X, ("in", "out"))
-    assert metadata.get_partition_spec({"k": box}) == {"k": P("in", "out")}
-    layers = {metadata.PARTITION_NAME: "layers"}
-    stacked = metadata.add_axis({"k": box}, 1, layers)["k"]
+    assert boxes.get_partition_spec({"k": box}) == {"k": P("in", "out")}
+    layers = {boxes.PARTITION_NAME: "layers"}
+    stacked = boxes.add_axis({"k": box}, 1, layers)["k"]
     assert type(stacked) is spmd.LogicallyPartitioned
     assert stacked.names == ("in", "layers", "out")
-    assert metadata.remove_axis(stacked, 1, layers).names == ("in", "out")
+    assert boxes.remove_axis(stacked, 1, layers).names == ("in", "out")
     listed = spmd.LogicallyPartitioned(1.0, ["in"], rules=[["in", ["a", "b"]]])
     assert hash(jax.tree.structure(listed)) is not None
     assert listed.rules == (("in", ("a", "b")),)
@@ -286,7 +286,7 @@ def test_the_sharding_of_the_box():
     assert box.get_sharding(mesh) == NamedSharding(mesh, P("a", "b"))
     free = spmd.LogicallyPartitioned(X, ("in", "out"))
     with spmd.logical_axis_rules((("in", "b"),)):
-        assert metadata.get_sharding({"k": free}, mesh)["k"].spec == P("b", None)
+        assert boxes.get_sharding({"k": free}, mesh)["k"].spec == P("b", None)
     # With no rules the names are taken for mesh axes, as flax.linen always takes them.
     with pytest.raises(ValueError, match="in of .* is not found in mesh"):
         free.get_sharding(mesh)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import compat
+from . import jax_private
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
@@ -81,7 +81,7 @@ def programs_of(eqn: Any) -> Iterator[jex.ClosedJaxpr]:
     """Yields the programs that an equation calls."""
     for value in params_of(eqn).values():
         for part in value if isinstance(value, (list, tuple)) else (value,):
-            program = compat.as_program(part)
+            program = jax_private.as_program(part)
             if program is not None:
                 yield program
 

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from .core import metadata
+from .core import boxes
 from .errors import PartitioningMismatchError
 
 __all__ = [
@@ -219,7 +219,7 @@ def logical_to_mesh(tree: Any, rules: LogicalRules | None = None) -> Any:
     return jax.tree.map(
         translate,
         tree,
-        is_leaf=lambda x: isinstance(x, PartitionSpec) or metadata.is_axis_metadata(x),
+        is_leaf=lambda x: isinstance(x, PartitionSpec) or boxes.is_axis_metadata(x),
     )
 
 
@@ -297,14 +297,14 @@ def with_logical_constraint(
             )
         if missing and fallback is RulesFallback.NO_CONSTRAINT:
             return part
-        return metadata.constrain(part, PartitionSpec(*placed.values()), mesh)
+        return boxes.constrain(part, PartitionSpec(*placed.values()), mesh)
 
     return jax.tree.map(
         constrain, logical_axis_resources, x, is_leaf=lambda n: n is None or _is_names(n)
     )
 
 
-class LogicallyPartitioned(metadata.Partitioned[Any]):
+class LogicallyPartitioned(boxes.Partitioned[Any]):
     """A `Partitioned` box whose names are logical, with the rules that translate them.
 
     Args:

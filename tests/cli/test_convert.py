@@ -14,8 +14,8 @@ import pytest
 import safetensors.numpy
 
 import liftax as nn
+from liftax.checkpoint import write as writing
 from liftax.cli import main
-from liftax.stack import stream
 
 rng = np.random.default_rng(0)
 BLOCKS = {
@@ -332,14 +332,14 @@ def test_layers_that_differ(folder, capsys):
 
 def test_what_was_written_is_read_back(folder, capsys, monkeypatch):
     """A disk that does not keep what it is given is noticed before anything is replaced."""
-    write = stream.write_safetensors
+    write = writing.write_safetensors
 
     def forgetful(file, tensors, *rest):
         write(file, tensors, *rest)
         file.seek(-3, os.SEEK_END)
         file.write(b"???")
 
-    monkeypatch.setattr(stream, "write_safetensors", forgetful)
+    monkeypatch.setattr(writing, "write_safetensors", forgetful)
     (folder / "a.safetensors").write_bytes(b"as it was")
     refused(capsys, r"(params|opt)/[\w/]+ was not written as it was read", "ours.safetensors", *TO)
 
@@ -367,7 +367,7 @@ def test_stopped_midway(folder, capsys, monkeypatch, error, code, message):
         file.write(b"half")
         raise error
 
-    monkeypatch.setattr(stream, "write_safetensors", stopped)
+    monkeypatch.setattr(writing, "write_safetensors", stopped)
     (folder / "a.safetensors").write_bytes(b"as it was")
     convert("ours.safetensors", *TO, code=code)
     assert message in capsys.readouterr().err

@@ -25,9 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liftax as nn
+from liftax.checkpoint.files import open_checkpoint
 from liftax.cli import main
 from liftax.errors import CheckpointError, LiftaxError
-from liftax.stack.formats import open_checkpoint
 
 BLOCKS = nn.Stacking.of("blocks", 2)
 VARIABLES = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from liftax.layout.model import Along, Axis, Cost, Finding, Layout, LiftNode, VariableLayout
+from liftax.layout.data import Along, Axis, Cost, Finding, LiftNode, VariableLayout
+from liftax.layout.shown import Layout
 
 SIZES = {"float32": 4, "bfloat16": 2, "int32": 4}
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liftax as nn
-from liftax.layout.model import Layout
-from liftax.stack.found import from_layout
+from liftax.checkpoint.find import from_layout
+from liftax.layout.shown import Layout
 
 KEY, X = jax.random.key(0), jax.ShapeDtypeStruct((2,), "float32")
 
@@ -135,9 +135,6 @@ def test_a_copy_can_still_be_measured_and_a_pickle_says_why_not():
 
 def test_layout_is_the_function_whatever_is_imported():
     import types
-
-    import liftax.layout.model
-    import liftax.stack.store  # noqa: F401
 
     assert isinstance(nn.layout, types.FunctionType)
     assert pickle.loads(pickle.dumps(nn.layout)) is nn.layout

@@ -8,7 +8,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 import liftax as nn
-from liftax.stack.places import stacked
+from liftax.stack.storage import stacked
 
 RUNS = ("scan", "loop", "scan of 2", "scan of sqrt")
 STORES = ("stacked", "layers")

@@ -8,7 +8,7 @@ from stack.blocks import same
 
 import liftax as nn
 from examples import gemma3, gpt2, lstm, vit
-from liftax.stack.places import by_layers
+from liftax.stack.storage import by_layers
 
 KEY = jax.random.key(0)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, 11)

@@ -30,8 +30,8 @@ from stack.blocks import (
 
 import liftax as nn
 from liftax.errors import StackError
-from liftax.stack.places import by_layers
-from liftax.stack.plan import Level, levels, parse_run
+from liftax.stack.options import Level, levels, parse_run
+from liftax.stack.storage import by_layers
 
 
 def check_ways(stack, ways, x=X):

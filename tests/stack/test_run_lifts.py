@@ -19,7 +19,7 @@ from stack.blocks import (
 )
 
 import liftax as nn
-from liftax.stack.places import by_layers, stacked
+from liftax.stack.storage import by_layers, stacked
 
 KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 

@@ -8,7 +8,7 @@ from stack.blocks import KEY, Residual, Scale, Wide, X, dense, loss_and_grads, p
 
 import liftax as nn
 from liftax.errors import StackError
-from liftax.stack.plan import Level, levels, parse_run
+from liftax.stack.options import Level, levels, parse_run
 
 
 def loss(stack, x=X):

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import liftax as nn
-from liftax import recipes
 
+from .. import recipes
 from ._console import require
 
 BATCH = 32

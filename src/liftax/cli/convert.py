@@ -16,9 +16,9 @@ from ._console import CommandError, Console, Interrupted
 from ._files import check_output
 
 if TYPE_CHECKING:
-    from ..stack.formats import Checkpoint
-    from ..stack.stackings import Stacking, Stackings
-    from ..stack.stream import Plan
+    from ..checkpoint.files import Checkpoint
+    from ..checkpoint.stacking import Stacking, Stackings
+    from ..checkpoint.write import Plan
 
 EPILOG = """\
 SRC is a safetensors file, a msgpack file as Linen writes it, or a directory of Orbax. DST is a
@@ -98,9 +98,9 @@ def _whole(text: str) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Plans the conversion from shapes, carries it out tensor by tensor, and compares."""
-    from ..stack.formats import open_checkpoint
-    from ..stack.stackings import name_of
-    from ..stack.stream import write
+    from ..checkpoint.files import open_checkpoint
+    from ..checkpoint.stacking import name_of
+    from ..checkpoint.write import write
 
     check_output(args.target, ".safetensors")
     try:
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _plan(
     args: argparse.Namespace, found: Checkpoint, source: Stackings, target: Stackings
 ) -> Plan:
-    from ..stack.stream import planned
+    from ..checkpoint.write import planned
 
     try:
         return planned(found.tree, source, form=args.layout, target=target)
@@ -207,7 +207,7 @@ def _check_axis(args: argparse.Namespace, own: Stackings) -> None:
 def _of_model(args: argparse.Namespace) -> Stackings:
     import jax
 
-    from ..stack.found import stackings_of
+    from ..checkpoint.find import stackings_of
     from .layout import build, find, in_one_line, parse_args, parse_field
 
     target = find(args.model)
@@ -225,9 +225,9 @@ def _of_model(args: argparse.Namespace) -> Stackings:
 
 def _stacks(texts: list[str], tree: Any, axis: int) -> Stackings:
     """The stacks that `PATH[=LAYERS]` name, with as many layers as the source has."""
-    from ..stack.found import as_stackings
-    from ..stack.stackings import Stacking
-    from ..stack.store import to_layers
+    from ..checkpoint.convert import to_layers
+    from ..checkpoint.find import as_stackings
+    from ..checkpoint.stacking import Stacking
 
     given = sorted((text.partition("=") for text in texts), key=lambda parts: parts[0].count("/"))
     made: list[Stacking] = []
@@ -255,7 +255,7 @@ def _stacks(texts: list[str], tree: Any, axis: int) -> Stackings:
 
 def _located(path: str, outer: list[Stacking]) -> str:
     """Where a path of the stacked form lies in the first layers of the stacks around it."""
-    from ..stack.stackings import split_path
+    from ..checkpoint.stacking import split_path
 
     parts = split_path(path)
     for stack in outer:
@@ -267,10 +267,10 @@ def _located(path: str, outer: list[Stacking]) -> str:
 
 def _depth(path: str, layers: str, tree: Any, axis: int) -> int:
     """The number of layers that lie at a stack's place, in either form; 0 for none."""
-    from ..stack.leaves import is_array
-    from ..stack.stackings import Stacking, split_path
-    from ..stack.tensors import flat
-    from ..stack.trees import find_trees, get
+    from ..checkpoint.arrays import is_array
+    from ..checkpoint.roots import find_trees, get
+    from ..checkpoint.stacking import Stacking, split_path
+    from ..checkpoint.tensors import flat
 
     for root in find_trees(tree, (Stacking.of(path, 1, names=layers),)):
         numbers = _numbers(root.tree, split_path(layers))
@@ -295,7 +295,7 @@ def _depth(path: str, layers: str, tree: Any, axis: int) -> int:
 
 def _numbers(tree: Any, layers: tuple[str, ...]) -> set[int]:
     """The numbers of the layers that lie in a tree at a path with `{}` for the number."""
-    from ..stack.trees import MISSING, get
+    from ..checkpoint.roots import MISSING, get
 
     at = next(i for i, name in enumerate(layers) if "{}" in name)
     before, after = layers[at].split("{}")
@@ -313,8 +313,8 @@ def _numbers(tree: Any, layers: tuple[str, ...]) -> set[int]:
 
 
 def _describe(args: argparse.Namespace, found: Checkpoint, plan: Plan, console: Console) -> None:
-    from ..stack.safetensors_io import tensors_of
-    from ..stack.stackings import name_of
+    from ..checkpoint.safetensors import tensors_of
+    from ..checkpoint.stacking import name_of
 
     console.line(f"source: {args.source}, {found.kind}, {_counted(tensors_of(found.tree)[0])}")
     for s in plan.stackings:
@@ -330,7 +330,7 @@ def _counted(tensors: Mapping[str, Any]) -> str:
 
 
 def _table(plan: Plan, checksums: Mapping[str, str] | None, console: Console) -> None:
-    from ..stack.stackings import name_of
+    from ..checkpoint.stacking import name_of
 
     rows = []
     for layer, names in plan.layers.items():

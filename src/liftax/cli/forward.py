@@ -9,9 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from liftax import recipes
-from liftax.layout import Layout, layout
-
+from .. import recipes
+from ..layout import Layout, layout
 from ._arguments import count, seed
 from ._console import CommandError, Console
 from ._digits import load_digits

@@ -1,18 +1,16 @@
+from . import boxes as meta  # noqa: F401
 from . import lift as lift
-from . import metadata as meta  # noqa: F401
+from .boxes import AxisMetadata as AxisMetadata
+from .boxes import map_axis_meta as map_axis_meta
+from .boxes import unbox as unbox
 from .filters import DenyList as DenyList
 from .lift import custom_vjp as custom_vjp
 from .lift import jit as jit
 from .lift import jvp as jvp
-from .lift import remat as remat
-from .lift import remat_scan as remat_scan
 from .lift import scan as scan
 from .lift import vjp as vjp
 from .lift import vmap as vmap
 from .lift import while_loop as while_loop
-from .metadata import AxisMetadata as AxisMetadata
-from .metadata import map_axis_meta as map_axis_meta
-from .metadata import unbox as unbox
 from .roles import In as In
 from .roles import Out as Out
 from .roles import broadcast as broadcast
@@ -21,4 +19,4 @@ from .run import bind as bind
 from .run import init as init
 from .run import lazy_init as lazy_init
 from .scope import Scope as Scope
-from .variable import Variable as Variable
+from .scope import Variable as Variable

@@ -7,12 +7,12 @@ import os
 import re
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .. import compat
+from .. import jax_private
 from ..errors import (
     ApplyScopeInvalidVariablesTypeError,
     AxisNameError,
@@ -31,14 +31,10 @@ from ..errors import (
     UnnamedCollectionError,
     where,
 )
+from ..words import describe
+from .call import Call, ScopeLike
 from .filters import names_of
-from .rngs import describe
-from .roles import BROADCAST
-
-if TYPE_CHECKING:
-    from .roles import Roles
-    from .root import Root
-    from .scope import Scope
+from .roles import BROADCAST, Roles
 
 _ARGUMENTS = {
     "scan": "variable_axes={{{0!r}: 0}}, variable_carry={0!r} or variable_broadcast={0!r}",
@@ -47,7 +43,7 @@ _ARGUMENTS = {
 }
 
 # The files of lifts that trace a body with jax.jit on the way to something else.
-_TRACED_BY = {"loops.py": "scan", "recurrence.py": "while_loop", "branches.py": "a branch"}
+_TRACED_BY = {"scan.py": "scan", "while_loop.py": "while_loop", "branches.py": "a branch"}
 
 
 def no_variables(given: Any) -> ApplyScopeInvalidVariablesTypeError:
@@ -68,28 +64,28 @@ def no_variables(given: Any) -> ApplyScopeInvalidVariablesTypeError:
     )
 
 
-def no_mapping(scope: Scope, col: str, found: Any) -> ApplyScopeInvalidVariablesTypeError:
+def no_mapping(scope: ScopeLike, col: str, found: Any) -> ApplyScopeInvalidVariablesTypeError:
     """What stands where the variables of a scope belong."""
     return ApplyScopeInvalidVariablesTypeError(
-        f"{scope._where()}: expected a mapping of variables in collection {col!r}, "
+        f"{scope.where()}: expected a mapping of variables in collection {col!r}, "
         f"found {describe(found)}"
     )
 
 
-def immutable(scope: Scope, col: str, name: str) -> ModifyScopeVariableError:
+def immutable(scope: ScopeLike, col: str, name: str) -> ModifyScopeVariableError:
     """A write to a collection that may not be written."""
     return ModifyScopeVariableError(
-        f"{scope._where()}: cannot write variable {name!r}, collection {col!r} is immutable "
+        f"{scope.where()}: cannot write variable {name!r}, collection {col!r} is immutable "
         f"here; pass mutable=[{col!r}] to apply"
     )
 
 
-def not_valid(scope: Scope) -> LiftaxError:
+def not_valid(scope: ScopeLike) -> LiftaxError:
     """A scope whose call has ended, or has handed it to a lift that runs now."""
-    opening = scope._root.entered_by
+    opening = scope.call.entered_by
     if opening is None:
         return InvalidScopeError(
-            f"{scope._where()}: used after the call that made it had ended. "
+            f"{scope.where()}: used after the call that made it had ended. "
             f"Pass values out of init or apply, not scopes or bound modules."
         )
     fn = getattr(opening.target, "__name__", "body")
@@ -108,35 +104,35 @@ def not_valid(scope: Scope) -> LiftaxError:
             f"    lifted(self, {name}, ...)"
         )
     return ClosedOverModuleError(
-        f"{scope._where()}: used inside {opening.label}, which it was not passed to.\n"
+        f"{scope.where()}: used inside {opening.label}, which it was not passed to.\n"
         f"found: {found}, so the lift cannot give it its own axis, keys and variables\n"
         f"{expected}"
     )
 
 
-def check_readable(scope: Scope, col: str) -> None:
+def check_readable(scope: ScopeLike, col: str) -> None:
     """Raises an error where what is read here is not what the lift that runs now works on.
 
     Values that the lift shares, or leaves alone, are the same inside and outside.
     """
-    opening = scope._root.entered_by
+    opening = scope.call.entered_by
     if opening is None:
         raise not_valid(scope)
     for top, roles in zip(opening.tops, opening.tables, strict=True):
-        below = top._root is scope._root and scope.path[: len(top.path)] == top.path
+        below = top.call is scope.call and scope.path[: len(top.path)] == top.path
         if below and roles.lift in _ARGUMENTS and roles.role(col) not in (None, BROADCAST):
             raise not_valid(scope)
 
 
-def _lifts(scope: Scope) -> Iterator[tuple[Root, Roles, Scope]]:
+def _lifts(scope: ScopeLike) -> Iterator[tuple[Call, Roles, ScopeLike]]:
     """Yields the lifts in force, innermost first: root inside, table, scope outside."""
-    root = scope._root
+    root = scope.call
     while root.outside is not None and root.roles is not None:
         yield root, root.roles, root.outside
-        root = root.outside._root
+        root = root.outside.call
 
 
-def no_stream(scope: Scope, name: str) -> InvalidRngError:
+def no_stream(scope: ScopeLike, name: str) -> InvalidRngError:
     """A key of a stream that is not here."""
     have = ", ".join(map(repr, scope.rngs)) or "none"
     hint = f"pass rngs={{{name!r}: jax.random.key(0)}} to init or apply"
@@ -148,14 +144,14 @@ def no_stream(scope: Scope, name: str) -> InvalidRngError:
             hint = here if name in outside.rngs else f"{hint}, and {here}"
             break
     return InvalidRngError(
-        f"{scope._where()}: needs a key of stream {name!r}, streams here: {have}; {hint}"
+        f"{scope.where()}: needs a key of stream {name!r}, streams here: {have}; {hint}"
     )
 
 
-def check_named(scope: Scope, col: str) -> None:
+def check_named(scope: ScopeLike, col: str) -> None:
     """Raises UnnamedCollectionError where a lift in force would lose a write to ``col``."""
     for root, roles, outside in _lifts(scope):
-        if outside._root.is_mutable(col):
+        if outside.call.is_mutable(col):
             row = roles.of(col)
             if row is None:
                 found = f"no argument of {roles.lift} names {col!r}, though it is mutable outside"
@@ -170,7 +166,7 @@ def check_named(scope: Scope, col: str) -> None:
             )
 
 
-def check_not_hidden(scope: Scope, col: str, name: str) -> None:
+def check_not_hidden(scope: ScopeLike, col: str, name: str) -> None:
     """Raises UnnamedCollectionError where a variable exists and a lift leaves it outside."""
     for root, roles, outside in _lifts(scope):
         if roles.of(col) is None and _has(outside, col, (*scope.path, name)):
@@ -183,13 +179,13 @@ def check_not_hidden(scope: Scope, col: str, name: str) -> None:
             )
 
 
-def _inside(scope: Scope, root: Root) -> str:
+def _inside(scope: ScopeLike, root: Call) -> str:
     """Where a scope stands, with the lift that is to blame."""
     return where(scope.path, root.lift)
 
 
-def _has(outside: Scope, col: str, path: tuple[str, ...]) -> bool:
-    node = outside._node(col)
+def _has(outside: ScopeLike, col: str, path: tuple[str, ...]) -> bool:
+    node = outside.node(col)
     for name in path[len(outside.path) :]:
         if not isinstance(node, Mapping) or name not in node:
             return False
@@ -212,7 +208,7 @@ def _meant(roles: Roles, col: str) -> str:
     return f"; it names {near[0]!r}: did you mean {col!r}?" if near else ""
 
 
-def check_leak(scope: Scope, col: str, name: str, value: Any) -> None:
+def check_leak(scope: ScopeLike, col: str, name: str, value: Any) -> None:
     """Raises an error where a value dies before the scope does.
 
     Raises:
@@ -220,18 +216,18 @@ def check_leak(scope: Scope, col: str, name: str, value: Any) -> None:
       LeakedTracerError: it is written.
     """
     for leaf in jax.tree.leaves(value):
-        if not compat.leaks(leaf, scope._root.trace):
+        if not jax_private.leaks(leaf, scope.call.trace):
             continue
-        if scope._root.creating is not None and compat.current_trace() is not scope._root.trace:
+        if scope.call.creating is not None and jax_private.current_trace() is not scope.call.trace:
             raise JaxTransformError(
-                f"{scope._where()}: variable {name!r} of collection {col!r} is made inside a JAX "
+                f"{scope.where()}: variable {name!r} of collection {col!r} is made inside a JAX "
                 f"transformation that was started inside the module, and would be lost with it.\n"
                 f"found: {describe(leaf)}, traced by jax.jit, jax.lax.scan or the like\n"
                 f"expected: liftax's own lift in its place, with the module as the first "
                 f"argument of the lifted function: nn.jit for jax.jit, nn.scan for jax.lax.scan"
             )
         raise LeakedTracerError(
-            f"{scope._where()}: variable {name!r} of collection {col!r} would be a leaked "
+            f"{scope.where()}: variable {name!r} of collection {col!r} would be a leaked "
             f"tracer.\n"
             f"found: {describe(leaf)}, traced by a JAX transformation that was started "
             f"inside the module\n"
@@ -240,10 +236,10 @@ def check_leak(scope: Scope, col: str, name: str, value: Any) -> None:
         )
 
 
-def check_returned(scope: Scope, y: Any) -> None:
+def check_returned(scope: ScopeLike, y: Any) -> None:
     """Raises LeakedTracerError where a call returns what died with a lift inside of it."""
     for leaf in jax.tree.leaves(y):
-        if isinstance(leaf, jax.core.Tracer) and compat.leaks(leaf, scope._root.trace):
+        if isinstance(leaf, jax.core.Tracer) and jax_private.leaks(leaf, scope.call.trace):
             try:
                 jnp.add(leaf, leaf)  # JAX knows where it was made, and says so when it is used
             except jax.errors.UnexpectedTracerError as error:
@@ -296,16 +292,16 @@ def _raised_in(error: BaseException) -> str:
     return where(path)
 
 
-def not_found(scope: Scope, col: str, name: str) -> LiftaxError:
+def not_found(scope: ScopeLike, col: str, name: str) -> LiftaxError:
     """A variable that is missing and may not be made."""
-    node = scope._node(col)
+    node = scope.node(col)
     have = ", ".join(map(repr, list(node)[:8])) if node else "nothing"
     hint, outer = "", scope
     for root, roles, outside in _lifts(scope):
         outer = outside
         if not hint and roles.of(col) is None:
             hint = f"; name {col!r} in the arguments of {root.lift}"
-    text = f"{scope._where()}: variable {name!r} is missing in collection {col!r}"
+    text = f"{scope.where()}: variable {name!r} is missing in collection {col!r}"
     if scope.is_collection_empty(col):
         return ScopeCollectionNotFound(
             f"{text}: the collection is empty; pass {{{col!r}: ...}} as made by init{hint}. "
@@ -316,7 +312,7 @@ def not_found(scope: Scope, col: str, name: str) -> LiftaxError:
 
 
 def check_shape(
-    scope: Scope, name: str, value: Any, init_fn: Any, init_args: Any, init_kwargs: Any
+    scope: ScopeLike, name: str, value: Any, init_fn: Any, init_args: Any, init_kwargs: Any
 ) -> None:
     """Raises ScopeParamShapeError where a parameter is not what its initializer makes."""
 
@@ -326,7 +322,7 @@ def check_shape(
     made = jax.eval_shape(abstract)
     if isinstance(value, Mapping) and not isinstance(made, Mapping):
         raise ScopeParamShapeError(
-            f"{scope._where()}: parameter {name!r} is a dict of {', '.join(map(repr, value))}, "
+            f"{scope.where()}: parameter {name!r} is a dict of {', '.join(map(repr, value))}, "
             f"its initializer makes {', '.join(map(describe, jax.tree.leaves(made)))}.\n"
             f"Check the module's fields against those that the variables were made for."
         )
@@ -335,22 +331,22 @@ def check_shape(
         if jnp.shape(have) != jnp.shape(want):
             _check_cut(scope, name, jnp.shape(have), jnp.shape(want))
             raise ScopeParamShapeError(
-                f"{scope._where()}: parameter {name!r} has shape {jnp.shape(have)}, its "
+                f"{scope.where()}: parameter {name!r} has shape {jnp.shape(have)}, its "
                 f"initializer makes {jnp.shape(want)}.\n"
                 f"Check the module's fields and the inputs against those that the variables "
                 f"were made for."
             )
 
 
-def _check_cut(scope: Scope, name: str, have: tuple[int, ...], want: tuple[int, ...]) -> None:
+def _check_cut(scope: ScopeLike, name: str, have: tuple[int, ...], want: tuple[int, ...]) -> None:
     """Raises TiedModulesError where a lift of this call gave a parameter an axis of its own."""
-    made_here = scope._root.flags.get("initializing", False)
-    if not made_here or ("params", (*scope.path, name)) in scope._root.made_plain:
+    made_here = scope.call.flags.get("initializing", False)
+    if not made_here or ("params", (*scope.path, name)) in scope.call.made_plain:
         return
     if any(have[:i] + have[i + 1 :] == want for i in range(len(have))):
         variable = "/".join(("params", *scope.path, name))
         raise TiedModulesError(
-            f"{scope._where()}: variable {variable} was made inside a lift, with an axis of the "
+            f"{scope.where()}: variable {variable} was made inside a lift, with an axis of the "
             f"lift, and is used outside of it.\n"
             f"found: one module used both inside and outside of a lift: shape {have}\n"
             f"expected: shape {want}; share 'params' in the lift (variable_broadcast='params' in "

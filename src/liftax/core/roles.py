@@ -19,8 +19,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from ..errors import AxisError, RoleError, UnusedFilterError
+from ..words import shown
 from .filters import Filter, check_filter, in_filter, names_of, subtract
-from .trees import shown
 
 T = TypeVar("T")
 

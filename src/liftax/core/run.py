@@ -7,18 +7,15 @@ from typing import Any
 
 import jax
 
-from .. import compat
-from ..errors import (
-    ApplyScopeInvalidVariablesStructureError,
-    LeakedTracerError,
-    where,
-)
-from . import metadata, refusals
+from .. import jax_private
+from ..errors import ApplyScopeInvalidVariablesStructureError, LeakedTracerError, where
+from ..words import describe
+from . import boxes, refusals
+from .call import Call
 from .filters import Filter, check_filter
-from .rngs import as_streams, describe
-from .root import Root
+from .making.program import staged
 from .scope import Scope
-from .staged import staged
+from .streams import as_streams
 from .trees import copy_dicts, plain_dicts
 
 
@@ -58,13 +55,13 @@ def bind(
                 "pass variables['params'] as variables"
             )
     check_filter(mutable, "mutable")
-    root = Root(mutable, flags or {})
-    root.boxed = metadata.holds_boxes(variables)
+    root = Call(mutable, flags or {})
+    root.boxed = boxes.holds_boxes(variables)
     nodes = {
         name: copy_dicts(node) if root.is_mutable(name) else plain_dicts(node)
         for name, node in variables.items()
     }
-    return Scope(nodes, rngs, mutable=mutable, _root=root)
+    return Scope(nodes, rngs, mutable=mutable, _call=root)
 
 
 def apply(
@@ -176,9 +173,9 @@ def lazy_init(
 
 def check_no_tracers(variables: Mapping[str, Any]) -> None:
     """Raises LeakedTracerError if a variable belongs to a trace that has ended."""
-    here = compat.current_trace()
+    here = jax_private.current_trace()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        if compat.leaks(leaf, here):
+        if jax_private.leaks(leaf, here):
             names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
             raise LeakedTracerError(
                 f"{where(names[1:-1])}: variable {names[-1]!r} of collection {names[0]!r} is a "

@@ -22,15 +22,15 @@ from typing import Any
 
 import jax
 
-from .. import compat
+from .. import jax_private
 from ..errors import InvalidNameError, NameInUseError, where
-from . import metadata, refusals
+from . import boxes, refusals
+from .call import Call
 from .filters import Filter
 from .holding import may_hold_tracers
-from .rngs import Stream, as_streams, log_draw
-from .root import Root
+from .linen_keys import log_draw
+from .streams import Stream, as_streams
 from .trees import copy_dicts
-from .variable import Variable
 
 _UNSET = object()
 _MAY_LEAK = (jax.core.Tracer, tuple)  # a tuple: what was sown
@@ -57,7 +57,7 @@ class Scope:
     __slots__ = (
         "__weakref__",
         "_nodes",
-        "_root",
+        "call",
         "name",
         "parent",
         "path",
@@ -76,16 +76,16 @@ class Scope:
         path: tuple[str, ...] = (),
         flags: Mapping[str, Any] | None = None,
         *,
-        _root: Root | None = None,
+        _call: Call | None = None,
     ):
         self._nodes: dict[str, Any] = dict(variables) if variables else {}
         self.rngs: dict[str, Stream] = as_streams(rngs)
         self.name = name
         self.parent = parent
         self.path = path
-        if _root is None:
-            _root = parent._root if parent is not None else Root(mutable, flags or {})
-        self._root: Root = _root
+        if _call is None:
+            _call = parent.call if parent is not None else Call(mutable, flags or {})
+        self.call: Call = _call
         self.reservations: dict[str, set[str | None]] = {}
         self._rewound: dict[str, int] | None = None
 
@@ -106,20 +106,20 @@ class Scope:
 
     @property
     def mutable(self) -> Filter:
-        return self._root.mutable
+        return self.call.mutable
 
     @property
     def flags(self) -> Mapping[str, Any]:
-        return self._root.flags
+        return self.call.flags
 
     @property
     def invalid(self) -> bool:
         """Whether the call that this scope belongs to has ended."""
-        return not self._root.valid
+        return not self.call.valid
 
     def invalidate(self) -> None:
         """Ends the scope: any later use raises InvalidScopeError."""
-        self._root.valid = False
+        self.call.valid = False
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[Scope]:
@@ -130,19 +130,19 @@ class Scope:
             self.invalidate()
 
     def has_flag(self, key: str) -> bool:
-        return key in self._root.flags
+        return key in self.call.flags
 
     def get_flag(self, key: str, default: Any = _UNSET) -> Any:
         """Returns a flag; raises ValueError if it is not set and has no default."""
-        if default is _UNSET and key not in self._root.flags:
-            raise ValueError(f"{self._where()}: flag {key!r} is not set")
-        return self._root.flags.get(key, default)
+        if default is _UNSET and key not in self.call.flags:
+            raise ValueError(f"{self.where()}: flag {key!r} is not set")
+        return self.call.flags.get(key, default)
 
-    def _where(self) -> str:
-        return where(self.path, self._root.lift)
+    def where(self) -> str:
+        return where(self.path, self.call.lift)
 
-    def _check_valid(self) -> None:
-        if not self._root.valid:
+    def check_valid(self) -> None:
+        if not self.call.valid:
             raise refusals.not_valid(self)
 
     # --- names --------------------------------------------------------------
@@ -163,7 +163,7 @@ class Scope:
         if taken is None:
             if not isinstance(name, str):
                 raise InvalidNameError(
-                    f"{self._where()}: expected a text as a name; found {name!r} "
+                    f"{self.where()}: expected a text as a name; found {name!r} "
                     f"({type(name).__name__})"
                 )
             self.reservations[name] = {col}
@@ -171,7 +171,7 @@ class Scope:
         if col is None or None in taken or col in taken:
             what = "a child scope" if col is None else f"a variable of {col!r}"
             raise NameInUseError(
-                f"{self._where()}: the name {name!r} is in use and cannot also be {what}"
+                f"{self.where()}: the name {name!r} is in use and cannot also be {what}"
             )
         taken.add(col)
 
@@ -190,7 +190,7 @@ class Scope:
           prefix: for automatic names.
           reuse: True allows a name that is taken already.
         """
-        self._check_valid()
+        self.check_valid()
         if name is None:
             name = self.default_name(prefix)
         if not reuse or name not in self.reservations:
@@ -199,16 +199,16 @@ class Scope:
 
     def _child(self, name: str) -> Scope:
         rngs = {n: stream.at(name) for n, stream in self.rngs.items()} if self.rngs else {}
-        return Scope._make({}, rngs, name, self, (*self.path, name), self._root)
+        return Scope.make({}, rngs, name, self, (*self.path, name), self.call)
 
     @staticmethod
-    def _make(
+    def make(
         nodes: dict[str, Any],
         rngs: dict[str, Stream],
         name: str | None,
         parent: Scope | None,
         path: tuple[str, ...],
-        root: Root,
+        root: Call,
     ) -> Scope:
         """Makes a scope of what is checked already."""
         made = Scope.__new__(Scope)
@@ -217,7 +217,7 @@ class Scope:
         made.name = name
         made.parent = parent
         made.path = path
-        made._root = root
+        made.call = root
         made.reservations = {}
         made._rewound = None
         return made
@@ -228,8 +228,8 @@ class Scope:
         Args:
           rewind_rngs: True restarts the streams too, so that keys repeat.
         """
-        self._check_valid()
-        again = Scope._make(self._nodes, self.rngs, self.name, self.parent, self.path, self._root)
+        self.check_valid()
+        again = Scope.make(self._nodes, self.rngs, self.name, self.parent, self.path, self.call)
         again._rewound = {} if rewind_rngs else self._rewound
         return again
 
@@ -271,7 +271,7 @@ class Scope:
         """How many keys were drawn at this path, by stream."""
         if self._rewound is not None:
             return self._rewound
-        return self._root.counters.setdefault(self.path, {})
+        return self.call.counters.setdefault(self.path, {})
 
     def has_rng(self, name: str) -> bool:
         """Tells whether a key was handed in for the stream."""
@@ -285,17 +285,17 @@ class Scope:
         Raises:
           InvalidRngError: there is no key for the stream.
         """
-        return self._draw(name)
+        return self.draw(name)
 
-    def _draw(self, name: str, bases: tuple[str, ...] = ()) -> Any:
-        self._check_valid()
+    def draw(self, name: str, bases: tuple[str, ...] = ()) -> Any:
+        self.check_valid()
         stream = self.rngs.get(name)
         if stream is None:
             stream = self.rngs.get("params")
             if stream is None:
                 raise refusals.no_stream(self, name)
             name = "params"
-        root, counters = self._root, self.rng_counters
+        root, counters = self.call, self.rng_counters
         counter = counters[name] = counters.get(name, 0) + 1
         if root.rec is not None:
             root.rec.stream(name, self.path)
@@ -305,11 +305,11 @@ class Scope:
 
     # --- variables ----------------------------------------------------------
 
-    def _node(self, col: str) -> Any:
+    def node(self, col: str) -> Any:
         """Returns this scope's part of a collection for reading, None if there is none."""
         node = self._nodes.get(col)
         if node is None and self.parent is not None:
-            above = self.parent._node(col)
+            above = self.parent.node(col)
             if above is not None:
                 node = above.get(self.name)
                 if node is None:
@@ -319,14 +319,14 @@ class Scope:
                 self._nodes[col] = node
         return node
 
-    def _own(self, col: str) -> dict[str, Any]:
+    def own(self, col: str) -> dict[str, Any]:
         """Returns this scope's part of a collection for writing."""
-        node = self._node(col)
+        node = self.node(col)
         if node is None:
             if self.parent is None:
                 node = {}
             else:
-                node = self.parent._own(col).setdefault(str(self.name), {})
+                node = self.parent.own(col).setdefault(str(self.name), {})
             self._nodes[col] = node
         return node
 
@@ -336,21 +336,21 @@ class Scope:
 
     def variables(self) -> dict[str, Any]:
         """Returns this scope's variables, collection -> nested dict (a copy)."""
-        self._check_valid()
+        self.check_valid()
         found = {}
         for col in self.collections():
-            node = self._node(col)
+            node = self.node(col)
             if node is not None:
                 found[col] = copy_dicts(node)
         return found
 
     def mutable_variables(self) -> dict[str, Any]:
         """Returns those of `variables` that may be written in this call."""
-        return {c: v for c, v in self.variables().items() if self._root.is_mutable(c)}
+        return {c: v for c, v in self.variables().items() if self.call.is_mutable(c)}
 
     def is_mutable_collection(self, col: str) -> bool:
         """Tells whether the collection may be written in this call."""
-        return self._root.is_mutable(col)
+        return self.call.is_mutable(col)
 
     def is_collection_empty(self, col: str) -> bool:
         """Tells whether the collection has nothing in this scope."""
@@ -358,10 +358,10 @@ class Scope:
 
     def has_variable(self, col: str, name: str) -> bool:
         """Tells whether the variable exists here; refuses one that a lift leaves outside."""
-        node = self._node(col)
+        node = self.node(col)
         if node is not None and name in node:
             return True
-        if self._root.outside is not None:
+        if self.call.outside is not None:
             refusals.check_not_hidden(self, col, name)
         return False
 
@@ -371,17 +371,17 @@ class Scope:
         Raises:
           UnnamedCollectionError: it exists, and a lift in force leaves it outside.
         """
-        root = self._root
+        root = self.call
         if not root.valid:
             refusals.check_readable(self, col)
-        node = self._node(col)
+        node = self.node(col)
         if node is None or name not in node:
             if root.outside is not None:
                 refusals.check_not_hidden(self, col, name)
             return default
         value = node[name]
         if root.rec is not None:
-            root.rec.variable(col, (*self.path, name), metadata.unbox(value))
+            root.rec.variable(col, (*self.path, name), boxes.unbox(value))
         return value
 
     def put_variable(self, col: str, name: str, value: Any) -> None:
@@ -394,14 +394,14 @@ class Scope:
           UnnamedCollectionError: a lift in force has no role for the collection.
           LeakedTracerError: the value belongs to a transformation inside this call.
         """
-        self._check_valid()
-        root = self._root
+        self.check_valid()
+        root = self.call
         if not root.is_mutable(col):
             self.check_named(col)
             raise refusals.immutable(self, col, name)
-        if compat.current_trace() is not root.trace or isinstance(value, _MAY_LEAK):
+        if jax_private.current_trace() is not root.trace or isinstance(value, _MAY_LEAK):
             refusals.check_leak(self, col, name, value)
-        self._merge(self._own(col), col, (*self.path, name), value)
+        self._merge(self.own(col), col, (*self.path, name), value)
 
     def _merge(self, node: dict[str, Any], col: str, path: tuple[str, ...], value: Any) -> None:
         """Writes ``value`` at ``path``, whose last name is a key of ``node``, in place."""
@@ -410,21 +410,21 @@ class Scope:
             for key, part in value.items():
                 self._merge(current, col, (*path, key), part)
             return
-        root = self._root
+        root = self.call
         if current is _UNSET:
             if root.rec is not None:
-                root.rec.variable(col, path, metadata.unbox(value))
+                root.rec.variable(col, path, boxes.unbox(value))
             if not root.late:
                 root.made_plain.add((col, path))
             if root.on_birth is not None:
                 value = root.on_birth(col, path, value, root.late)
         if not root.boxed and not isinstance(value, jax.Array):
-            root.boxed = metadata.holds_boxes(value)
+            root.boxed = boxes.holds_boxes(value)
         node[path[-1]] = value
 
     def check_named(self, col: str) -> None:
         """Raises UnnamedCollectionError where a write to ``col`` would be lost in a lift."""
-        if self._root.outside is not None:
+        if self.call.outside is not None:
             refusals.check_named(self, col)
 
     def variable(
@@ -448,10 +448,10 @@ class Scope:
         Raises:
           ScopeVariableNotFoundError: it is missing and may not be made.
         """
-        self._check_valid()
+        self.check_valid()
         self.reserve(name, col)
         if not self.has_variable(col, name):
-            if init_fn is None or not self._root.is_mutable(col):
+            if init_fn is None or not self.call.is_mutable(col):
                 if init_fn is not None:
                     self.check_named(col)
                 raise refusals.not_found(self, col, name)
@@ -478,16 +478,16 @@ class Scope:
           ScopeParamNotFoundError: it is missing and may not be made.
           ScopeParamShapeError: its shape is not the one that ``init_fn`` makes.
         """
-        self._check_valid()
+        self.check_valid()
         self.reserve(name, "params")
         value = self.get_variable("params", name, _UNSET)
         if value is not _UNSET:
-            if unbox and self._root.boxed:
-                value = metadata.unbox(value)
+            if unbox and self.call.boxed:
+                value = boxes.unbox(value)
             if not (init_args and getattr(value, "shape", None) == init_args[0]):
                 refusals.check_shape(self, name, value, init_fn, init_args, init_kwargs)
             return value
-        if not self._root.is_mutable("params"):
+        if not self.call.is_mutable("params"):
             self.check_named("params")
             raise refusals.not_found(self, "params", name)
 
@@ -496,15 +496,15 @@ class Scope:
 
         self._create("params", name, create, (init_fn, init_args, init_kwargs))
         value = self.get_variable("params", name)
-        return metadata.unbox(value) if unbox else value
+        return boxes.unbox(value) if unbox else value
 
     def _create(self, col: str, name: str, create: Callable[[], Any], given: Any) -> None:
-        root = self._root
+        root = self.call
         outside, root.creating = root.creating, col
         try:
             if root.is_run and self._is_concrete() and not may_hold_tracers(given):
                 # JAX runs it in less time than it takes to trace it.
-                with compat.now():
+                with jax_private.now():
                     value = create()
             else:
                 value = create()
@@ -514,5 +514,46 @@ class Scope:
 
     def _is_concrete(self) -> bool:
         """Tells whether an initial value that is made now would be made of arrays alone."""
-        here = compat.current_trace() is self._root.trace and self._root.log is None
+        here = jax_private.current_trace() is self.call.trace and self.call.log is None
         return here and not may_hold_tracers([stream.key for stream in self.rngs.values()])
+
+
+class Variable:
+    """A named value in a collection, read and written through ``value``.
+
+    Example:
+      >>> from liftax.core import apply
+      >>> def count(scope):
+      ...     calls = scope.variable('state', 'calls', lambda: 0)
+      ...     calls.value += 1
+      ...     return calls.value
+      >>> apply(count, mutable='state')({'state': {'calls': 4}})
+      (5, {'state': {'calls': 5}})
+    """
+
+    __slots__ = ("collection", "name", "scope", "unbox")
+
+    def __init__(self, scope: Scope, collection: str, name: str, unbox: bool = True):
+        self.scope = scope
+        self.collection = collection
+        self.name = name
+        self.unbox = unbox
+
+    @property
+    def value(self) -> Any:
+        """The value, without its metadata box unless ``unbox`` is False."""
+        value = self.scope.get_variable(self.collection, self.name)
+        return boxes.unbox(value) if self.unbox else value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        if self.unbox:
+            current = self.scope.get_variable(self.collection, self.name, _UNSET)
+            # Without a box in it the old value says nothing of the new one's structure.
+            if current is not _UNSET and boxes.holds_boxes(current):
+                value = boxes.replace_boxed(current, value)
+        self.scope.put_variable(self.collection, self.name, value)
+
+    def is_mutable(self) -> bool:
+        """Tells whether the collection may be written in this call."""
+        return self.scope.is_mutable_collection(self.collection)

@@ -7,8 +7,6 @@ from typing import Any
 
 import jax
 
-from .rngs import describe
-
 
 def copy_dicts(tree: Any) -> Any:
     """Copies the mappings of a tree as plain dicts; the leaves stay what they are."""
@@ -42,19 +40,3 @@ def abstract(value: Any) -> jax.ShapeDtypeStruct:
     """
     shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda x: x, value)
     return shape
-
-
-def shown(value: Any) -> str:
-    """Shows an option's value: what it is if it is short and plain, else as `describe` does.
-
-    Example:
-      >>> import jax
-      >>> shown('yes'), shown((2, 0.5)), shown(jax.numpy.zeros((2, 3)))
-      ("'yes'", '(2, 0.5)', 'float32[2,3]')
-    """
-    plain = (str, int, float, type(None))
-    parts = value if isinstance(value, (tuple, list)) else (value,)
-    text = repr(value) if all(isinstance(part, plain) for part in parts) else ""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    return text if 0 < len(text) <= 60 else describe(value)

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..compat import is_staged
-from ..core.trees import shown
 from ..errors import LayerError, where
+from ..jax_private import is_staged
+from ..words import shown
 
 
 def fail(module: Any, problem: str, change: str) -> LayerError:

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.trees import shown
-from ..module import Module, compact, scan
+from ..module import Module, compact
+from ..transforms import scan
+from ..words import shown
 from ._util import fail
 from .cells import RNNCellBase
 from .dtypes import Array

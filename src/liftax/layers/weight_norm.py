@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..module import Module, compact, map_variables
+from ..module import Module, compact
+from ..transforms import map_variables
 from . import initializers
 from ._util import fail, normalize_axes
 from .dtypes import Array, Dtype, Initializer, as_array, canonicalize_dtype, cast

@@ -1,20 +1,20 @@
 """What lies where: the layout of a model's variables, its findings, and how to look at them."""
 
+from ..errors import RULES, Rule, rule_of
 from .build import layout
-from .findings import RULES, Rule, rule_of
-from .model import (
+from .data import (
     Along,
     Axis,
     CollectionTotal,
     Cost,
     Enclosing,
     Finding,
-    Layout,
     LiftNode,
     LiftTotal,
     StackNode,
     VariableLayout,
 )
+from .shown import Layout
 
 __all__ = [
     "RULES",

@@ -15,15 +15,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..core.metadata import AxisMetadata
-from ..core.record import LiftEvent, Path, class_line, recorder
+from ..core.boxes import AxisMetadata
+from ..core.events import LiftEvent, Path, class_line, recorder
 from ..core.trees import abstract
 from ..errors import TransformTargetError
 from ..module import Module, intercept_methods
 from .cost import forward_cost
+from .data import Along, Axis, Enclosing, LiftNode, StackNode, VariableLayout
 from .labels import axis_labels
-from .model import Along, Axis, Enclosing, Layout, LiftNode, StackNode, VariableLayout
 from .notes import findings_of
+from .shown import Layout
 
 
 def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:

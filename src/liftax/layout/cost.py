@@ -18,7 +18,7 @@ import jax.extend.core as jex
 
 from .. import equations
 from ..core.trees import abstract
-from .model import Cost
+from .data import Cost
 
 
 class _Work(NamedTuple):

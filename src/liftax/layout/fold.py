@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .model import VariableLayout
+from .data import VariableLayout
 
 _NUMBER = re.compile(r"\d+")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .findings import RULES
-from .model import Finding, Layout, LiftNode, VariableLayout, human_count
+from ..errors import RULES
+from .data import Finding, LayoutData, LiftNode, VariableLayout, human_count
 
 
-def findings_of(layout: Layout) -> tuple[Finding, ...]:
+def findings_of(layout: LayoutData) -> tuple[Finding, ...]:
     """All findings of a layout: warnings first, then notes, each in order of the lifts."""
     found = [
         finding
@@ -24,7 +24,7 @@ def findings_of(layout: Layout) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda f: (f.severity != "warning", f.code)))
 
 
-def _same_start(layout: Layout, lift: LiftNode) -> Iterator[Finding]:
+def _same_start(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
     params = [
         v
         for v, role in _along(layout, lift)
@@ -41,7 +41,7 @@ def _same_start(layout: Layout, lift: LiftNode) -> Iterator[Finding]:
         )
 
 
-def _ensemble(layout: Layout, lift: LiftNode) -> Iterator[Finding]:
+def _ensemble(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
     if lift.kind != "vmap":
         return
     params = [
@@ -64,7 +64,7 @@ def _ensemble(layout: Layout, lift: LiftNode) -> Iterator[Finding]:
     )
 
 
-def _order(layout: Layout, lift: LiftNode) -> Iterator[Finding]:
+def _order(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
     outer = _around(layout, lift)
     if lift.kind != "vmap" or outer is None or outer.kind != "scan":
         return
@@ -84,7 +84,7 @@ def _order(layout: Layout, lift: LiftNode) -> Iterator[Finding]:
     )
 
 
-def _same_numbers(layout: Layout, lift: LiftNode) -> Iterator[Finding]:
+def _same_numbers(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
     for stream, split in lift.splits.items():
         if stream != "params" and not split and lift.size != 1:
             yield _finding(
@@ -97,7 +97,7 @@ def _same_numbers(layout: Layout, lift: LiftNode) -> Iterator[Finding]:
             )
 
 
-def _along(layout: Layout, lift: LiftNode) -> list[tuple[VariableLayout, str]]:
+def _along(layout: LayoutData, lift: LiftNode) -> list[tuple[VariableLayout, str]]:
     return [(v, a.role) for v in layout.variables for a in v.along if a.lift == lift.index]
 
 
@@ -105,7 +105,7 @@ def _split(v: VariableLayout, lift: LiftNode) -> bool | None:
     return next((a.split for a in v.along if a.lift == lift.index), None)
 
 
-def _around(layout: Layout, lift: LiftNode) -> LiftNode | None:
+def _around(layout: LayoutData, lift: LiftNode) -> LiftNode | None:
     """The next lift outside that has an axis."""
     while lift.parent is not None:
         lift = layout.lifts[lift.parent]

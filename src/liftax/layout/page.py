@@ -12,23 +12,23 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
-from .fold import Fold, common_name, fold, numberless
-from .model import (
+from .data import (
     ROLE_WORDS,
-    Layout,
+    LayoutData,
     LiftNode,
     VariableLayout,
     human_bytes,
     human_count,
     short_file_line,
 )
+from .fold import Fold, common_name, fold, numberless
 
 _HUES = (255, 55, 150, 330, 205, 100)
 _CHIPS = 24
 _CELL_ROWS = 200
 
 
-def page(layout: Layout) -> str:
+def page(layout: LayoutData) -> str:
     """The whole page."""
     draw = _Page(layout)
     body = "".join(
@@ -58,7 +58,7 @@ def page(layout: Layout) -> str:
     )
 
 
-def fragment(layout: Layout) -> str:
+def fragment(layout: LayoutData) -> str:
     """The part of the page that suits a notebook cell: no script, and a bounded number of rows."""
     draw = _Page(layout)
     parts = (draw.head(), draw.nest(), draw.findings(), draw.variables(_CELL_ROWS), draw.totals())
@@ -76,7 +76,7 @@ def _asset(name: str) -> str:
 class _Page:
     """One layout being drawn."""
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: LayoutData):
         self.layout = layout
         sized = [lift.index for lift in layout.lifts if lift.size is not None]
         self.hue = {index: _hue(i) for i, index in enumerate(sized)}

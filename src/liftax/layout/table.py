@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .data import LayoutData, LiftNode, VariableLayout, human_bytes, human_count, short_file_line
 from .fold import Fold, fold
-from .model import Layout, LiftNode, VariableLayout, human_bytes, human_count, short_file_line
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _SEVERITY = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
@@ -29,7 +29,7 @@ class Segment:
     lift: int | None = None
 
 
-def as_text(layout: Layout, width: int | None = None, *, rich: bool | None = None) -> str:
+def as_text(layout: LayoutData, width: int | None = None, *, rich: bool | None = None) -> str:
     """The layout for a terminal `width` columns wide, without colours.
 
     `rich=False` keeps to plain columns even where rich is installed.
@@ -48,7 +48,7 @@ def as_text(layout: Layout, width: int | None = None, *, rich: bool | None = Non
     return "\n".join(kept)
 
 
-def as_rich(layout: Layout) -> Any:
+def as_rich(layout: LayoutData) -> Any:
     """The layout as something that a rich console prints, with a colour for each lift."""
     from rich.console import Group
     from rich.table import Table
@@ -151,13 +151,13 @@ def row_name(row: Fold) -> str:
     return row.name if len(row) == 1 else f"{row.name}  ×{len(row)}"
 
 
-def _module_line(layout: Layout) -> list[Segment]:
+def _module_line(layout: LayoutData) -> list[Segment]:
     where = short_file_line(layout.file_line)
     call = f"{layout.module}({layout.arguments})" if layout.arguments else layout.module
     return [Segment(call), Segment(f"  · {where}" if where else "")]
 
 
-def _along_text(layout: Layout, variable: VariableLayout) -> str:
+def _along_text(layout: LayoutData, variable: VariableLayout) -> str:
     parts = []
     for along in variable.along:
         lift = layout.lifts[along.lift]
@@ -166,21 +166,21 @@ def _along_text(layout: Layout, variable: VariableLayout) -> str:
     return ", ".join(parts)
 
 
-def _rows(layout: Layout, collection: str) -> list[Fold]:
+def _rows(layout: LayoutData, collection: str) -> list[Fold]:
     return fold([v for v in layout.variables if v.collection == collection])
 
 
 _LIFT_HEADERS = ("parameters by lift", "in all", "one iteration", "shared", "if axis shared")
 
 
-def _lift_rows(layout: Layout) -> Iterator[tuple[list[str], int]]:
+def _lift_rows(layout: LayoutData) -> Iterator[tuple[list[str], int]]:
     for total in layout.by_lift:
         numbers = (total.parameters, total.per_iteration, total.shared, total.if_shared)
         title = lift_title(layout.lifts[total.lift])
         yield [title, *(f"{n:,}" for n in numbers)], total.lift
 
 
-def _summary(layout: Layout) -> list[str]:
+def _summary(layout: LayoutData) -> list[str]:
     lines = [
         f"{layout.parameters:,} parameters; {len(layout.variables):,} variables, "
         f"{human_bytes(layout.bytes)} in all"
@@ -212,7 +212,7 @@ def _box() -> Any:
 # -- without rich ------------------------------------------------------------------------------
 
 
-def _plain_text(layout: Layout, width: int) -> str:
+def _plain_text(layout: LayoutData, width: int) -> str:
     lines = ["".join(s.text for s in _module_line(layout))]
 
     def grow(parent: int | None, prefix: str) -> None:

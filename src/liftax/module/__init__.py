@@ -1,4 +1,4 @@
-"""Modules: layers and models as dataclasses, and the lifts over them."""
+"""Modules: layers and models as dataclasses."""
 
 from ..lazy import lazy
 

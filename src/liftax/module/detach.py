@@ -14,11 +14,10 @@ from typing import Any
 import jax
 from jax.tree_util import all_leaves
 
-from ..core.keys import typed
-from ..core.scope import Scope
-from ..core.variable import Variable
+from ..core.cache_keys import typed
+from ..core.scope import Scope, Variable
+from .attach import is_held, is_module
 from .fields import ARRAYS, is_atom, leaves, opened, replaced
-from .naming import is_held, is_module
 from .state import Standing, State
 
 

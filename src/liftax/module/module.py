@@ -10,8 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 from ..core import run
 from ..core.filters import Filter
-from ..core.scope import Scope
-from ..core.variable import Variable
+from ..core.scope import Scope, Variable
 from ..errors import (
     CallUnbindOnUnboundModuleError,
     DescriptorAttributeError,
@@ -19,12 +18,12 @@ from ..errors import (
     SetAttributeInModuleSetupError,
 )
 from . import fields
-from .calls import no_post_init, wrap_methods
+from .attach import is_module, place, register
+from .bound import Variables
 from .detach import fingerprint
-from .naming import is_module, place, register
+from .methods import no_post_init, wrap_methods
 from .run import INIT_COLLECTIONS, apply, check_instance, function_of, init, init_with_output
 from .state import DONE, NEW, RUNNING, Standing, State, local
-from .variables import Variables
 
 M = TypeVar("M", bound="Module")
 

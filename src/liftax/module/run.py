@@ -5,22 +5,20 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ..core import run
 from ..core.filters import DenyList, Filter, union
-from ..core.kept import KeptLoops
+from ..core.making.kept import KeptLoops
+from ..core.making.program import staged
 from ..core.scope import Scope
-from ..core.staged import staged
 from ..errors import (
     ApplyModuleInvalidMethodError,
     InvalidInstanceModuleError,
     NotCallableMethodError,
 )
-from .naming import is_module, own_methods
-
-if TYPE_CHECKING:
-    from .module import Module
+from .attach import is_module, own_methods
+from .bound import Variables
 
 Capture = bool | Callable[[Any, str], bool]
 
@@ -28,13 +26,13 @@ INIT_COLLECTIONS = DenyList("intermediates")
 """What ``init`` makes unless it is told: everything but captured values."""
 
 
-def _flags(capture: bool | Callable[[Module, str], bool]) -> dict[str, Any]:
+def _flags(capture: bool | Callable[..., bool]) -> dict[str, Any]:
     if not capture:
         return {}
     return {"capture_intermediates": _calls if capture is True else capture}
 
 
-def _calls(module: Module, method: str) -> bool:
+def _calls(module: Variables, method: str) -> bool:
     return method == "__call__"
 
 
@@ -99,7 +97,7 @@ class _Submodule(NamedTuple):
         return getattr(module, self.name)(*args, **kwargs)
 
 
-def _on_scope(fn: Callable[..., Any], module: Module) -> Callable[..., Any]:
+def _on_scope(fn: Callable[..., Any], module: Variables) -> Callable[..., Any]:
     """Returns ``fn`` as a function of a scope."""
 
     def body(scope: Scope, *args: Any, **kwargs: Any) -> Any:
@@ -113,9 +111,9 @@ def _on_scope(fn: Callable[..., Any], module: Module) -> Callable[..., Any]:
 
 def apply(
     fn: Callable[..., Any],
-    module: Module,
+    module: Variables,
     mutable: Filter = False,
-    capture_intermediates: bool | Callable[[Module, str], bool] = False,
+    capture_intermediates: bool | Callable[..., bool] = False,
 ) -> Callable[..., Any]:
     """Returns ``run(variables, *args, rngs=None, **kwargs)`` for a function of a module.
 
@@ -142,9 +140,9 @@ def apply(
 
 def init_with_output(
     fn: Callable[..., Any],
-    module: Module,
+    module: Variables,
     mutable: Filter = INIT_COLLECTIONS,
-    capture_intermediates: bool | Callable[[Module, str], bool] = False,
+    capture_intermediates: bool | Callable[..., bool] = False,
 ) -> Callable[..., Any]:
     """Returns ``run(rngs, *args, **kwargs) -> (y, variables)`` for a function of a module.
 
@@ -166,9 +164,9 @@ def init_with_output(
 
 def init(
     fn: Callable[..., Any],
-    module: Module,
+    module: Variables,
     mutable: Filter = INIT_COLLECTIONS,
-    capture_intermediates: bool | Callable[[Module, str], bool] = False,
+    capture_intermediates: bool | Callable[..., bool] = False,
 ) -> Callable[..., Any]:
     """Returns ``run(rngs, *args, **kwargs) -> variables`` for a function of a module.
 

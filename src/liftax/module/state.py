@@ -5,13 +5,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from .module import Module
+from typing import Any, NamedTuple
 
 NEW, RUNNING, DONE = range(3)
 
@@ -95,21 +91,6 @@ class State:
         for child in children.values():
             if child is not None:
                 child._state.forget()
-
-
-@dataclasses.dataclass(frozen=True)
-class InterceptorContext:
-    """What an interceptor is told.
-
-    Attributes:
-      module: the module whose method is called.
-      method_name: the method's name.
-      orig_method: the method, bound to the module.
-    """
-
-    module: Module
-    method_name: str
-    orig_method: Callable[..., Any]
 
 
 class _Local(threading.local):

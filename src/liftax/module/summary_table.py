@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..core import metadata
+from ..core import boxes
 
 _LEAF = (bool, int, float, complex, str, bytes, type(None))
 
@@ -110,7 +110,7 @@ def _items(tree: Any) -> list[tuple[str, Any]] | None:
         return list(zip(tree._fields, tree, strict=True))
     if isinstance(tree, (list, tuple)):
         return [("", value) for value in tree]
-    if isinstance(tree, _LEAF) or metadata.is_axis_metadata(tree) or is_array(tree):
+    if isinstance(tree, _LEAF) or boxes.is_axis_metadata(tree) or is_array(tree):
         return None
     if dataclasses.is_dataclass(tree) and not jax.tree_util.all_leaves([tree]):
         return [(field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree)]
@@ -118,8 +118,8 @@ def _items(tree: Any) -> list[tuple[str, Any]] | None:
 
 
 def _word(leaf: Any) -> str:
-    if metadata.is_axis_metadata(leaf):
-        inside = "\n".join(_lines(metadata.unbox(leaf)))
+    if boxes.is_axis_metadata(leaf):
+        inside = "\n".join(_lines(boxes.unbox(leaf)))
         names = getattr(leaf, "names", None)
         return inside if names is None else f"{inside} P({', '.join(map(str, names))})"
     if is_array(leaf):

@@ -25,30 +25,24 @@ a path or a split, so layer ``i`` has the same keys and initial values in all of
 
 Invariants
 ----------
-The loop is `liftax.lift.loops.looped`, the lifted scan, whatever runs its pure body
-(see `liftax.stack.loop`). Storage by layers and frozen layers are one lift around it
-(`liftax.stack.places.restored`); the loop itself knows stacked variables alone.
+The loop is `liftax.core.lift.scan.Plan`, the lifted scan, whatever runs its pure body
+(see `liftax.stack.nest`). Storage by layers and frozen layers are one lift around it
+(`liftax.stack.storage.restored`); the loop itself knows stacked variables alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from ..core.filters import Filter, in_filter
-from ..core.record import Path
-from ..core.roles import Roles, loop_roles
-from ..errors import StackError
-from ..module import Module, nowrap
+from ..module import nowrap
 from ..module.detach import Detached, without_modules
-from .layers import own_layers
-from .places import Enclosing, StackLayout, by_layers, frozen, restored, stacked
-from .plan import Remat, check_remat, parse_run
-from .running import check_outside, layer_scope, run_stacked
+from .declaration import Declaration
+from .run import check_outside, layer_scope, run_stacked
+from .storage import by_layers, frozen, restored, stacked
+from .templates import own_layers
 
 
-class Stack(Module):
+class Stack(Declaration):
     """Many layers, one after the other, from one declaration.
 
     The result equals the loop
@@ -119,125 +113,9 @@ class Stack(Module):
       (['layers_0', 'layers_1', 'layers_2'], 10)
     """
 
-    # Adopted first: a shared module inside a layer is found to be this one.
-    shared: Sequence[Module] = dataclasses.field(default=(), kw_only=True)
-    block: Module | Sequence[Module]
-    depth: int | None = None
-    repeats: int | None = dataclasses.field(default=None, kw_only=True)
-    before: Sequence[Module] = dataclasses.field(default=(), kw_only=True)
-    after: Sequence[Module] = dataclasses.field(default=(), kw_only=True)
-    outputs: bool | str = dataclasses.field(default=False, kw_only=True)
-    per_layer: Sequence[str] = dataclasses.field(default=(), kw_only=True)
-    run: str = dataclasses.field(default="scan", kw_only=True)
-    unroll: int | bool = dataclasses.field(default=1, kw_only=True)
-    remat: Remat | None = dataclasses.field(default=None, kw_only=True)
-    store: str = dataclasses.field(default="stacked", kw_only=True)
-    param_axis: int = dataclasses.field(default=0, kw_only=True)
-    variable_axes: Mapping[str, int] = dataclasses.field(default_factory=dict, kw_only=True)
-    variable_broadcast: Filter = dataclasses.field(default=False, kw_only=True)
-    variable_carry: Filter = dataclasses.field(default=False, kw_only=True)
-    split_rngs: Mapping[str, bool] = dataclasses.field(default_factory=dict, kw_only=True)
-    metadata_params: Mapping[Any, Any] = dataclasses.field(default_factory=dict, kw_only=True)
-    frozen: bool | Sequence[int] = dataclasses.field(default=False, kw_only=True)
-
     def __post_init__(self) -> None:
-        own = self.__dict__
-        if isinstance(self.per_layer, str):
-            own["per_layer"] = (self.per_layer,)
         own_layers(self)
-        own["repeats"] = _repeats(self)
-        self._check()
         super().__post_init__()
-
-    @nowrap
-    def _check(self) -> None:
-        if self.outputs not in (True, False, "positions"):
-            raise StackError(
-                f"Stack: outputs expected True, False or 'positions'; found {self.outputs!r}"
-            )
-        if self.store not in ("stacked", "layers"):
-            raise StackError(f"Stack: store expected 'stacked' or 'layers'; found {self.store!r}")
-        parse_run(self.run, self.unroll)
-        check_remat(self.remat, "Stack")
-        positions = (self.remat.positions if self.remat is not None else None) or ()
-        for position in positions:
-            if not 0 <= position < len(self._pattern):
-                raise StackError(
-                    f"Stack: Remat(positions=) has {position}; the pattern has positions 0 to "
-                    f"{len(self._pattern) - 1}"
-                )
-        if "params" in self.variable_axes:
-            raise StackError("Stack: the axis of 'params' is given by param_axis=")
-        self._roles()
-        self._frozen()
-
-    # --- what is declared ---------------------------------------------------------
-
-    @property
-    def _pattern(self) -> Sequence[Any]:
-        return self.block  # type: ignore[return-value]
-
-    @nowrap
-    def _roles(self) -> Roles:
-        axes: dict[Any, int] = {**self.variable_axes}
-        axes.setdefault(True, 0)
-        splits: dict[Any, bool] = {**self.split_rngs}
-        tied = in_filter(self.variable_broadcast, "params")
-        if tied:
-            # Parameters that are the same in all repeats are made from one key.
-            splits.setdefault("params", False)
-        elif not in_filter(self.variable_carry, "params"):
-            axes = {"params": self.param_axis, **axes}
-        splits.setdefault(True, True)
-        return loop_roles("stack", axes, self.variable_broadcast, self.variable_carry, splits)
-
-    @nowrap
-    def _frozen(self) -> frozenset[int]:
-        if isinstance(self.frozen, bool):
-            return frozenset(range(len(self)) if self.frozen else ())
-        if not _are_numbers(self.frozen):
-            raise StackError(
-                f"Stack: frozen expected True, False or the numbers of layers, e.g. [0, 1]; "
-                f"found {self.frozen!r}"
-            )
-        wrong = [i for i in self.frozen if not -len(self) <= i < len(self)]
-        if wrong:
-            raise StackError(f"Stack: frozen has layer {wrong[0]}; there are {len(self)} layers")
-        return frozenset(i % len(self) for i in self.frozen)
-
-    @nowrap
-    def _stack_layout(self, path: Path, enclosing: tuple[Enclosing, ...] = ()) -> StackLayout:
-        assert self.repeats is not None
-        return StackLayout(
-            path,
-            len(self.before),
-            len(self._pattern),
-            self.repeats,
-            len(self.after),
-            self.store,
-            self._roles().role,
-            self.metadata_params,
-            enclosing,
-        )
-
-    @nowrap
-    def layout(self, path: Path = ()) -> StackLayout:
-        """Says where the variables of the stack lie, for a stack at ``path``.
-
-        Example:
-          >>> import liftax as nn
-          >>> nn.Stack(nn.Dense(4), depth=3, param_axis=1).layout().axis_of("params")
-          1
-        """
-        return self._stack_layout(tuple(path))
-
-    @nowrap
-    def __len__(self) -> int:
-        assert self.repeats is not None
-        return len(self.before) + len(self._pattern) * self.repeats + len(self.after)
-
-    def __bool__(self) -> bool:
-        return True
 
     # --- running --------------------------------------------------------------------
 
@@ -313,33 +191,3 @@ class Stack(Module):
         detached = Detached([layer])
         scope = layer_scope(self.scope, at, number, self._roles(), number in self._frozen())
         return detached.rebuild([scope, *detached.scopes[1:]])[0]
-
-
-def _are_numbers(value: Any) -> bool:
-    if not isinstance(value, (Sequence, Set)) or isinstance(value, str):
-        return False
-    return all(hasattr(i, "__index__") and not isinstance(i, bool) for i in value)
-
-
-def _repeats(stack: Stack) -> int:
-    """Reads ``depth`` and ``repeats``."""
-    depth, repeats, size = stack.depth, stack.repeats, len(stack._pattern)
-    if size == 0:
-        raise StackError("Stack: block is an empty list; expected a layer or a list of layers")
-    given = [n for n in (depth, repeats) if n is not None]
-    if not given:
-        raise StackError("Stack: say how deep it is: depth= layers, or repeats= of the pattern")
-    for n in given:
-        if isinstance(n, bool) or not hasattr(n, "__index__") or n.__index__() < 0:
-            raise StackError(f"Stack: depth and repeats are ints, 0 or more; found {n!r}")
-    if depth is not None and depth % size:
-        raise StackError(
-            f"Stack: depth={depth} is no multiple of the pattern's {size} layers; give the "
-            f"remainder as after= (or before=) and say repeats={depth // size}"
-        )
-    if depth is not None and repeats is not None and depth != repeats * size:
-        raise StackError(
-            f"Stack: depth={depth} and repeats={repeats} of {size} layers contradict each other; "
-            f"drop one"
-        )
-    return repeats.__index__() if repeats is not None else depth // size  # type: ignore[operator]

@@ -1,0 +1,217 @@
+"""Checkpoints in and out: safetensors, Linen's msgpack, Orbax. Never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..errors import CheckpointError
+from .arrays import described, is_array
+from .convert import to_layers, to_stacked
+from .find import as_stackings
+from .msgpack import looks_like_msgpack, read_msgpack
+from .orbax import read_orbax
+from .safetensors import looks_like_safetensors, read_safetensors
+from .stacking import Stackings, name_of
+from .tensors import InMemory, Keep, children, filled, read_all, unboxed
+from .write import compare, planned, read_described, with_values, write
+
+FORMS = ("layers", "stacked")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is open, with arrays that are not read yet.
+
+    Attributes:
+      tree: nested dicts.
+      kind: `"safetensors"`, `"msgpack"` or `"orbax"`.
+      stackings: its layout, where it has one in its metadata.
+      checksums: those in its metadata, of variables in the layers form.
+      metadata: what else it says of itself.
+    """
+
+    tree: Any
+    kind: str
+    stackings: Stackings = ()
+    checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def open_checkpoint(source: str | os.PathLike[str] | bytes) -> Checkpoint:
+    """Opens a checkpoint of any kind that liftax reads, by its content.
+
+    Args:
+      source: a file, a directory (Orbax), or the bytes of a msgpack checkpoint.
+
+    Raises:
+      CheckpointError: it is damaged, or of another kind.
+      OSError: it cannot be read.
+    """
+    if isinstance(source, bytes):
+        return Checkpoint(read_msgpack(np.frombuffer(source, np.uint8)), "msgpack")
+    path = Path(source)
+    if path.is_dir():
+        return Checkpoint(read_orbax(path), "orbax")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: neither a file nor a directory")
+    size = status.st_size
+    with path.open("rb") as file:
+        head = file.read(16)
+    if looks_like_safetensors(head, size):
+        tree, metadata = read_safetensors(path)
+        return _with_metadata(path, tree, metadata)
+    if looks_like_msgpack(head):
+        try:
+            return Checkpoint(read_msgpack(np.memmap(path, np.uint8, mode="r")), "msgpack")
+        except CheckpointError as error:
+            if path.suffix == ".safetensors":
+                read_safetensors(path)  # says what is wrong with it
+            raise CheckpointError(f"{path}: not a whole msgpack checkpoint: {error}") from error
+    what = "is empty" if size == 0 else "is none of these"
+    raise CheckpointError(
+        f"{path}: a checkpoint is a safetensors file, a msgpack file of Linen, or a directory of "
+        f"Orbax; this {what}"
+    )
+
+
+def _with_metadata(path: Path, tree: Any, metadata: dict[str, str]) -> Checkpoint:
+    try:
+        about = read_described(metadata)
+        tree = with_values(tree, about)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Checkpoint(tree, "safetensors", about.stackings, about.checksums, metadata)
+
+
+def load_checkpoint(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    layout: Any = None,
+    source_layout: Any = None,
+    form: str | None = None,
+    like: Any = None,
+    verify: bool = False,
+) -> Any:
+    """Reads variables, or a whole train state, from a checkpoint in either form.
+
+    Reads safetensors files, checkpoints of Linen (`flax.serialization.to_bytes`), and directories
+    of Orbax; which of them is seen from the content. Sizes are held against the file before
+    anything is made, and nothing in the file is ever run.
+
+    Args:
+      source: a file, a directory, or the bytes of a msgpack checkpoint.
+      layout: which subtrees are stacked in the result, as for `nn.to_layers`; by default as in the
+        checkpoint.
+      source_layout: which are stacked in the checkpoint; by default what it says in its metadata,
+        or else as `layout` says.
+      form: `"layers"`, `"stacked"`, or None for what the checkpoint has.
+      like: a pytree (variables, the state of an optimizer, shapes) whose structure and boxes the
+        result takes; its shapes and dtypes must be those of the checkpoint. By default nested
+        dicts, with tuples as dicts from `"0"`, `"1"`, ...
+      verify: compare with the checksums in the file, which reads all of it.
+
+    Returns:
+      Numpy arrays, read-only memory maps where they lie in the file as they are asked for.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged or of another kind, or disagrees with `like`.
+      StackingError: the checkpoint and the layout disagree. Messages name the first variable.
+      MissingExtraError: the package for this kind is not installed.
+      OSError: the file cannot be read.
+
+    Example:
+      >>> import os, tempfile, numpy as np, liftax as nn
+      >>> blocks = nn.Stacking.of("blocks", 2)
+      >>> variables = {"params": {"blocks": {"kernel": np.ones((2, 3), np.float32)}}}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = os.path.join(folder, "model.safetensors")
+      ...     nn.save_checkpoint(path, variables, layout=blocks)
+      ...     found = nn.load_checkpoint(path, form="layers")
+      >>> sorted(found["params"]["blocks"])
+      ['layers_0', 'layers_1']
+    """
+    if form is not None and form not in FORMS:
+        raise CheckpointError(f"form={form!r} is none of 'layers', 'stacked' and None")
+    found = open_checkpoint(source)
+    tree = found.tree
+    if verify:
+        _verify(found)
+    if form is None and (layout is not None or source_layout is not None):
+        raise CheckpointError("a layout is for form='layers' or form='stacked': say which")
+    if form is not None:
+        if found.stackings and source_layout is not None:
+            raise CheckpointError("the checkpoint says its layout itself: leave out source_layout=")
+        before = found.stackings or (layout if source_layout is None else source_layout)
+        if not before:
+            raise CheckpointError(
+                f"form={form!r} needs a layout, and the checkpoint does not say it: give layout="
+            )
+        tree = to_layers(tree, before)
+        after = before if layout is None else layout
+        tree = to_stacked(tree, after) if form == "stacked" else to_layers(tree, after)
+    if like is None:
+        return read_all(tree)
+    return jax.tree.map(read_all, filled(like, tree))
+
+
+def _verify(found: Checkpoint) -> None:
+    plan = planned(found.tree, found.stackings or None)
+    if found.checksums:
+        compare(found.checksums, plan.checksums())
+
+
+def save_checkpoint(path: str | os.PathLike[str], tree: Any, *, layout: Any = None) -> None:
+    """Writes variables, or a whole train state, to a safetensors file.
+
+    The file has the layout in its metadata, with a checksum for each layer; `nn.load_checkpoint`
+    and `liftax convert` need to be told nothing else. Arrays go through memory one at a time. The
+    file is read back and compared before it takes the place of another one.
+
+    Args:
+      path: the file.
+      tree: variables, or any pytree of arrays, numbers, strings and None. Boxes are taken off:
+        the names of axes belong to the model, and come back with `like=`.
+      layout: which subtrees are stacked, as for `nn.to_layers`, in whatever form they are.
+
+    Raises:
+      CheckpointError: a leaf cannot be written, or two have one name. The message names it.
+      StackingError: the tree and the layout disagree.
+      MissingExtraError: the package safetensors is not installed.
+      OSError: from the file system; the old file, if any, is untouched.
+    """
+    plan = planned(_wrapped(tree), None if layout is None else as_stackings(layout))
+    write(Path(path), plan)
+
+
+def _wrapped(tree: Any) -> Any:
+    """A pytree as nested dicts of arrays that are to be read one by one."""
+    keep, count = Keep(), 0
+
+    def walk(node: Any, at: tuple[str, ...]) -> Any:
+        nonlocal count
+        node = unboxed(node)
+        parts = children(node)
+        if parts is not None:
+            return {name: walk(part, (*at, name)) for name, part in parts}
+        if not is_array(node):
+            return node
+        name = name_of(at) if at else "the tree"
+        if isinstance(node, jax.core.Tracer):
+            raise CheckpointError(f"{name} is traced: save outside of jit and grad")
+        if isinstance(node, jax.ShapeDtypeStruct):
+            raise CheckpointError(f"{name} is only a shape, {described(node)}")
+        if jax.dtypes.issubdtype(node.dtype, jax.dtypes.prng_key):
+            raise CheckpointError(f"{name} holds random keys: save jax.random.key_data of them")
+        count += 1
+        return InMemory(node, count, keep)
+
+    return walk(tree, ())

@@ -1,0 +1,150 @@
+"""Orbax checkpoints: a directory, read one array after the other."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..errors import CheckpointError, MissingExtraError
+from .arrays import Lazy
+from .stacking import name_of
+from .tensors import Keep, to_plain
+
+_MARK = "_METADATA"
+_ABOUT = "_CHECKPOINT_METADATA"
+
+
+def orbax_directory(path: Path) -> Path:
+    """The directory that has the arrays: `path`, or the only item in it.
+
+    Raises:
+      CheckpointError: there is no such directory.
+    """
+    if (path / _MARK).is_file():
+        return path
+    inside = sorted(item for item in path.iterdir() if (item / _MARK).is_file())
+    if len(inside) == 1:
+        return inside[0]
+    found = ", ".join(item.name for item in (inside or sorted(path.iterdir()))[:5]) or "nothing"
+    raise CheckpointError(
+        f"{path}: not the directory of an Orbax checkpoint, which has a file {_MARK}; found {found}"
+    )
+
+
+def read_orbax(path: Path) -> Any:
+    """The tree of a checkpoint, with arrays that are not read yet.
+
+    Shapes and dtypes come from the checkpoint's own description; each array is read when its turn
+    comes, and held against them.
+
+    Raises:
+      CheckpointError: the directory is no checkpoint, or is damaged.
+      MissingExtraError: the package orbax-checkpoint is not installed.
+    """
+    try:
+        import orbax.checkpoint as ocp
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "Orbax checkpoints need the package orbax-checkpoint: pip install 'liftax[checkpoints]'"
+        ) from error
+    directory = orbax_directory(path).absolute()
+    for folder in {directory, path.absolute()}:
+        _check_json(folder / _ABOUT, path)
+    checkpointer = ocp.PyTreeCheckpointer()
+    described = _tried(path, lambda: checkpointer.metadata(directory)).item_metadata
+    if described is None:
+        raise CheckpointError(f"{path}: the description of the checkpoint is damaged")
+    leaves, treedef = jax.tree.flatten(described.tree, is_leaf=_has_shape)
+
+    def read(number: int) -> np.ndarray:
+        wanted = [0 if i == number else ocp.PLACEHOLDER for i in range(len(leaves))]
+        as_numpy = [ocp.RestoreArgs(restore_type=np.ndarray) for _ in leaves]
+        options = ocp.args.PyTreeRestore(
+            item=jax.tree.unflatten(treedef, wanted),
+            restore_args=jax.tree.unflatten(treedef, as_numpy),
+        )
+        restored = _tried(path, lambda: checkpointer.restore(directory, args=options))
+        return np.asarray(jax.tree.leaves(restored)[number])
+
+    keep = Keep()
+    made = [
+        _Stored(leaf, number, functools.partial(read, number), keep, path)
+        if _has_shape(leaf)
+        else leaf
+        for number, leaf in enumerate(leaves)
+    ]
+    return to_plain(jax.tree.unflatten(treedef, made))
+
+
+def _check_json(file: Path, path: Path) -> None:
+    """Orbax itself goes on without a description that it cannot read, after a line in the log."""
+    try:
+        json.loads(file.read_bytes())
+    except FileNotFoundError:
+        pass
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {file.name} is damaged") from error
+
+
+class _Stored(Lazy):
+    """An array of the checkpoint."""
+
+    def __init__(
+        self, described: Any, number: int, load: Callable[[], np.ndarray], keep: Keep, path: Path
+    ):
+        self.number, self.load, self.keep, self.path = number, load, keep, path
+        self.name = str(described.name)
+        try:
+            self.shape = tuple(int(size) for size in described.shape)
+            self.dtype = np.dtype(described.dtype)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: {self.name}: {error}") from error
+
+    def read(self) -> np.ndarray:
+        """The array, from the checkpoint or, where it was the last one read, from memory."""
+        return self.keep.get(self, self._read)
+
+    def _read(self) -> np.ndarray:
+        found = self.load()
+        if found.shape != self.shape or found.dtype != self.dtype:
+            raise CheckpointError(
+                f"{self.path}: {self.name} is {found.dtype}{list(found.shape)}, described as "
+                f"{self.dtype}{list(self.shape)}"
+            )
+        return found
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """As in the tree."""
+        return (self.number,)
+
+
+def _has_shape(node: Any) -> bool:
+    return hasattr(node, "shape") and hasattr(node, "dtype")
+
+
+def _tried(path: Path, call: Callable[[], Any]) -> Any:
+    """What a call of Orbax returns; whatever it raises is a damaged checkpoint."""
+    log = logging.getLogger("absl")
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)  # what is wrong is said once, in the error
+        with warnings.catch_warnings():
+            # Where arrays lay on the devices of another machine does not matter here.
+            warnings.simplefilter("ignore")
+            return call()
+    except Exception as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{path}: not a whole Orbax checkpoint: {name_of(first[:200])}"
+        ) from error
+    finally:
+        log.setLevel(level)

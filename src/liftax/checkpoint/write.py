@@ -1,0 +1,335 @@
+"""From one checkpoint to a safetensors file, one tensor after the other.
+
+The layers form is the common ground: each of its variables is read once, its checksum is taken
+while it is written, and the new file, read back and brought to the layers form, must have the
+same checksums before it takes the place of anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..files import replacing
+from .arrays import Lazy
+from .convert import to_layers, to_stacked
+from .find import as_stackings
+from .roots import Root, form_of, roots_replaced
+from .safetensors import KEY, file_size, header_of, read_safetensors, tensors_of, write_safetensors
+from .stacking import Stacking, Stackings, name_of
+from .tensors import Summed, combined, escape, flat, nested
+
+_PARTS = {"version", "stackings", "values", "empty", "layers", "variables"}
+OUTSIDE = "outside of any stack"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a conversion would write.
+
+    Attributes:
+      tree: nested dicts of what goes into the file, with arrays that are not read yet.
+      variables: the variables in the layers form, by name.
+      layers: layer -> the names of its variables.
+      stackings: how the layers are stacked in the new file, and are to be stacked again.
+    """
+
+    tree: Any
+    variables: Mapping[str, Summed]
+    layers: Mapping[str, list[str]]
+    stackings: Stackings
+
+    @property
+    def tensors(self) -> dict[str, Lazy]:
+        """What goes into the file, by name."""
+        return tensors_of(self.tree)[0]
+
+    def checksums(self) -> dict[str, str]:
+        """The checksum of each variable in the layers form; reads what was not read before."""
+        found = {name: self.variables[name].checksum() for name in _in_order(self.variables)}
+        return {name: found[name] for name in self.variables}
+
+    def by_layer(self) -> dict[str, str]:
+        """One checksum for each layer."""
+        sums = self.checksums()
+        return {
+            layer: combined({name: sums[name] for name in names})
+            for layer, names in self.layers.items()
+        }
+
+
+def _in_order(variables: Mapping[str, Summed]) -> list[str]:
+    """The names, so that what is slices of one array is read one after the other."""
+    return sorted(variables, key=lambda name: variables[name].order)
+
+
+def planned(
+    tree: Any,
+    source: Any = None,
+    *,
+    form: str | None = None,
+    target: Any = None,
+) -> Plan:
+    """Works out a conversion from shapes alone.
+
+    Args:
+      tree: nested dicts with arrays that are not read yet.
+      source: the layout of `tree`; None for a tree without stacks.
+      form: `"layers"` or `"stacked"`; None to leave everything as it is.
+      target: the layout of the result, by default that of the source.
+
+    Raises:
+      StackingError: the tree and the layouts disagree.
+    """
+    if source is None:
+        source = target
+    if source is None:
+        variables = _summed(tree)
+        return Plan(variables, dict(_leaves(variables)), _layers(variables, ()), ())
+    before = as_stackings(source)
+    after = before if target is None else as_stackings(target)
+    layers = _summed(to_layers(tree, before))
+    made = tree
+    if form == "stacked":
+        made = to_stacked(layers, after)
+    elif form == "layers":
+        made = to_layers(layers, after)
+    return Plan(made, dict(_leaves(layers)), _layers(layers, after), after)
+
+
+def _summed(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _summed(part) for name, part in tree.items()}
+    return Summed(tree) if isinstance(tree, Lazy) else tree
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, Summed]]:
+    return ((name, leaf) for name, leaf in flat(tree) if isinstance(leaf, Summed))
+
+
+def _layers(tree: Any, stackings: Stackings) -> dict[str, list[str]]:
+    """Which variables of a tree in the layers form belong to which layer, in order."""
+    found: dict[tuple[Any, ...], str] = {}
+    prefixes: dict[str, str] = {}
+
+    def see(root: Root) -> Any:
+        for s in stackings:
+            if form_of(s, root.tree, root.collection, root.path) != "layers":
+                continue
+            for i, path in enumerate(s.layers):
+                label = "/".join(path)
+                found[s.owner, s.numbers[i] if s.numbers else i] = label
+                prefixes["/".join(map(escape, root.path + path))] = label
+        return root.tree
+
+    if stackings:
+        roots_replaced(tree, stackings, None, see)
+    layers: dict[str, list[str]] = {found[place]: [] for place in sorted(found)}
+    for name, _ in _leaves(tree):
+        parts = name.split("/")
+        heads = ("/".join(parts[:end]) for end in range(len(parts), 0, -1))
+        label = next((prefixes[head] for head in heads if head in prefixes), OUTSIDE)
+        layers.setdefault(label, []).append(name)
+    return {label: names for label, names in layers.items() if names}
+
+
+# -- what a file says of itself ----------------------------------------------------------------
+
+
+def described(plan: Plan, extra: Mapping[str, str], checksums: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of a file: the layout, the checksums, and all that is no array.
+
+    Raises:
+      CheckpointError: something is neither an array nor a plain value.
+    """
+    values: dict[str, Any] = {}
+    empty = []
+    for name, value in tensors_of(plan.tree)[1].items():
+        if isinstance(value, Mapping):
+            empty.append(name)
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            values[name] = value
+        elif isinstance(value, complex):
+            values[name] = {"complex": [value.real, value.imag]}
+        else:
+            raise CheckpointError(
+                f"{name_of(name)} is {type(value).__name__}: neither an array nor a number, a "
+                f"string or None"
+            )
+    layers = {
+        layer: combined({name: checksums[name] for name in names})
+        for layer, names in plan.layers.items()
+    }
+    collections = {name.split("/")[0] for name in plan.variables}
+    about = {
+        "version": 1,
+        "stackings": [s.to_dict(sorted({"params", *collections})) for s in plan.stackings],
+        "values": values,
+        "empty": empty,
+        "layers": layers,
+        "variables": dict(checksums),
+    }
+    about["sum"] = _sum_of(about, extra)
+    return {**extra, KEY: json.dumps(about, separators=(",", ":"))}
+
+
+def _sum_of(about: Mapping[str, Any], extra: Mapping[str, str]) -> str:
+    """A checksum of all that a file says of itself."""
+    text = json.dumps([about, dict(extra)], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def compare(recorded: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Holds the checksums of variables against those in their file.
+
+    Raises:
+      CheckpointError: one differs, or a variable is in only one of them. The message names it.
+    """
+    for name in sorted(recorded.keys() | found.keys()):
+        if name not in recorded:
+            raise CheckpointError(f"{name_of(name)} is damaged: the file has no checksum for it")
+        if name not in found:
+            raise CheckpointError(
+                f"{name_of(name)} is missing: the file has its checksum, but no such variable"
+            )
+        if found[name] != recorded[name]:
+            raise CheckpointError(
+                f"{name_of(name)} is damaged: its checksum is {found[name]}, the file says "
+                f"{recorded[name]}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What `described` wrote into a file."""
+
+    stackings: Stackings
+    values: Mapping[str, Any]
+    checksums: Mapping[str, str]
+
+
+def read_described(metadata: dict[str, str]) -> Described:
+    """Takes what `described` wrote out of the metadata of a file; nothing in that of another.
+
+    Raises:
+      CheckpointError: it is something else, or not as it was written.
+    """
+    text = metadata.pop(KEY, None)
+    if text is None:
+        for name, other in metadata.items():
+            if other.startswith('{"version":') and '"stackings":' in other:
+                raise CheckpointError(
+                    f"the metadata of liftax are damaged: they are called {name_of(name)}"
+                )
+        return Described((), {}, {})
+    try:
+        about = json.loads(text)
+        if about["version"] != 1:
+            raise CheckpointError(f"version {about['version']!r} of the metadata is not known")
+        # The first files had no sum; one that is called otherwise is a damaged one.
+        told = about.pop("sum", None)
+        if about.keys() - _PARTS or (told is not None and told != _sum_of(about, metadata)):
+            raise CheckpointError(
+                "the metadata of liftax are damaged: their checksum is not the one in the file"
+            )
+        values: dict[str, Any] = {name: {} for name in about["empty"]}
+        for name, value in about["values"].items():
+            values[name] = complex(*value["complex"]) if isinstance(value, dict) else value
+        stackings = tuple(Stacking.from_dict(plain) for plain in about["stackings"])
+        return Described(stackings, values, dict(about["variables"]))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"the metadata of liftax are damaged: {name_of(str(error))}"
+        ) from error
+
+
+def with_values(tree: Any, about: Described) -> Any:
+    """The tensors of a file, with what is no array in their places.
+
+    Raises:
+      CheckpointError: two have one name.
+    """
+    if not about.values:
+        return tree
+    return nested({**dict(flat(tree) if tree else ()), **about.values})
+
+
+# -- writing -----------------------------------------------------------------------------------
+
+
+def write(
+    path: Path,
+    plan: Plan,
+    *,
+    extra: Mapping[str, str] | None = None,
+    recorded: Mapping[str, str] | None = None,
+    step: Callable[[str, int], None] = lambda name, size: None,
+) -> dict[str, str]:
+    """Writes a file, reads it back, and only then puts it in its place.
+
+    Args:
+      path: the file to be made or replaced.
+      plan: what goes into it.
+      extra: metadata that the file has besides.
+      recorded: checksums that the source has of its own variables.
+      step: called after each tensor with its name and its bytes.
+
+    Returns:
+      The checksums of all variables, by their names in the layers form.
+
+    Raises:
+      CheckpointError: a checksum differs, or there is no room. The message names the variable.
+      OSError: from the file system.
+    """
+    tensors, extra = plan.tensors, dict(extra or {})
+    if isinstance(plan.tree, Mapping) and "" in plan.tree and "" in dict(flat(plan.tree)):
+        raise CheckpointError("a variable at the top is called '': it could not be read back")
+    blank = dict.fromkeys(plan.variables, "0" * 16)
+    head = described(plan, extra, blank)
+    _check_room(path, file_size(tensors, head))
+    with replacing(path) as (file, temporary):
+        write_safetensors(file, tensors, head, step)
+        sums = plan.checksums()
+        if recorded:
+            compare(recorded, sums)
+        # Checksums are all of one length, so the header keeps its own.
+        file.seek(0)
+        file.write(header_of(tensors, described(plan, extra, sums))[0])
+        file.flush()
+        os.fsync(file.fileno())
+        _verify(temporary, plan, sums)
+    return sums
+
+
+def _verify(path: Path, plan: Plan, sums: Mapping[str, str]) -> None:
+    tree, metadata = read_safetensors(path)
+    about = read_described(metadata)
+    with_values(tree, about)  # it must be possible to load it, too
+    layers = to_layers(tree, plan.stackings) if plan.stackings else tree
+    found = dict(_leaves(_summed(layers)))
+    if found.keys() != sums.keys():
+        name = min(found.keys() ^ sums.keys())
+        raise CheckpointError(
+            f"{name_of(name)} is in only one of what was read and what was written"
+        )
+    for name in _in_order(found):
+        if found[name].checksum() != sums[name]:
+            raise CheckpointError(
+                f"{name_of(name)} was not written as it was read: is the disk damaged, or the "
+                f"memory?"
+            )
+
+
+def _check_room(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.resolve().parent).free
+    if needed > free:
+        raise CheckpointError(f"{path}: takes {needed:,} bytes, and {free:,} are free there")

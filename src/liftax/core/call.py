@@ -1,0 +1,129 @@
+"""What is true of a whole call, for a root scope and all below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from .. import jax_private
+from .events import recorder
+from .filters import Filter, in_filter
+from .linen_keys import Log
+from .roles import Roles
+from .streams import Stream
+
+
+class ScopeLike(Protocol):
+    """A scope, as far as its call and what refuses need to know it."""
+
+    name: str | None
+    path: tuple[str, ...]
+    rngs: dict[str, Stream]
+    call: Call
+
+    def where(self) -> str:
+        """Names the place, for messages."""
+
+    def node(self, col: str) -> Any:
+        """Returns the scope's part of a collection, None if there is none."""
+
+    def collections(self) -> list[str]:
+        """Returns the names of the collections of the call."""
+
+    def is_collection_empty(self, col: str) -> bool:
+        """Tells whether the collection has nothing in the scope."""
+
+
+class Around:
+    """A lift in force, as the scopes that were handed to it know it.
+
+    Attributes:
+      roles: its table.
+      target: what is lifted.
+      tops: the scopes that it opened.
+      tables: the table of each.
+    """
+
+    roles: Roles
+    target: Any
+    tops: Sequence[ScopeLike]
+    tables: Sequence[Roles]
+
+    @property
+    def label(self) -> str:
+        """The lift and what is lifted, for messages."""
+        name = getattr(self.target, "__name__", type(self.target).__name__)
+        return f"{self.roles.lift} of {name}"
+
+
+class Call:
+    """What is true of a whole call: shared by a root scope and all below it."""
+
+    read_only = False  # a quick word for the usual case
+    valid = True
+    boxed = False  # whether any variable is in a metadata box
+    log: Log | None = None
+    # The lift whose body is running now, to which these scopes were handed.
+    entered_by: Around | None = None
+    # Set by the lifts, on the scopes they make for a body:
+    lift: str | None = None  # its name, for messages
+    outside: ScopeLike | None = None  # the scope that it opened
+    roles: Roles | None = None  # its table for that scope
+    on_birth: Callable[[str, tuple[str, ...], Any, bool], Any] | None = None
+    # Whether on_birth is told what a map of variables inside makes before it is mapped.
+    wants_first = False
+    late = False  # whether what is written comes out of a lift inside the body
+    creating: str | None = None  # the collection being initialised
+
+    def __init__(self, mutable: Filter, flags: Mapping[str, Any]):
+        self.mutable = mutable
+        self._mutable: dict[str, bool] = {}
+        if mutable is False:
+            self.read_only = True
+        self.flags = flags
+        self.trace = jax_private.current_trace()
+        # Whether this is traced to be run in its place, see making/program.py.
+        self.is_run = self.trace is not jax_private.EAGER and jax_private.is_run(self.trace)
+        self.rec = recorder.get()
+        # How many keys were drawn, by path and stream. Lifts hand this on to the scopes
+        # they make, so a path goes on counting wherever it is met again.
+        self.counters: dict[tuple[str, ...], dict[str, int]] = {}
+        # What modules remember of a call: outside modules and their clones in it.
+        self.adopted: dict[int, tuple[Any, Any]] = {}
+        # The variables that this call made without a lift, to notice ties that a lift cuts.
+        self.made_plain: set[tuple[str, tuple[str, ...]]] = set()
+
+    def is_mutable(self, col: str) -> bool:
+        found = self._mutable.get(col)
+        if found is None:
+            found = self._mutable[col] = self._may_write(col)
+        return found
+
+    def _may_write(self, col: str) -> bool:
+        return in_filter(self.mutable, col)
+
+
+class LiftedCall(Call):
+    """What is true inside a lift: what is true outside, narrowed by the roles."""
+
+    roles: Roles
+
+    def __init__(self, opening: Around, outside: ScopeLike, roles: Roles):
+        self.outer = outer = outside.call
+        super().__init__(False, outer.flags)
+        self.read_only = outer.read_only
+        self.opening = opening
+        self.outside = outside
+        self.roles = roles
+        self.creating = outer.creating
+        self.counters = outer.counters
+        self.log = outer.log
+        self.boxed = outer.boxed
+
+    @property
+    def lift(self) -> str:  # type: ignore[override]
+        return self.opening.label
+
+    def _may_write(self, col: str) -> bool:
+        row = self.roles.of(col)
+        return row is not None and row.leaves and self.outer.is_mutable(col)

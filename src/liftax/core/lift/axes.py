@@ -1,0 +1,252 @@
+"""Axes of arguments and variables: prefix trees, sizes, moving to the front.
+
+Shared by the lifts that add an axis. Everything a user can get wrong about an
+axis is said here, by the name of the argument or variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr
+
+from ... import jax_private
+from ...errors import (
+    AxesTreeError,
+    AxisError,
+    LengthError,
+    PartitioningMismatchError,
+    PartitioningUnspecifiedError,
+)
+from ...words import describe, names_on
+from .. import boxes
+from ..roles import broadcast
+from .crossing import Group
+
+
+class Placed(Protocol):
+    """What knows its place in the model; asked only for messages."""
+
+    @property
+    def place(self) -> str: ...
+
+
+def _is_axis(axis: Any) -> bool:
+    return axis is broadcast or axis is None or isinstance(axis, int)
+
+
+def axes_of(axes: Any, tree: Any, leaves: int, at: Placed, argument: str) -> list[Any]:
+    """Returns the axis of each leaf of ``tree``, from a prefix tree of axes.
+
+    Args:
+      axes: an axis, or a tree of them.
+      tree: what has the axes.
+      leaves: how many leaves it has.
+      at: where the lift stands.
+      argument: the lift's argument that says them.
+
+    Raises:
+      AxesTreeError: ``axes`` is not a prefix of ``tree``.
+    """
+    if type(axes) is int:
+        return [axes] * leaves
+    found: list[Any] = []
+    if not _expand(axes, tree, found):
+        raise AxesTreeError(
+            f"{at.place}: {argument} is not a prefix of the tree it describes.\n"
+            f"found: {argument}={_shape_of(axes, _axis_text)} for {_shape_of(tree)}\n"
+            f"expected: one axis for all, or the same containers with an axis at the leaves"
+        )
+    return found
+
+
+def _expand(axes: Any, tree: Any, found: list[Any]) -> bool:
+    """Appends the axis of each leaf of ``tree``; tells whether ``axes`` is a prefix."""
+    if _is_axis(axes) and not isinstance(axes, bool):
+        found += [axes] * len(jax.tree.leaves(tree))
+        return True
+    axis_def: Any
+    axis_parts, axis_def = jax.tree.flatten(axes, is_leaf=lambda a: a is not axes)
+    tree_parts, tree_def = jax.tree.flatten(tree, is_leaf=lambda t: t is not tree)
+    if len(axis_parts) == 1 and axis_parts[0] is axes:
+        return False
+    same = bool(axis_def == tree_def)
+    if not same and not (
+        isinstance(axes, (list, tuple))
+        and isinstance(tree, (list, tuple))
+        and len(axis_parts) == len(tree_parts)
+    ):
+        return False
+    return all(_expand(a, t, found) for a, t in zip(axis_parts, tree_parts, strict=True))
+
+
+def _shape_of(tree: Any, leaf: Callable[[Any], str] = lambda x: "*") -> str:
+    """Shows the containers of a tree, with ``*`` at its leaves or what ``leaf`` says of them."""
+    if isinstance(tree, Mapping):
+        return "{" + ", ".join(f"{k!r}: {_shape_of(v, leaf)}" for k, v in tree.items()) + "}"
+    if isinstance(tree, (list, tuple)):
+        inside = ", ".join(_shape_of(part, leaf) for part in tree)
+        comma = "," * (len(tree) == 1)
+        return f"[{inside}]" if isinstance(tree, list) else f"({inside}{comma})"
+    return "None" if tree is None else leaf(tree)
+
+
+def _axis_text(axis: Any) -> str:
+    return repr(axis) if isinstance(axis, (str, int, float)) else describe(axis)
+
+
+def to_front(x: Any, axis: int) -> Any:
+    return x if axis == 0 else jnp.moveaxis(x, axis, 0)
+
+
+def from_front(x: Any, axis: int) -> Any:
+    return x if axis == 0 else jnp.moveaxis(x, 0, axis)
+
+
+class Sizes:
+    """The sizes seen along a lift's axis, each with the name of what has it.
+
+    Args:
+      at: what knows where the lift stands.
+      given: the size that the user gave, or None.
+      argument: the name of the argument that gives it.
+    """
+
+    def __init__(self, at: Placed, given: int | None, argument: str):
+        self.at = at
+        self.argument = argument
+        self.size: int | None = None
+        self.source = ""
+        if given is not None:
+            if not jax_private.is_symbolic(given):
+                if type(given) is not int and (
+                    isinstance(given, bool) or not hasattr(given, "__index__") or jnp.ndim(given)
+                ):
+                    raise self._error(f"{argument} expected an int, found {describe(given)}")
+                given = given.__index__()
+                if given < 0:
+                    raise self._error(f"{argument}={given} is negative")
+            self.size, self.source = given, f"{argument}={given}"
+
+    def see(self, leaf: Any, axis: int, name: str) -> None:
+        """Notes the size of ``leaf`` along ``axis``; raises if it contradicts another."""
+        shape = getattr(leaf, "shape", None)
+        if shape is None:
+            shape = jnp.shape(leaf)
+        if not -len(shape) <= axis < len(shape):
+            raise AxisError(
+                f"{self.at.place}: axis {axis} is out of range for {name}, which is "
+                f"{describe(leaf)}; expected an axis from {-len(shape)} to {len(shape) - 1}"
+                if shape
+                else f"{self.at.place}: {name} is a scalar ({describe(leaf)}) and has no axis "
+                f"{axis}; to hand it whole to each iteration use "
+                f"{'nn.broadcast' if self.argument == 'length' else 'None'} for it in in_axes"
+            )
+        size = shape[axis]
+        if self.size is None:
+            self.size, self.source = size, f"{name} ({describe(leaf)}, axis {axis})"
+        elif size != self.size:
+            raise self._error(
+                f"sizes along the axis disagree.\n"
+                f"found: {self.size} from {self.source}\n"
+                f"found: {size} from {name} ({describe(leaf)}, axis {axis})\n"
+                f"expected: one size; check in_axes, variable_axes and {self.argument}"
+            )
+
+    def see_variables(self, group: Group, axis: int) -> None:
+        """Notes the sizes of a group of stacked variables."""
+        for collections in group:
+            if self._all_fit(jax.tree.leaves(collections), axis):
+                continue
+            for path, leaf in jax.tree_util.tree_leaves_with_path(collections):
+                self.see(leaf, axis, f"variable {'/'.join(names_on(path))}")
+
+    def see_arguments(self, args: Any, axes: list[Any], skip: int = 0) -> None:
+        """Notes the sizes of the arguments; ``skip`` is how many stand before them."""
+        if not axes or all(axis is None or axis is broadcast for axis in axes):
+            return
+        leaves = jax.tree_util.tree_leaves_with_path(args)
+        for (path, leaf), axis in zip(leaves, axes, strict=True):
+            if isinstance(axis, int):
+                first = getattr(path[0], "idx", 0) + skip
+                self.see(leaf, axis, f"argument {first}{keystr(path[1:])}")
+
+    def _all_fit(self, leaves: list[Any], axis: int) -> bool:
+        """Tells quickly whether all have the size that is known already."""
+        try:
+            for leaf in leaves:
+                if leaf.shape[axis] != self.size:
+                    return False
+        except (AttributeError, IndexError):
+            return False
+        return True
+
+    def known(self, hint: str) -> int:
+        """Returns the size; raises LengthError if nothing told it."""
+        if self.size is None:
+            raise self._error(f"{self.argument} is unknown: {hint}")
+        return self.size
+
+    def _error(self, text: str) -> LengthError:
+        return LengthError(f"{self.at.place}: {text}")
+
+
+def unnamed(at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
+    """Takes the name of an axis out of the boxes of a group.
+
+    A box may change its value on the way, even to one of another rank: what stands for all slices
+    then becomes one for each. So the axis is looked for in what comes of it.
+    """
+    return _renamed(at, boxes.remove_axis, group, axis, metadata_params)
+
+
+def named(at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
+    """Undoes `unnamed`."""
+    return _renamed(at, boxes.add_axis, group, axis, metadata_params)
+
+
+def _renamed(
+    at: Placed,
+    change: Callable[..., Any],
+    group: Group,
+    axis: int,
+    metadata_params: Mapping[Any, Any],
+) -> Group:
+    try:
+        return tuple(change(collections, axis, metadata_params) for collections in group)
+    except (PartitioningUnspecifiedError, PartitioningMismatchError) as error:
+        name = _first_refused(change, group, axis, metadata_params)
+        raise type(error)(f"{at.place}: variable {name}: {error}") from None
+
+
+def _first_refused(
+    change: Callable[..., Any], group: Group, axis: int, metadata_params: Mapping[Any, Any]
+) -> str:
+    """Names the first variable whose box does not take the change."""
+    is_box = boxes.is_axis_metadata
+    for collections in group:
+        for path, box in jax.tree_util.tree_leaves_with_path(collections, is_leaf=is_box):
+            try:
+                change(box, axis, metadata_params)
+            except (PartitioningUnspecifiedError, PartitioningMismatchError):
+                return "/".join(names_on(path))
+    return "?"
+
+
+def unstack(group: Group, axis: int) -> Group:
+    """Moves the axis of a group to the front."""
+    if axis == 0 or not any(group):
+        return group
+    return jax.tree.map(lambda x: to_front(x, axis), group)
+
+
+def restack(at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
+    """Undoes `unstack` and `unnamed` on what came out."""
+    if not any(group):
+        return group
+    if axis != 0:
+        group = jax.tree.map(lambda x: from_front(x, axis), group)
+    return named(at, group, axis, metadata_params)

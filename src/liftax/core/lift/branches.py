@@ -1,0 +1,215 @@
+"""Lifted branches: cond and switch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...errors import BranchError, ConditionError
+from ...words import describe, kind_of
+from ..filters import Filter
+from ..roles import THROUGH, through_roles
+from .crossing import Group, Opening
+from .one_trace import Loop, Marks, Place, flat, name_of, nested, trace_loop
+
+
+def cond(
+    pred: Any,
+    true_fun: Callable[..., Any],
+    false_fun: Callable[..., Any],
+    scope: Any,
+    *operands: Any,
+    variables: Filter = True,
+    rngs: Filter = True,
+) -> Any:
+    """`liftax.cond` over functions of a scope: ``fun(scope, *operands)``.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> def double(scope, x): return x * 2
+      >>> def negate(scope, x): return -x
+      >>> float(apply(lambda s, p, x: lift.cond(p, double, negate, s, x))({}, True, 3.0))
+      6.0
+    """
+    opening = Opening(through_roles("cond", variables, rngs), scope, true_fun)
+    if not _is_scalar(pred, np.generic):
+        raise ConditionError(
+            f"{opening.place}: pred must be a scalar: one bool for all.\n"
+            f"found: {kind_of(pred)}\n"
+            f"expected: bool[], e.g. by .all() or .any(); jnp.where chooses value by value"
+        )
+
+    def select(branches: Sequence[Callable[..., Any]], *args: Any) -> Any:
+        return jax.lax.cond(pred, *branches, *args)
+
+    return _branch(opening, select, [true_fun, false_fun], operands)
+
+
+def switch(
+    index: Any,
+    branches: Sequence[Callable[..., Any]],
+    scope: Any,
+    *operands: Any,
+    variables: Filter = True,
+    rngs: Filter = True,
+) -> Any:
+    """`liftax.switch` over functions of a scope: ``branch(scope, *operands)``.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> branches = [lambda scope, x: x * 2, lambda scope, x: -x]
+      >>> float(apply(lambda s, i, x: lift.switch(i, branches, s, x))({}, 1, 3.0))
+      -3.0
+    """
+    if not branches:
+        raise BranchError("switch: branches is empty; expected at least one function")
+    opening = Opening(through_roles("switch", variables, rngs), scope, branches[0])
+    if not _is_scalar(index, np.integer):
+        raise ConditionError(
+            f"{opening.place}: index must be a scalar of an integer type: one branch for all.\n"
+            f"found: {kind_of(index)}\n"
+            f"expected: int32[] from 0 to {len(branches) - 1}"
+        )
+
+    def select(chosen: Sequence[Callable[..., Any]], *args: Any) -> Any:
+        return jax.lax.switch(index, chosen, *args)
+
+    return _branch(opening, select, list(branches), operands)
+
+
+def _is_scalar(value: Any, dtype: type) -> bool:
+    if isinstance(value, (bool, int, float)):
+        return bool(np.issubdtype(type(value), dtype))
+    found = getattr(value, "dtype", None)
+    return found is not None and np.shape(value) == () and bool(jnp.issubdtype(found, dtype))
+
+
+def _branch(
+    opening: Opening,
+    select: Callable[..., Any],
+    functions: list[Callable[..., Any]],
+    operands: tuple[Any, ...],
+) -> Any:
+    keys = opening.keys(False)
+    values = opening.values(THROUGH)
+    if opening.can_write(THROUGH):
+        return _traced(opening, select, functions, operands, values, keys)
+
+    returned: dict[int, Any] = {}
+
+    def pure(i: int, fn: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*operands: Any) -> Any:
+            returned[i], _ = opening.body(fn)([values], [keys], operands)
+            return returned[i]
+
+        return run
+
+    try:
+        return select([pure(i, fn) for i, fn in enumerate(functions)], *operands)
+    except TypeError as cause:
+        if len(returned) == len(functions):
+            _check_same(opening, [returned[i] for i in range(len(functions))], cause)
+        raise
+
+
+class _Branch:
+    """One branch, traced: what it makes, writes and returns."""
+
+    def __init__(
+        self, opening: Opening, fn: Any, operands: tuple[Any, ...], values: Group, keys: Group
+    ):
+        self.marks = Marks()
+        before = flat(values)
+
+        def body(operands: tuple[Any, ...], x: Any) -> Any:
+            run = opening.body(fn, see=lambda inner: self.marks.listen(inner, {THROUGH: True}))
+            self.y, (written,) = run([values], [keys], operands)
+            self.written: dict[Place, Any] = {
+                place: value
+                for place, value in flat(written).items()
+                if len(place) > 2 and value is not before.get(place)
+            }
+            return [], {}, (jax.tree.map(jnp.asarray, self.y), self.written), ({}, None)
+
+        self.loop: Loop = trace_loop(body, operands, None, self.marks, opening.place)
+
+
+def _traced(
+    opening: Opening,
+    select: Callable[..., Any],
+    functions: list[Callable[..., Any]],
+    operands: tuple[Any, ...],
+    values: Group,
+    keys: Group,
+) -> Any:
+    """Traces each branch once, so that all of them return the same variables.
+
+    A variable that some branches make and others don't is made before the
+    branches, in any case; those that make it go on from there.
+    """
+    traced = [_Branch(opening, fn, operands, values, keys) for fn in functions]
+    _check_same(opening, [branch.y for branch in traced])
+    common = set.intersection(*(set(branch.marks.births) for branch in traced))
+    early: dict[Place, Any] = {}
+    for branch in traced:
+        for place, value in branch.loop.first(operands, None).items():
+            if place not in common:
+                early.setdefault(place, value)
+    before, places = flat(values), [place for branch in traced for place in branch.written]
+
+    def run(branch: _Branch) -> Callable[..., Any]:
+        def call(operands: Any, early: dict[Place, Any]) -> Any:
+            born = branch.loop.first(operands, None)
+            born = {place: early.get(place, value) for place, value in born.items()}
+            _, _, (y, written) = branch.loop.step({}, operands, born, None)
+            after = {**before, **early, **written}
+            return y, {place: after[place] for place in places}
+
+        return call
+
+    try:
+        y, written = select([run(branch) for branch in traced], operands, early)
+    except TypeError as cause:
+        for place in sorted(set(places), key=repr):
+            stands = [branch.written[place] for branch in traced if place in branch.written]
+            if len(stands) < len(traced) and place in before:
+                stands.append(before[place])
+            _check_same(opening, stands, cause, name_of(place))
+        raise
+    opening.write_back(nested(written, len(opening.tops)))
+    return y
+
+
+def _check_same(
+    opening: Opening, values: list[Any], cause: Exception | None = None, name: str = ""
+) -> None:
+    """Raises BranchError where the branches make different kinds of values.
+
+    Args:
+      opening: for the place.
+      values: what each branch returns, or leaves in a variable.
+      cause: JAX's own error, where it has noticed first.
+      name: the variable; empty for what is returned.
+    """
+    does, ends = ("leave", f" in {name}") if name else ("return", "")
+    first: Any
+    leaves, first = jax.tree.flatten(values[0])
+    for i, value in enumerate(values[1:], 1):
+        others, other = jax.tree.flatten(value)
+        if other != first:
+            raise BranchError(
+                f"{opening.place}: the branches {does} different structures{ends}.\n"
+                f"found: {kind_of(value)} from branch {i}\n"
+                f"expected: {kind_of(values[0])}, as branch 0 {does}s"
+            ) from cause
+        for a, b in zip(map(jax.typeof, leaves), map(jax.typeof, others), strict=True):
+            if (a.shape, a.dtype) != (b.shape, b.dtype):
+                raise BranchError(
+                    f"{opening.place}: the branches {does} different arrays{ends}.\n"
+                    f"found: {describe(b)} from branch {i}\n"
+                    f"expected: {describe(a)}, as branch 0 {does}s"
+                ) from cause

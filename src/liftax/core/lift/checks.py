@@ -1,0 +1,249 @@
+"""What a loop or map refuses of a body: its carry, what it returns, the axes of what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from ...errors import (
+    AxesTreeError,
+    AxisError,
+    BodyReturnError,
+    CarryError,
+    LengthError,
+    LiftOptionError,
+)
+from ...words import _structure, describe, kind_of, names_on, shown
+from ..roles import broadcast
+from .axes import Placed
+from .crossing import Group
+
+
+def check_options(lift: str, **options: Any) -> None:
+    """Raises LiftOptionError for the options of a loop or map that mean nothing.
+
+    Those that are not given are not checked.
+    """
+
+    def whole(value: Any) -> bool:
+        return hasattr(value, "__index__") and not hasattr(value, "__len__")
+
+    def fits(name: str, value: Any) -> bool:
+        if name == "unroll":
+            return isinstance(value, bool) or (whole(value) and int(value) >= 0)
+        if name == "metadata_params":
+            return isinstance(value, Mapping)
+        if name == "data_transform":
+            return value is None or callable(value)
+        if name == "policy":
+            return value is None or callable(value)
+        return isinstance(value, (bool, np.bool_)) or (whole(value) and int(value) in (0, 1))
+
+    for name, value in options.items():
+        if not fits(name, value):
+            raise LiftOptionError(
+                f"{lift}: {name} does not mean anything as it is.\n"
+                f"found: {name}={shown(value)}\n"
+                f"expected: {_OPTIONS.get(name, 'True or False')}"
+            )
+
+
+_OPTIONS = {
+    "unroll": "a number of iterations, or True or 0 to write out all of them",
+    "metadata_params": "a mapping, e.g. {nn.PARTITION_NAME: 'layers'}",
+    "policy": "one of jax.checkpoint_policies, or None",
+    "data_transform": "a function (variable_groups, rng_groups) -> (variable_groups, rng_groups)",
+}
+
+
+def not_a_pair(place: str, out: Any) -> BodyReturnError:
+    return BodyReturnError(
+        f"{place}: the body must return a pair (carry, ys).\n"
+        f"found: {kind_of(out)}\n"
+        f"expected: return carry, ys; where there is nothing to stack, return carry, None"
+    )
+
+
+def no_carry(place: str) -> CarryError:
+    return CarryError(
+        f"{place}: called without a carry.\n"
+        f"found: no argument by position\n"
+        f"expected: (carry, *xs); None for the carry where there is nothing to carry"
+    )
+
+
+def nothing_first(place: str, names: Sequence[str]) -> LengthError:
+    return LengthError(
+        f"{place}: no iteration makes the first value of a carried variable.\n"
+        f"found: {', '.join(names[:4])}, to be made by a loop of no iterations\n"
+        f"expected: init over at least one iteration, or the variable made before the loop"
+    )
+
+
+def carry_error(place: str, what: str, before: str, after: str, hint: str) -> CarryError:
+    return CarryError(
+        f"{place}: {what} from one iteration to the next.\n"
+        f"found: {after} comes out of the body\n"
+        f"expected: {before}, as it went in; {hint}"
+    )
+
+
+def checked_carry(at: Placed, before: list[Any], before_def: Any, carry: Any) -> list[Any]:
+    """Returns the leaves of the new carry.
+
+    Raises:
+      CarryError: it is not like the old one.
+    """
+    after, after_def = jax.tree.flatten(carry)
+    if after_def != before_def:
+        old = jax.tree.unflatten(before_def, before)
+        path, a, b = _difference(old, carry) or ("", _structure(before_def), _structure(after_def))
+        raise carry_error(
+            at.place,
+            f"carry{path} changes its structure",
+            a,
+            b,
+            "return a carry of the same containers as the one that comes in",
+        )
+    for i, (old, new) in enumerate(zip(before, after, strict=True)):
+        if not _fits(old, new):
+            tree = jax.tree.unflatten(before_def, range(len(before)))
+            path = keystr(tree_leaves_with_path(tree)[i][0])
+            raise _changes(at, f"carry{path}", old, new)
+    return after
+
+
+def _fits(old: Any, new: Any) -> bool:
+    a, b = jax.typeof(old), jax.typeof(new)
+    if a.shape != b.shape:
+        return False
+    # A weakly typed carry begins in the dtype that the body makes of it.
+    return a.dtype == b.dtype or (a.weak_type and jnp.result_type(old, new) == b.dtype)
+
+
+def _changes(at: Placed, name: str, old: Any, new: Any) -> CarryError:
+    """A leaf that comes out with another shape or dtype."""
+    a, b = jax.typeof(old), jax.typeof(new)
+    if a.shape == b.shape:
+        hint = "cast it to the dtype that comes in, or hand in the wider one"
+    elif a.shape[:-1] == b.shape[:-1]:
+        hint = (
+            f"the residual width is {a.shape[-1]} and the body makes {b.shape[-1]}, "
+            f"so set its features to {a.shape[-1]}"
+        )
+    else:
+        hint = "the carry must keep its shape"
+    return carry_error(at.place, f"{name} changes", describe(a), describe(b), hint)
+
+
+def check_carried(at: Placed, before: Group, after: Group) -> None:
+    """Raises CarryError where the body writes a carried variable of another kind."""
+
+    def walk(path: tuple[str, ...], old: Any, new: Any) -> None:
+        if isinstance(old, dict) and isinstance(new, dict):
+            for name, value in old.items():
+                walk((*path, name), value, new[name])
+        elif old is not new:
+            check_variable(at, path, old, new)
+
+    for group, written in zip(before, after, strict=True):
+        for col, node in group.items():
+            walk((col,), node, written[col])
+
+
+def check_variable(at: Placed, path: tuple[str, ...], old: Any, new: Any) -> None:
+    """Raises CarryError where a carried variable comes out as another kind of value."""
+    name = f"variable {'/'.join(path)}"
+    before_def: Any
+    before, before_def = jax.tree.flatten(old)
+    after, after_def = jax.tree.flatten(new)
+    if before_def != after_def:
+        raise carry_error(
+            at.place,
+            f"{name} changes its structure",
+            kind_of(old),
+            kind_of(new),
+            "write a value of the same containers",
+        )
+    for a, b in zip(before, after, strict=True):
+        if not _fits(a, b):
+            raise _changes(at, name, a, b)
+
+
+def _difference(old: Any, new: Any, path: str = "") -> tuple[str, str, str] | None:
+    """Finds where two trees first differ: the path there, and what stands there in each."""
+    if type(old) is not type(new):
+        return None if _is_leaf(old) and _is_leaf(new) else (path, kind_of(old), kind_of(new))
+    if isinstance(old, Mapping):
+        if set(old) != set(new):
+            return path, kind_of(old), kind_of(new)
+        parts = [(f"[{k!r}]", old[k], new[k]) for k in old]
+    elif isinstance(old, (list, tuple)):
+        if len(old) != len(new):
+            return path, kind_of(old), kind_of(new)
+        parts = [(f"[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    else:
+        return None
+    found = (_difference(a, b, path + step) for step, a, b in parts)
+    return next((f for f in found if f is not None), None)
+
+
+def _is_leaf(value: Any) -> bool:
+    return jax.tree_util.all_leaves((value,))
+
+
+def check_out_axes(at: Placed, y: Any, axes: Sequence[Any], *, shared: Any) -> None:
+    """Checks the axes of a body's outputs.
+
+    Args:
+      at: where the lift stands.
+      y: the outputs, before they get the axis.
+      axes: the axis of each of their leaves.
+      shared: what stands for "the same in each iteration": ``broadcast`` or None.
+
+    Raises:
+      AxesTreeError: another lift's word for it.
+      AxisError: an axis is out of range.
+    """
+    if all(axis is shared or _always_fits(axis) for axis in axes):
+        return
+    word, other = ("nn.broadcast", "None") if shared is broadcast else ("None", "broadcast")
+    for (path, leaf), axis in zip(tree_leaves_with_path(y), axes, strict=True):
+        name = f"output{keystr(path)}"
+        if axis is shared:
+            continue
+        if not isinstance(axis, int):
+            raise AxesTreeError(
+                f"{at.place}: out_axes has {other} for {name}; for a value that is the same in "
+                f"each iteration use {word} in its place"
+            )
+        _check_room(at, "out_axes", axis, name, leaf)
+
+
+def check_variable_axes(at: Placed, groups: Sequence[Group], axes: Sequence[int]) -> None:
+    """Raises AxisError where a variable has no room for the axis that it is to be stacked along."""
+    for group, axis in zip(groups, axes, strict=True):
+        if _always_fits(axis):
+            continue
+        for collections in group:
+            for path, leaf in tree_leaves_with_path(collections):
+                _check_room(at, "variable_axes", axis, f"variable {'/'.join(names_on(path))}", leaf)
+
+
+def _always_fits(axis: Any) -> bool:
+    return isinstance(axis, int) and axis in (0, -1)
+
+
+def _check_room(at: Placed, argument: str, axis: int, name: str, leaf: Any) -> None:
+    n = jnp.ndim(leaf) + 1
+    if not -n <= axis < n:
+        raise AxisError(
+            f"{at.place}: {argument}: axis {axis} is out of range for {name}, which is "
+            f"{describe(jax.typeof(leaf))} before it gets the axis; expected an axis from "
+            f"{-n} to {n - 1}"
+        )

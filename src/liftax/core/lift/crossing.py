@@ -1,0 +1,534 @@
+"""The engine: scopes as plain arrays, and plain arrays as scopes again.
+
+A lift opens the scopes it was given (`Opening`), takes their variables by role
+and their keys by stream, calls a JAX primitive on a pure function that enters
+the scopes again around the user's body, and writes back what came out.
+
+Invariants
+  The user's function sees new root scopes, made inside the transformation, so
+  nothing it writes can reach the scopes outside except through `write_back`.
+  Of scopes that lie in one another only the outermost is opened; the others
+  are found again below it, so variables that are shared stay shared.
+  Counters of streams belong to paths: a body counts where its path left off, and
+  the path goes on where the body left off.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+from ...errors import LiftWarning, TiedModulesError, where
+from ..cache_keys import typed
+from ..call import Around, Call, LiftedCall
+from ..events import LiftEvent
+from ..filters import DenyList, Filter, in_filter, names_of
+from ..linen_keys import Drawn, Keys, Log
+from ..roles import THROUGH, Roles
+from ..scope import Scope
+from ..streams import Stream
+from ..trees import copy_dicts
+
+_NONE: frozenset[str] = frozenset()
+_PARAMS = frozenset(("params",))
+
+Group = tuple[dict[str, Any], ...]
+"""For each opened scope: collection -> variables, or stream -> key."""
+
+
+class Opening(Around):
+    """The scopes of one call of a lift, opened.
+
+    Args:
+      roles: the lift's table.
+      scopes: a scope or a pytree of scopes.
+      target: what is lifted, for messages and the layout.
+      shared: those of the scopes that all iterations share, whatever the table says.
+    """
+
+    def __init__(self, roles: Roles, scopes: Any, target: Any, shared: Sequence[Scope] = ()):
+        self.roles = roles
+        self.target = target
+        self.tree: Any = None  # of the scopes; None for one scope, list for one in a list
+        if isinstance(scopes, Scope):
+            leaves = [scopes]
+        elif type(scopes) is list and len(scopes) == 1 and type(scopes[0]) is Scope:
+            leaves, self.tree = scopes, list
+        else:
+            leaves, self.tree = jax.tree.flatten(scopes)
+        self.tops: list[Scope] = []
+        self.places = _places(leaves, self.tops)
+        # The log of the loop body that this call stands in.
+        self.log: Log | None = None
+        # Whether this call may write nothing at all.
+        self.read_only = True
+        self.initializing = False
+        self.keyless = True  # whether there is no stream
+        self.boxed = False  # whether any variable is in a metadata box
+        for top in self.tops:
+            top.check_valid()
+            root = top.call
+            if root.log is not None and self.log is None:
+                self.log = root.log
+            if not root.read_only:
+                self.read_only = False
+            if root.flags.get("initializing"):
+                self.initializing = True
+            if root.boxed:
+                self.boxed = True
+            if top.rngs:
+                self.keyless = False
+        # The table of each top.
+        self.tables = [roles] * len(self.tops)
+        if shared:
+            whole = {(id(scope.call), scope.path) for scope in shared}
+            all_shared = roles.all_shared()
+            for i, top in enumerate(self.tops):
+                if (id(top.call), top.path) in whole:
+                    self.tables[i] = all_shared
+
+    @property
+    def place(self) -> str:
+        """Where the lift stands, for messages."""
+        top = self.tops[0] if self.tops else None
+        return where(top.path if top else (), top.call.lift if top else None) + f", {self.label}"
+
+    def check(self) -> None:
+        """Checks the lift's arguments against what is here, for a lift with an axis.
+
+        Raises:
+          UnusedFilterError: a name in the arguments is mistyped.
+          TiedModulesError: a module that was used without the lift would get an axis.
+
+        Warns:
+          LiftWarning: ``LX202``, all slices of the parameters would start identical.
+        """
+        roles = self.roles
+        if self.initializing:
+            stacked = isinstance(roles.role("params"), int) and self.can_write(roles.role("params"))
+            if stacked and roles.split("params") is False:
+                text = (
+                    f"{self.place}: parameters are stacked along the axis, but stream 'params' is "
+                    f"not split: all slices start out identical. Pass "
+                    f"split_rngs={{'params': True}} to {roles.lift}, or share one set"
+                )
+                warnings.warn(LiftWarning("LX202", text), stacklevel=2)
+            for top, table in zip(self.tops, self.tables, strict=True):
+                for col in top.collections():
+                    if isinstance(table.role(col), int):
+                        self._check_tied(top, col, top.node(col) or {}, top.path)
+        roles.check_used(
+            self,
+            frozenset().union(*[top.collections() for top in self.tops]),
+            frozenset().union(*[top.rngs for top in self.tops]),
+            _PARAMS if self.initializing else _NONE,
+        )
+
+    @property
+    def watched(self) -> bool:
+        """Whether a loop outside wants to see the variables that this call makes."""
+        return self.initializing and any(top.call.on_birth is not None for top in self.tops)
+
+    def _check_tied(self, top: Scope, col: str, node: Any, path: tuple[str, ...]) -> None:
+        for name, value in node.items():
+            here = (*path, name)
+            if isinstance(value, dict):
+                self._check_tied(top, col, value, here)
+            elif (col, here) in top.call.made_plain:
+                raise TiedModulesError(
+                    f"{self.place}: variable {'/'.join((col, *here))} was made outside the lift "
+                    f"and would be cut along axis {self.roles.role(col)} inside it.\n"
+                    f"found: one module used both inside and outside of {self.roles.lift}, which "
+                    f"gives each iteration its own {col!r}\n"
+                    f"expected: variable_broadcast={col!r} (scan) or "
+                    f"variable_axes={{{col!r}: None}} (vmap) to keep it shared, or a module of "
+                    f"its own inside"
+                )
+
+    # --- going in -------------------------------------------------------------
+
+    def values(self, role: Any) -> Group:
+        """Returns the variables that go in under ``role``."""
+        return self.sorted_values((role,))[role]
+
+    def sorted_values(self, wanted: Sequence[Any]) -> dict[Any, Group]:
+        """Returns the variables that go in under each of the roles, by role."""
+        groups = {role: self.empty() for role in wanted}
+        for i, top in enumerate(self.tops):
+            roles = self.tables[i]
+            for col in top.collections():
+                row = roles.of(col)
+                if row is not None and row.enters and row.role in groups:
+                    node = top.node(col)
+                    if node is not None:
+                        groups[row.role][i][col] = node
+        return groups
+
+    def empty(self) -> Group:
+        """Returns a group with nothing in it."""
+        return ({},) if len(self.tops) == 1 else tuple([{} for _ in self.tops])
+
+    def keys(self, split: bool) -> Group:
+        """Returns the base keys of the streams that are (not) split."""
+        if self.keyless:
+            return self.empty()
+        return tuple(
+            {n: s.key for n, s in top.rngs.items() if roles.split(n) is split}
+            for top, roles in zip(self.tops, self.tables, strict=True)
+        )
+
+    def base_keys(self, drawn: bool) -> Group:
+        """Returns a key of each stream that goes in, to be the base of the keys inside.
+
+        Args:
+          drawn: whether it is the next key; otherwise the path is folded in, and the
+            keys at a root stay what they are.
+        """
+        return tuple(
+            {
+                name: top.draw(name, _bases(top)) if drawn else stream.folded()
+                for name, stream in top.rngs.items()
+                if self.roles.split(name) is not None
+            }
+            for top in self.tops
+        )
+
+    def split_keys(self, size: int) -> Group:
+        """Returns the keys of the split streams, stacked along a new first axis."""
+        if self.keyless:
+            return self.empty()
+        made: dict[int, Any] = {}
+
+        def split(key: Any) -> Any:
+            # Scopes of one call share their base keys: one split for each.
+            if id(key) not in made:
+                if type(key) is Keys:
+                    made[id(key)] = jax.tree.map(lambda k: jax.random.split(k, size), key)
+                else:
+                    made[id(key)] = jax.random.split(key, size)
+            return made[id(key)]
+
+        return tuple({n: split(k) for n, k in group.items()} for group in self.keys(True))
+
+    def can_write(self, role: Any) -> bool:
+        """Tells whether the body may write any collection under ``role``."""
+        return not self.read_only and any(
+            row.role == role
+            and row.leaves
+            and any(top.call.is_mutable(c) for c in _candidates(row, top))
+            for top, roles in zip(self.tops, self.tables, strict=True)
+            for row in roles.rows
+        )
+
+    def enter(
+        self,
+        variables: Sequence[Group],
+        keys: Sequence[Group],
+        *,
+        log: Log | None = None,
+        folded: bool = False,
+    ) -> list[Scope]:
+        """Makes the scopes inside the transformation.
+
+        Args:
+          variables: groups of variables, as from `values`.
+          keys: groups of keys, as from `keys` and `split_keys`.
+          log: takes the draws of the body, see rngs.
+          folded: whether the keys are `base_keys`, which have the path in them.
+        """
+        inner = []
+        for i, top in enumerate(self.tops):
+            root = LiftedCall(self, top, self.tables[i])
+            nodes: dict[str, Any] = {}
+            for group in variables:
+                if root.read_only:
+                    nodes.update(group[i])
+                    continue
+                for col, node in group[i].items():
+                    nodes[col] = copy_dicts(node) if root.is_mutable(col) else node
+            rngs: dict[str, Stream] = {}
+            if not self.keyless:
+                rngs = {
+                    n: Stream(key, () if folded else top.rngs[n].path)
+                    for group in keys
+                    for n, key in group[i].items()
+                }
+            scope = Scope.make(nodes, rngs, top.name, None, top.path, root)
+            if log is not None:
+                root.log = log
+            inner.append(scope)
+        return inner
+
+    def body(
+        self,
+        fn: Callable[..., Any],
+        out: Sequence[Any] = (THROUGH,),
+        *,
+        see: Callable[[Sequence[Scope]], None] = lambda inner: None,
+        log: Log | None = None,
+        folded: bool = False,
+        **event: Any,
+    ) -> Callable[..., Any]:
+        """Returns the user's function as a pure one.
+
+        Args:
+          fn: a function of scopes.
+          out: the roles whose variables come out.
+          see: called with the inner scopes before the function is.
+          log, folded: as in `enter`.
+          **event: what a recorder is told besides.
+
+        Returns:
+          ``(variables, keys, args, kwargs) -> (y, written)``, with lists of groups for
+          variables, keys and, one for each role in ``out``, what was written.
+        """
+
+        def run(variables: Any, keys: Any, args: Any, kwargs: Any = None) -> Any:
+            inner = self.enter(variables, keys, log=log, folded=folded)
+            see(inner)
+            y = self.call(fn, inner, args, kwargs or {}, **event)
+            written = [self.written(inner, role) for role in out]
+            self.close(inner)
+            return y, written
+
+        return run
+
+    def hand_out(self, inner: Sequence[Scope]) -> Any:
+        """Returns the inner counterparts of the scopes, in the tree that was given."""
+        found = [_below(inner[index], path) for index, path in self.places]
+        if self.tree is list:
+            return found
+        return found[0] if self.tree is None else jax.tree.unflatten(self.tree, found)
+
+    def call(
+        self,
+        fn: Callable[..., Any],
+        inner: Sequence[Scope],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        **event: Any,
+    ) -> Any:
+        """Calls the body on the inner scopes."""
+        before = []
+        for top in self.tops:
+            root = top.call
+            if root.entered_by is not self:  # scopes of one call have one root
+                before.append((root, root.valid, root.entered_by))
+                root.valid, root.entered_by = False, self
+        rec = inner[0].call.rec if inner else None
+        if rec is not None:
+            rec.enter(self.event(**event))
+        try:
+            return fn(self.hand_out(inner), *args, **kwargs)
+        finally:
+            if rec is not None:
+                rec.exit()
+            for root, valid, entered_by in before:
+                root.valid, root.entered_by = valid, entered_by
+
+    def call_without(
+        self, fn: Callable[..., Any], scopes: Any, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Calls the body without its lift, on the scopes outside with no names taken.
+
+        Where a loop outside wants to see the variables that the body makes.
+        """
+        rec = self.tops[0].call.rec
+        if rec is not None:
+            rec.enter(self.event())
+        try:
+            return fn(jax.tree.map(lambda scope: scope.rewound(), scopes), *args, **kwargs)
+        finally:
+            if rec is not None:
+                rec.exit()
+
+    def event(self, **event: Any) -> LiftEvent:
+        """Returns what a recorder is told of this call."""
+        return LiftEvent(
+            self.roles.lift,
+            self.target,
+            path=self.tops[0].path,
+            role_of=self.roles.role,
+            split_of=self.roles.split,
+            shared=tuple(
+                top.path
+                for top, roles in zip(self.tops, self.tables, strict=True)
+                if roles is not self.roles
+            ),
+            **event,
+        )
+
+    # --- what Python remembers --------------------------------------------------
+
+    def fingerprint(self) -> Any:
+        """Returns what makes the scopes of one call stand for those of another.
+
+        Paths are left out: equal modules at different places are one program.
+        """
+        tops = []
+        for top in self.tops:
+            root, here = top.call, len(top.path)
+            counts = frozenset(
+                (path[here:], stream, n)
+                for path, streams in root.counters.items()
+                if path[:here] == top.path
+                for stream, n in streams.items()
+            )
+            writable = frozenset((col, root.is_mutable(col)) for col in _spelled(root))
+            flags = frozenset((k, typed(v)) for k, v in root.flags.items())
+            tops.append((counts, writable, flags, tuple(top.rngs)))
+        return tuple(tops), tuple(self.places), self.tree
+
+    def counted(self) -> Any:
+        """Returns how many keys were drawn below the scopes, by relative path."""
+        return tuple(
+            {
+                path[len(top.path) :]: dict(streams)
+                for path, streams in top.call.counters.items()
+                if path[: len(top.path)] == top.path
+            }
+            for top in self.tops
+        )
+
+    def drawn_since(self, start: int) -> list[tuple[int, tuple[str, ...], Drawn]] | None:
+        """Returns the entries of the log from ``start`` on, each with its top and path below it.
+
+        None where one was counted for no path, in a rewound scope.
+        """
+        assert self.log is not None
+        at = {
+            id(streams): (i, path[len(top.path) :])
+            for i, top in reversed(list(enumerate(self.tops)))
+            for path, streams in top.call.counters.items()
+            if path[: len(top.path)] == top.path
+        }
+        entries = self.log[start:]
+        if not all(id(entry.counts) in at for entry in entries):
+            return None
+        return [(*at[id(entry.counts)], entry) for entry in entries]
+
+    def draw_again(self, entries: Iterable[tuple[int, tuple[str, ...], Drawn]]) -> None:
+        """Counts what an equal call drew, as `drawn_since` tells; the draws are that call's."""
+        for i, path, entry in entries:
+            top = self.tops[i]
+            counts = top.call.counters.setdefault((*top.path, *path), {})
+            assert self.log is not None
+            self.log.append(entry._replace(counts=counts, draws=()))
+
+    def set_counters(self, counted: Any) -> None:
+        """Goes on counting from what `counted` returned."""
+        for top, counters in zip(self.tops, counted, strict=True):
+            for path, streams in top.call.counters.items():
+                if path[: len(top.path)] == top.path and path[len(top.path) :] not in counters:
+                    streams.clear()
+            for path, streams in counters.items():
+                # In place: the log of a loop outside holds on to these.
+                found = top.call.counters.setdefault((*top.path, *path), {})
+                found.clear()
+                found.update(streams)
+
+    # --- coming out -----------------------------------------------------------
+
+    def written(self, inner: Sequence[Scope], role: Any) -> Group:
+        """Returns the mutable variables of the inner scopes under ``role``."""
+        if self.read_only:
+            return self.empty()
+        groups = []
+        for scope, roles in zip(inner, self.tables, strict=True):
+            found = {}
+            for col, node in scope._nodes.items():
+                if scope.call.is_mutable(col) and roles.role(col) == role:
+                    found[col] = node
+            groups.append(found)
+        return tuple(groups)
+
+    def close(self, inner: Sequence[Scope]) -> None:
+        """Ends the inner scopes."""
+        for scope in inner:
+            scope.call.valid = False
+
+    def write_back(self, *groups: Group, late: bool = True) -> None:
+        """Writes what came out to the scopes outside.
+
+        Args:
+          groups: the variables; those that may not be written in this call are left out.
+          late: False for initial values, on which the body will still work.
+        """
+        for top, collections in ((t, c) for g in groups for t, c in zip(self.tops, g, strict=True)):
+            top.call.late = late
+            for col, node in collections.items():
+                if not node or not top.call.is_mutable(col):
+                    continue
+                for name, value in node.items():
+                    top.put_variable(col, name, value)
+            top.call.late = False
+
+
+def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, tuple[str, ...]]]:
+    """Fills ``tops`` with the outermost scopes; returns where each leaf is below them."""
+    if len(leaves) == 1:
+        tops += leaves
+        return [(0, ())]
+    given = {(id(scope.call), scope.path): scope for scope in reversed(leaves)}
+    index: dict[tuple[int, tuple[str, ...]], int] = {}
+    places = []
+    for leaf in leaves:
+        top, scope = leaf, leaf
+        path: tuple[str, ...] = ()
+        names: tuple[str, ...] = ()
+        while True:
+            if (id(scope.call), scope.path) in given:
+                top, path = given[id(scope.call), scope.path], names
+            if scope.parent is None:
+                break
+            names = (scope.name or "", *names)
+            scope = scope.parent
+        key = (id(top.call), top.path)
+        if key not in index:
+            index[key] = len(tops)
+            tops.append(top)
+        places.append((index[key], path))
+    return places
+
+
+def _below(scope: Scope, path: tuple[str, ...]) -> Scope:
+    for name in path:
+        scope = scope.push(name, reuse=True)
+    return scope
+
+
+def _bases(top: Scope) -> tuple[str, ...]:
+    """Returns the collections whose variables may be made of the keys of a lift inside."""
+    return ("params", *top.collections())
+
+
+def _spelled(root: Call) -> set[str]:
+    """Returns names that stand for all collections, whether anybody has made them yet or not.
+
+    Two collections that no filter of the call and of the lifts around spells out are treated
+    alike, so one that nobody uses stands for them.
+    """
+    names = {"*"}
+    while True:
+        filters: list[Filter] = [root.mutable]
+        if isinstance(root, LiftedCall):
+            filters = [row.filter for row in root.roles.rows]
+        for found in filters:
+            while isinstance(found, DenyList):
+                found = found.deny
+            names |= names_of(found)
+        if not isinstance(root, LiftedCall):
+            return names
+        root = root.outer
+
+
+def _candidates(row: Any, top: Scope) -> list[str]:
+    """Returns names that stand for the collections of a row."""
+    names = list(names_of(row.filter))
+    if names or row.filter is False:
+        return names
+    # A filter by exclusion may name any collection, also one that nobody has made yet.
+    return [c for c in (*top.collections(), *_spelled(top.call)) if in_filter(row.filter, c)]

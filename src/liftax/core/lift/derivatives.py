@@ -1,0 +1,366 @@
+"""Lifted differentiation: vjp, jvp, value_and_grad, grad, custom_vjp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...errors import DifferentiationError, StaticArgumentError
+from ..filters import Filter
+from ..linen_keys import Drawn, Log, join
+from ..roles import THROUGH, Roles, Row, through_roles
+from . import diffchecks
+from .crossing import Group, Opening
+
+DIFFERENTIATED = "differentiated"
+_BOTH = (DIFFERENTIATED, THROUGH)
+
+
+def _differentiated(lift: str, chosen: Filter, variables: Filter, rngs: Filter) -> Roles:
+    return Roles(
+        lift,
+        [Row(chosen, DIFFERENTIATED, f"{lift}_variables"), Row(variables, THROUGH, "variables")],
+        [(rngs, False)],
+    )
+
+
+def _no_reduce(reduce_axes: Any, lift: str) -> None:
+    if tuple(reduce_axes):
+        raise DifferentiationError(
+            f"{lift}: reduce_axes is no longer supported by JAX; reduce the cotangents with "
+            f"jax.lax.psum after {lift}"
+        )
+
+
+def vjp(
+    fn: Callable[..., Any],
+    scope: Any,
+    *primals: Any,
+    has_aux: bool = False,
+    reduce_axes: Sequence[Any] = (),
+    vjp_variables: Filter = "params",
+    variables: Filter = True,
+    rngs: Filter = True,
+) -> Any:
+    """`liftax.vjp` over a function of a scope.
+
+    Args:
+      fn: ``(scope, *primals) -> y``, or ``(y, aux)`` with ``has_aux``.
+      scope: a scope or a pytree of scopes.
+
+    The other arguments are those of `liftax.vjp`.
+
+    Returns:
+      ``(y, vjp_fn)`` or ``(y, vjp_fn, aux)``; ``vjp_fn(y_bar)`` returns the
+      cotangents of the variables (a dict of collections, or a list of them for
+      several scopes) and of each primal.
+
+    Example:
+      >>> import jax
+      >>> from liftax.core import apply, lift
+      >>> def f(scope, x):
+      ...     return x * scope.param('w', lambda key: 0.0)
+      >>> def both(scope, x):
+      ...     y, vjp_fn = lift.vjp(f, scope, x)
+      ...     return vjp_fn(1.0)
+      >>> jax.tree.map(float, apply(both)({'params': {'w': 2.0}}, 3.0))
+      ({'params': {'w': 3.0}}, 2.0)
+    """
+    _no_reduce(reduce_axes, "vjp")
+    opening = Opening(_differentiated("vjp", vjp_variables, variables, rngs), scope, fn)
+    run = opening.body(fn, _BOTH)
+    others, keys = opening.values(THROUGH), opening.keys(False)
+
+    def outputs(chosen: Group, *primals: Any) -> Any:
+        y, written = run([others, chosen], [keys], primals)
+        y, aux = diffchecks.with_aux(opening, y) if has_aux else (y, None)
+        return y, (written, aux)
+
+    y, pull, (written, aux) = jax.vjp(
+        outputs, opening.values(DIFFERENTIATED), *primals, has_aux=True
+    )
+    opening.write_back(*written)
+    single = opening.tree is None or len(opening.tops) == 1
+    pullback = jax.tree_util.Partial(_PullBack(single, opening.place), pull)
+    return (y, pullback, aux) if has_aux else (y, pullback)
+
+
+class _PullBack:
+    """Applies a vjp and shows the variables' cotangents by scope."""
+
+    def __init__(self, single: bool, place: str):
+        self.single = single
+        self.place = place  # for messages, no part of what makes two of them equal
+
+    def __call__(self, pull: Callable[..., Any], y_bar: Any) -> Any:
+        try:
+            variables_bar, *rest = pull(y_bar)
+        except (TypeError, ValueError) as cause:
+            diffchecks.check_cotangent(self.place, y_bar, cause)
+            raise
+        return (variables_bar[0] if self.single else list(variables_bar), *rest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _PullBack) and other.single == self.single
+
+    def __hash__(self) -> int:
+        return hash(self.single)
+
+
+def value_and_grad(
+    fn: Callable[..., Any],
+    scope: Any,
+    *primals: Any,
+    has_aux: bool = False,
+    reduce_axes: Sequence[Any] = (),
+    variables: Filter = True,
+    rngs: Filter = True,
+) -> Any:
+    """`liftax.value_and_grad` over a function of a scope.
+
+    Args:
+      fn: ``(scope, *primals) -> y`` with a scalar y, or ``(y, aux)``.
+      scope: a scope or a pytree of scopes.
+
+    Returns:
+      ``(y, grads)`` or ``((y, aux), grads)``, with one gradient per primal.
+
+    Example:
+      >>> import jax
+      >>> from liftax.core import apply, lift
+      >>> def square(scope, x): return x * x
+      >>> run = apply(lambda scope, x: lift.value_and_grad(square, scope, x))
+      >>> jax.tree.map(float, run({}, 3.0))
+      (9.0, (6.0,))
+    """
+    _no_reduce(reduce_axes, "value_and_grad")
+    opening = Opening(through_roles("value_and_grad", variables, rngs), scope, fn)
+    run = opening.body(fn)
+    values, keys = opening.values(THROUGH), opening.keys(False)
+
+    def outputs(*primals: Any) -> Any:
+        y, written = run([values], [keys], primals)
+        y, aux = diffchecks.with_aux(opening, y) if has_aux else (y, None)
+        return y, (written, aux)
+
+    y, pull, (written, aux) = jax.vjp(outputs, *primals, has_aux=True)
+    opening.write_back(*written)
+    diffchecks.check_scalar(opening, y)
+    grads = pull(jnp.ones_like(y))
+    return ((y, aux), grads) if has_aux else (y, grads)
+
+
+def grad(fn: Callable[..., Any], scope: Any, *primals: Any, **options: Any) -> Any:
+    """`value_and_grad` without the value: ``grads``, or ``(grads, aux)`` with ``has_aux``.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> def square(scope, x): return x * x
+      >>> float(apply(lambda scope, x: lift.grad(square, scope, x))({}, 3.0)[0])
+      6.0
+    """
+    value, grads = value_and_grad(fn, scope, *primals, **options)
+    return (grads, value[1]) if options.get("has_aux", False) else grads
+
+
+def jvp(
+    fn: Callable[..., Any],
+    scope: Any,
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    variable_tangents: Any,
+    variables: Filter = True,
+    rngs: Filter = True,
+) -> tuple[Any, Any]:
+    """`liftax.jvp` over a function of a scope.
+
+    Args:
+      fn: ``(scope, *primals) -> y``.
+      scope: a scope or a pytree of scopes.
+      primals, tangents: the inputs and their tangents.
+      variable_tangents: collection -> tangents of its variables; for several
+        scopes a sequence of such dicts, in their order.
+
+    Returns:
+      ``(y, y_dot)``.
+
+    Example:
+      >>> import jax
+      >>> from liftax.core import apply, lift
+      >>> def f(scope, x):
+      ...     return x * scope.param('w', lambda key: 0.0)
+      >>> def push(scope, x):
+      ...     return lift.jvp(f, scope, (x,), (0.0,), {'params': {'w': 1.0}})
+      >>> jax.tree.map(float, apply(push)({'params': {'w': 2.0}}, 3.0))
+      (6.0, 3.0)
+    """
+    opening = Opening(through_roles("jvp", variables, rngs), scope, fn)
+    given = [variable_tangents] if isinstance(variable_tangents, Mapping) else variable_tangents
+    if len(given) != len(opening.tops):
+        raise DifferentiationError(
+            f"{opening.place}: variable_tangents expected one dict of collections for each of "
+            f"{len(opening.tops)} scopes; found {len(given)}"
+        )
+    run = opening.body(fn)
+    values, keys = opening.values(THROUGH), opening.keys(False)
+    if not opening.initializing:
+        diffchecks.check_named(opening, values, given)
+    chosen = tuple(
+        {c: _part(node, tangent[c]) for c, node in group.items() if c in tangent}
+        for group, tangent in zip(values, given, strict=True)
+    )
+    directions = tuple({c: t[c] for c in group} for group, t in zip(chosen, given, strict=True))
+
+    def outputs(chosen: Group, primals: Any) -> Any:
+        moved = tuple(
+            {c: _overlay(node, part[c]) if c in part else node for c, node in group.items()}
+            for group, part in zip(values, chosen, strict=True)
+        )
+        return run([moved], [keys], tuple(primals))
+
+    try:
+        (y, written), (y_dot, _) = jax.jvp(
+            outputs, (chosen, tuple(primals)), (directions, tuple(tangents))
+        )
+    except (TypeError, ValueError) as cause:
+        diffchecks.check_tangents(opening, primals, tangents, chosen, directions, cause)
+        raise
+    opening.write_back(*written)
+    return y, y_dot
+
+
+def _part(node: Any, like: Any) -> Any:
+    """Returns the part of a nested dict that another one has."""
+    if isinstance(node, Mapping) and isinstance(like, Mapping):
+        return {k: _part(node[k], v) for k, v in like.items() if k in node}
+    return node
+
+
+def _overlay(node: Any, part: Any) -> Any:
+    if isinstance(node, Mapping) and isinstance(part, Mapping):
+        return {k: _overlay(v, part[k]) if k in part else v for k, v in node.items()}
+    return part
+
+
+class _Counted:
+    """Counts the keys of one call whose function JAX may trace more than once.
+
+    A later trace, which may come after the model has gone on, draws the keys that the
+    first one drew.
+    """
+
+    def __init__(self, opening: Opening):
+        self.opening = opening
+        self.before = opening.counted()
+        self.drawn: list[Drawn] | None = None
+
+    def __call__(self, fn: Callable[..., Any], *args: Any) -> Any:
+        opening, log = self.opening, self.opening.log
+        if self.drawn is None:
+            start = len(log or ())
+            out = opening.body(fn, _BOTH)(*args)
+            self.drawn = log[start:] if log is not None else []
+            return out
+        after = opening.counted()
+        opening.set_counters(self.before)
+        again = None if log is None else Log(log.hoisted, log.outer)
+        out = opening.body(fn, _BOTH, log=again)(*args)
+        opening.set_counters(after)
+        join(self.drawn, again or (), lambda collection: False)
+        return out
+
+
+def custom_vjp(
+    fn: Callable[..., Any],
+    forward_fn: Callable[..., Any],
+    backward_fn: Callable[..., Any],
+    grad_vars: Filter = "params",
+    nondiff_argnums: int | Sequence[int] = (),
+) -> Callable[..., Any]:
+    """`liftax.custom_vjp` over functions of a scope.
+
+    Args:
+      fn: ``(scope, *args) -> y``.
+      forward_fn: ``(scope, *args) -> (y, residuals)``.
+      backward_fn: ``(*nondiff_args, residuals, y_bar) -> (variables_bar,
+        *args_bar)``, without the nondifferentiable arguments among the last.
+      grad_vars: the collections that are differentiated.
+      nondiff_argnums: the positions of arguments that are not; the scope is 0.
+
+    Returns:
+      ``(scope, *args) -> y``.
+
+    Example:
+      >>> import jax
+      >>> from liftax.core import apply, lift
+      >>> def f(scope, x):
+      ...     return x * scope.param('w', lambda key: 0.0)
+      >>> def forward(scope, x):
+      ...     return lift.vjp(f, scope, x)
+      >>> def backward(vjp_fn, y_bar):
+      ...     variables_bar, x_bar = vjp_fn(y_bar)
+      ...     return jax.tree.map(jax.numpy.sign, variables_bar), x_bar
+      >>> run = apply(lift.custom_vjp(f, forward, backward))
+      >>> float(jax.grad(run)({'params': {'w': 2.0}}, 3.0)['params']['w'])
+      1.0
+    """
+    roles = Roles(
+        "custom_vjp",
+        [Row(grad_vars, DIFFERENTIATED, "grad_vars"), Row(True, THROUGH, "variables")],
+        [(True, False)],
+    )
+    numbers = [nondiff_argnums] if isinstance(nondiff_argnums, int) else list(nondiff_argnums)
+    if 0 in numbers:
+        raise StaticArgumentError(
+            "custom_vjp: nondiff_argnums has 0, which is the module (or scope) itself; the "
+            "arguments after it count from 1. What is differentiated of it is set by grad_vars"
+        )
+
+    def differentiated(scope: Any, *args: Any) -> Any:
+        for n in numbers:
+            if not -len(args) <= n <= len(args):
+                raise StaticArgumentError(
+                    f"custom_vjp of {getattr(fn, '__name__', 'a function')}: nondiff_argnums has "
+                    f"{n}, the call has {len(args)} arguments besides the module; expected 1 to "
+                    f"{len(args)}, or {-len(args)} to -1 from the end"
+                )
+        opening = Opening(roles, scope, fn)
+        if opening.watched:
+            return opening.call_without(fn, scope, args, {})
+        single = opening.tree is None or len(opening.tops) == 1
+        fixed = {i: args[i] for i in sorted(n - 1 if n > 0 else len(args) + n for n in numbers)}
+        moving = [a for i, a in enumerate(args) if i not in fixed]
+        counted = _Counted(opening)
+
+        def filled(moving: Sequence[Any]) -> tuple[Any, ...]:
+            rest = iter(moving)
+            return tuple(fixed[i] if i in fixed else next(rest) for i in range(len(args)))
+
+        def primal(chosen: Group, others: Group, keys: Group, moving: Any) -> Any:
+            return counted(fn, [others, chosen], [keys], filled(moving))
+
+        def forward(chosen: Group, others: Group, keys: Group, moving: Any) -> Any:
+            out, written = counted(forward_fn, [others, chosen], [keys], filled(moving))
+            y, residuals = diffchecks.with_residuals(opening, out)
+            return (y, written), residuals
+
+        def backward(residuals: Any, bars: Any) -> Any:
+            y_bar, _ = bars
+            out = backward_fn(*fixed.values(), residuals, y_bar)
+            variables_bar, *moving_bar = diffchecks.with_variables(place, out, len(moving))
+            chosen_bar = (variables_bar,) if single else tuple(variables_bar)
+            diffchecks.check_cotangents(place, kinds, (chosen_bar, moving_bar))
+            return chosen_bar, None, None, moving_bar
+
+        run = jax.custom_vjp(primal)
+        run.defvjp(forward, backward)
+        chosen, place = opening.values(DIFFERENTIATED), opening.place
+        kinds = (chosen, moving)
+        y, written = run(chosen, opening.values(THROUGH), opening.keys(False), moving)
+        opening.write_back(*written)
+        return y
+
+    return differentiated

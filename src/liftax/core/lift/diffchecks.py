@@ -1,0 +1,186 @@
+"""What the lifted derivatives refuse: outputs, tangents and cotangents that do not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from ...errors import DifferentiationError
+from ...words import describe, kind_of, names_on
+from .crossing import Group, Opening
+
+
+def _is_pair(out: Any) -> bool:
+    return isinstance(out, (tuple, list)) and len(out) == 2
+
+
+def with_aux(opening: Opening, y: Any) -> Any:
+    """Returns what a function with ``has_aux`` returned, if it is a pair."""
+    if not _is_pair(y):
+        raise DifferentiationError(
+            f"{opening.place}: with has_aux=True the function must return a pair (y, aux).\n"
+            f"found: {kind_of(y)}\n"
+            f"expected: return y, aux; or has_aux=False"
+        )
+    return y
+
+
+def check_scalar(opening: Opening, y: Any) -> None:
+    """Raises DifferentiationError where there is no one number to differentiate."""
+    if isinstance(y, (tuple, list, Mapping)) or y is None or jnp.shape(y) != ():
+        aux = "; for a second value that is not differentiated, has_aux=True" * _is_pair(y)
+        raise DifferentiationError(
+            f"{opening.place}: the function must return a scalar.\n"
+            f"found: {kind_of(y)}\n"
+            f"expected: one number, e.g. y.sum(); nn.vjp differentiates arrays{aux}"
+        )
+
+
+def check_cotangent(place: str, y_bar: Any, cause: Exception) -> None:
+    """Raises DifferentiationError where JAX has refused a cotangent that does not fit."""
+    if "vjp function" in str(cause).lower():
+        wanted = re.search(r"expected (\w+\[[\d,]*\])", str(cause))
+        raise DifferentiationError(
+            f"{place}: the cotangent given to vjp_fn does not fit the output.\n"
+            f"found: {kind_of(y_bar)}\n"
+            f"expected: {wanted[1] if wanted else 'the structure of the output'}, as fn returned"
+        ) from cause
+
+
+def check_named(opening: Opening, values: Group, given: Sequence[Mapping[str, Any]]) -> None:
+    """Raises DifferentiationError where tangents are given for what is no variable."""
+
+    def walk(path: tuple[str, ...], node: Any, tangent: Any) -> None:
+        if not (isinstance(node, Mapping) and isinstance(tangent, Mapping)):
+            return
+        for name, part in tangent.items():
+            if name in node:
+                walk((*path, name), node[name], part)
+            elif not isinstance(part, Mapping) or part:
+                kind = "variable" if path else "collection"
+                raise DifferentiationError(
+                    f"{opening.place}: variable_tangents has {'/'.join((*path, name))!r}, which "
+                    f"is no {kind} here; there are {', '.join(map(repr, list(node)[:8])) or 'none'}"
+                )
+
+    for group, tangents in zip(values, given, strict=True):
+        walk((), group, tangents)
+
+
+def check_tangents(
+    opening: Opening,
+    primals: Any,
+    tangents: Any,
+    variables: Group,
+    directions: Group,
+    cause: Exception,
+) -> None:
+    """Raises DifferentiationError where JAX has refused tangents that do not fit."""
+    if len(primals) != len(tangents):
+        raise DifferentiationError(
+            f"{opening.place}: there are {len(primals)} primals and {len(tangents)} tangents; "
+            f"give one tangent for each primal"
+        ) from cause
+    pairs = [(f"tangent {i + 1}", *pair) for i, pair in enumerate(zip(primals, tangents))]  # noqa: B905
+    for name, old, new in [*pairs, ("variable_tangents", variables, directions)]:
+        found = _misfit(old, new)
+        if found is not None:
+            path, got, want = found
+            if old is variables:
+                path = " for " + "/".join(names_on(path[1:]))
+            else:
+                path = keystr(path)
+            raise DifferentiationError(
+                f"{opening.place}: {name}{path} does not fit.\n"
+                f"found: {got}\n"
+                f"expected: {want}, as what it is the tangent of"
+            ) from cause
+
+
+def _misfit(old: Any, new: Any) -> tuple[Any, str, str] | None:
+    """Finds where two trees differ: the path, what is there in the new and in the old one."""
+    before: Any
+    before, after = jax.tree.structure(old), jax.tree.structure(new)
+    if before != after:
+        return (), kind_of(new), kind_of(old)
+    for (path, a), b in zip(tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
+        a, b = jax.typeof(a), jax.typeof(b)
+        if (a.shape, a.to_tangent_aval().dtype) != (b.shape, b.dtype):
+            return path, describe(b), describe(a.to_tangent_aval())
+    return None
+
+
+# --- custom_vjp ----------------------------------------------------------------
+
+
+def with_residuals(opening: Opening, out: Any) -> Any:
+    """Returns what ``forward_fn`` returned, if it is a pair."""
+    if not _is_pair(out):
+        raise DifferentiationError(
+            f"{opening.place}: forward_fn must return a pair (y, residuals).\n"
+            f"found: {kind_of(out)}\n"
+            f"expected: return y, residuals; the residuals go to backward_fn"
+        )
+    return out
+
+
+def with_variables(place: str, out: Any, arguments: int) -> Any:
+    """Returns what ``backward_fn`` returned, if it has one cotangent for each argument."""
+    if not isinstance(out, (tuple, list)) or len(out) != 1 + arguments:
+        n = f"{arguments} argument{'s' * (arguments != 1)}"
+        raise DifferentiationError(
+            f"{place}: backward_fn must return (variables_bar, *args_bar): the cotangents of the "
+            f"variables and of {n}.\n"
+            f"found: {kind_of(out)}\n"
+            f"expected: tuple of {1 + arguments} values, the variables' cotangents first, e.g. "
+            f"{{'params': ...}}"
+        )
+    return out
+
+
+def check_cotangents(place: str, given: tuple[Any, Any], bars: tuple[Any, Any]) -> None:
+    """Raises DifferentiationError where cotangents do not fit what they belong to."""
+    (variables, args), (variables_bar, args_bar) = given, bars
+    for group, bar in zip(variables, variables_bar, strict=True):
+        found = _unlike(group, bar, ())
+        if found is not None:
+            path, got, want = found
+            name = "/".join(path) or "the variables"
+            raise _wrong_bar(place, f"the cotangent of {name}", got, want)
+    for i, (arg, bar) in enumerate(zip(args, args_bar, strict=True), 1):
+        if isinstance(arg, Mapping) or jax.tree_util.all_leaves((arg,)):
+            found = _unlike(arg, bar, ())
+            if found is not None:
+                raise _wrong_bar(place, f"the cotangent of argument {i}", found[1], found[2])
+
+
+def _unlike(value: Any, bar: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], str, str] | None:
+    if bar is None:
+        return None  # no cotangent is a cotangent of zero
+    if isinstance(value, Mapping):
+        if not isinstance(bar, Mapping):
+            return path, kind_of(bar), kind_of(value)
+        for name, part in value.items():
+            if name not in bar:
+                return (*path, name), "nothing", kind_of(part)
+            found = _unlike(part, bar[name], (*path, name))
+            if found is not None:
+                return found
+        more = [name for name in bar if name not in value]
+        return ((*path, more[0]), kind_of(bar[more[0]]), "nothing") if more else None
+    if jax.tree_util.all_leaves((value,)) and jnp.shape(value) != getattr(bar, "shape", ()):
+        return path, kind_of(bar), kind_of(value)
+    return None
+
+
+def _wrong_bar(place: str, name: str, found: str, expected: str) -> DifferentiationError:
+    return DifferentiationError(
+        f"{place}: backward_fn: {name} does not fit.\n"
+        f"found: {found}\n"
+        f"expected: {expected}, as what it is the cotangent of"
+    )

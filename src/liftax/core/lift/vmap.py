@@ -1,0 +1,215 @@
+"""The lifted map over an axis of examples: vmap."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from ... import jax_private
+from ...errors import AxesTreeError, AxisNameError, LoopDependentError
+from ...words import shown
+from .. import boxes
+from ..filters import Filter
+from ..refusals import unbound_axis
+from ..roles import BROADCAST, Roles, axis_rows, broadcast, split_pairs
+from .axes import Sizes, axes_of, named, unnamed
+from .checks import check_options, check_out_axes, check_variable_axes
+from .crossing import Opening
+from .one_trace import split_shared
+
+
+def vmap(
+    fn: Callable[..., Any],
+    variable_axes: Mapping[Filter, Any],
+    split_rngs: Mapping[Filter, bool],
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    axis_size: int | None = None,
+    axis_name: str | None = None,
+    spmd_axis_name: str | None = None,
+    metadata_params: Mapping[Any, Any] = {},
+) -> Callable[..., Any]:
+    """`liftax.vmap` over a function of a scope.
+
+    Args:
+      fn: called as ``fn(scope, *args, **kwargs)``; ``scope`` may be a pytree of
+        scopes.
+
+    The other arguments are those of `liftax.vmap`.
+
+    Returns:
+      the same function over a batch.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from liftax.core import init, lift
+      >>> def layer(scope, x):
+      ...     return x @ scope.param('w', jax.random.normal, (3, 2))
+      >>> batched = lift.vmap(
+      ...     layer, variable_axes={'params': None}, split_rngs={'params': False})
+      >>> y, variables = init(batched)(jax.random.key(0), jnp.ones((5, 3)))
+      >>> y.shape, variables['params']['w'].shape
+      ((5, 2), (3, 2))
+    """
+    arguments = dict(locals())
+    del arguments["fn"]
+    return mapper(**arguments)(fn)
+
+
+def mapper(
+    variable_axes: Mapping[Filter, Any],
+    split_rngs: Mapping[Filter, bool],
+    in_axes: Any,
+    out_axes: Any,
+    axis_size: int | None,
+    axis_name: str | None,
+    spmd_axis_name: str | None,
+    metadata_params: Mapping[Any, Any],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns `vmap` with its arguments read, for any number of functions."""
+    rows = axis_rows(variable_axes, "vmap", shared=True)
+    roles = Roles("vmap", rows, split_pairs(split_rngs, "vmap"))
+    axes = roles.axes
+    wanted = (*axes, BROADCAST)
+    shares_params = roles.role("params") == BROADCAST
+    check_options("vmap", metadata_params=metadata_params)
+    for axis in jax.tree.leaves(out_axes):
+        if not isinstance(axis, int):
+            raise AxesTreeError(
+                f"vmap: out_axes expected ints, or None for a value that is the same for each "
+                f"example; found {axis if axis is broadcast else shown(axis)}"
+            )
+
+    def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
+        def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
+            opening = Opening(roles, scope, fn)
+            opening.check()
+            leaves, treedef = jax.tree.flatten(args)
+            leaf_axes = axes_of(in_axes, args, len(leaves), opening, "in_axes")
+            if any(a is broadcast for a in leaf_axes):
+                raise AxesTreeError(
+                    f"{opening.place}: in_axes has broadcast; vmap uses None for it"
+                )
+            variables = opening.sorted_values(wanted)
+            shared = variables[BROADCAST]
+            taken = [unnamed(opening, variables[axis], axis, metadata_params) for axis in axes]
+            sizes = Sizes(opening, axis_size, "axis_size")
+            sizes.see_arguments(args, leaf_axes, skip=1)
+            for axis, group in zip(axes, taken, strict=True):
+                sizes.see_variables(group, axis)
+            size = sizes.known("nothing is mapped over; pass axis_size=")
+            shared_keys = opening.keys(False)
+            moving = [i for i, axis in enumerate(leaf_axes) if axis is not None]
+            finished, returned = False, None
+
+            def body(parts: list[Any], taken: list[Any], split_keys: Any) -> Any:
+                nonlocal finished, returned
+                filled = list(leaves)
+                for i, part in zip(moving, parts, strict=True):
+                    filled[i] = part
+                run = opening.body(
+                    fn,
+                    [BROADCAST, *axes],
+                    size=size,
+                    axis_name=metadata_params.get(boxes.PARTITION_NAME, axis_name),
+                )
+                filled = jax.tree.unflatten(treedef, filled)
+                y, (same, *written) = run(
+                    [shared, *taken], [shared_keys, split_keys], filled, kwargs
+                )
+                if out_axes != 0:
+                    y_axes = axes_of(out_axes, y, len(jax.tree.leaves(y)), opening, "out_axes")
+                    check_out_axes(opening, y, y_axes, shared=None)
+                check_variable_axes(opening, written, axes)
+                finished, returned = True, (y, same)
+                return *returned, written
+
+            run = jax.vmap(
+                body,
+                in_axes=([leaf_axes[i] for i in moving], list(axes), 0),
+                out_axes=(out_axes, None, list(axes)),
+                axis_size=size,
+                axis_name=axis_name,
+                spmd_axis_name=spmd_axis_name,
+            )
+            try:
+                y, same, written = run([leaves[i] for i in moving], taken, opening.split_keys(size))
+            except ValueError as cause:
+                # Once the body has returned, nothing but a value without an axis can be wrong.
+                found = _unshared(cause, opening, returned, out_axes) if finished else None
+                if found is None:
+                    raise
+                if opening.initializing and roles.split("params") and shares_params:
+                    raise split_shared(opening.place, "a parameter") from cause
+                raise _differs(opening.place, *found) from cause
+            except NameError as cause:
+                unbound = unbound_axis(cause)
+                if unbound is None:
+                    raise
+                raise _no_axis(opening.place, unbound, axis_name) from cause
+            opening.write_back(same)
+            for group, axis in zip(written, axes, strict=True):
+                opening.write_back(named(opening, group, axis, metadata_params))
+            return y
+
+        return mapped
+
+    return lift
+
+
+# How JAX says that a value without an axis has one after all; not which, where axis_name= is given.
+_UNSHARED = re.compile(r"out_axes\[(\d)\]((?:\[[^\]]*\])*), got axis spec None")
+_MAPPED = "vmap has mapped output"
+
+
+def _unshared(
+    cause: ValueError, opening: Opening, returned: Any, out_axes: Any
+) -> tuple[int, str] | None:
+    """Finds what has an axis and should have none: 0 for outputs or 1 for variables, and where."""
+    found = _UNSHARED.search(str(cause))
+    if found is not None:
+        return int(found[1]), found[2]
+    if _MAPPED not in str(cause):
+        return None
+    trace = opening.tops[0].call.trace if opening.tops else jax_private.EAGER
+    y, variables = returned
+    kept = axes_of(out_axes, y, len(jax.tree.leaves(y)), opening, "out_axes")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if jax_private.leaks(leaf, trace):
+            return 1, jax.tree_util.keystr(path)
+    for (path, leaf), axis in zip(jax.tree_util.tree_leaves_with_path(y), kept, strict=True):
+        if axis is None and jax_private.leaks(leaf, trace):
+            return 0, jax.tree_util.keystr(path)
+    return None
+
+
+def _differs(place: str, part: int, path: str) -> LoopDependentError:
+    """What is shared along the axis, and isn't the same for each example."""
+    if part == 0:
+        return LoopDependentError(
+            f"{place}: output{path} has no axis in out_axes (None), but differs from example to "
+            f"example.\n"
+            f"expected: out_axes=0 for it, or the same value for each example"
+        )
+    names = re.findall(r"\['([^']*)'\]", path)
+    return LoopDependentError(
+        f"{place}: variable {'/'.join(names)} is shared along the axis, but what is written to it "
+        f"differs from example to example.\n"
+        f"expected: variable_axes={{{names[0]!r}: 0}} for one of its own for each example, or the "
+        f"same value for each by jax.lax.pmean over axis_name, as BatchNorm(axis_name=...) has it"
+    )
+
+
+def _no_axis(place: str, name: str, axis_name: Any) -> AxisNameError:
+    """A collective over a name that no vmap around it gives."""
+    return AxisNameError(
+        f"{place}: a collective inside uses the axis name {name!r}, which no lift around it "
+        f"gives.\n"
+        f"found: axis_name={axis_name!r} in this vmap\n"
+        f"expected: axis_name={name!r} in the vmap whose examples it goes over, or the name that "
+        f"is given in the collective"
+    )

@@ -1,0 +1,98 @@
+"""Lifted loops built on others: remat_scan and while_loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from ...errors import ConditionError, ScopeVariableNotFoundError
+from ...words import kind_of, names_on
+from ..filters import Filter
+from ..roles import BROADCAST, CARRY, Roles, Row, split_pairs
+from .checks import check_carried, checked_carry
+from .crossing import Opening
+
+
+def while_loop(
+    cond_fn: Callable[[Any, Any], Any],
+    body_fn: Callable[[Any, Any], Any],
+    scope: Any,
+    init: Any,
+    carry_variables: Filter = False,
+    broadcast_variables: Filter = True,
+    split_rngs: Mapping[Filter, bool] = {},
+) -> Any:
+    """`liftax.while_loop` over functions of a scope.
+
+    Args:
+      cond_fn: ``(scope, carry) -> bool``.
+      body_fn: ``(scope, carry) -> carry``.
+      scope: a scope or a pytree of scopes.
+      init: the first carry.
+
+    The other arguments are those of `liftax.while_loop`.
+
+    Example:
+      >>> from liftax.core import apply, lift
+      >>> def below(scope, x): return x < scope.get_variable('params', 'limit')
+      >>> def double(scope, x): return x * 2
+      >>> run = apply(lambda scope, x: lift.while_loop(below, double, scope, x))
+      >>> int(run({'params': {'limit': 50}}, 3))
+      96
+    """
+    roles = Roles(
+        "while_loop",
+        [
+            Row(carry_variables, CARRY, "carry_variables"),
+            Row(broadcast_variables, BROADCAST, "broadcast_variables", leaves=False),
+        ],
+        split_pairs(split_rngs, "while_loop"),
+    )
+    opening = Opening(roles, scope, body_fn)
+    shared, carried = opening.values(BROADCAST), opening.values(CARRY)
+    same, split = opening.keys(False), opening.keys(True)
+
+    def run(fn: Callable[..., Any], state: Any, **event: Any) -> Any:
+        step, variables, carry = state
+        keys = jax.tree.map(lambda key: jax.random.fold_in(key, step), split)
+        y, (written,) = opening.body(fn, [CARRY], **event)(
+            [shared, variables], [same, keys], (carry,)
+        )
+        return y, written
+
+    def test(state: Any) -> Any:
+        result, _ = run(cond_fn, state)
+        if not isinstance(result, bool) and not (
+            getattr(result, "dtype", None) == "bool" and result.shape == ()
+        ):
+            raise ConditionError(
+                f"{opening.place}: cond_fn must return one bool.\n"
+                f"found: {kind_of(result)}\n"
+                f"expected: bool[], e.g. x.sum() < 9, or by .all() or .any()"
+            )
+        return result
+
+    def advance(state: Any) -> Any:
+        step, variables, before = state
+        carry, after = run(body_fn, state, carry=True)
+        checked_carry(opening, *jax.tree.flatten(before), carry)
+        new = [
+            "/".join(names_on(path[1:]))
+            for path, _ in jax.tree_util.tree_leaves_with_path(after)
+            if path not in {p for p, _ in jax.tree_util.tree_leaves_with_path(variables)}
+        ]
+        if new:
+            raise ScopeVariableNotFoundError(
+                f"{opening.place}: the body makes variables ({', '.join(new[:4])}), but a while "
+                f"loop may run zero times. Make them before the loop: call the body once on "
+                f"the initial carry where self.is_initializing()"
+            )
+        kept = tuple({**old, **now} for old, now in zip(variables, after, strict=True))
+        check_carried(opening, variables, kept)
+        return step + 1, kept, carry
+
+    _, carried, carry = jax.lax.while_loop(test, advance, (0, carried, init))
+    opening.write_back(carried)
+    return carry

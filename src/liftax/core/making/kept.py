@@ -1,0 +1,117 @@
+"""Compiled loops, found again by what they compute.
+
+Outside all transformations JAX runs a loop as one compiled program, which it finds again by
+the identity of the loop's body: a body that is traced anew is compiled anew. Here a loop is
+found by its equations, shapes and constants, so that a model that is initialised again is
+traced again and compiles nothing. A key knows nothing of modules, functions or their state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from ... import equations, jax_private
+from ..linen_keys import Draw
+from ..streams import is_key
+
+if TYPE_CHECKING:
+    import jax.extend.core as jex
+
+_OPEN = ("checkpoint", "remat", "remat2")  # what is in them runs equation by equation
+_RULES = ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees")  # for derivatives
+_APART = frozenset((*_RULES, "mark"))  # what an equation computes does not hang on these
+_MOST = 64  # loops that are kept
+_LITTLE = 2**16  # bytes of a constant that is compared by value
+
+
+class KeptLoops:
+    """Compiled loops by what they compute, the last few that were used."""
+
+    def __init__(self) -> None:
+        self.calls: dict[Hashable, Any] = {}
+
+    def __reduce__(self) -> Any:
+        return KeptLoops, ()  # programs stay behind
+
+    def put_into(self, jaxpr: jex.Jaxpr) -> jex.Jaxpr:
+        """Returns a program with its loops as calls of compiled ones.
+
+        Args:
+          jaxpr: the program, to be run equation by equation.
+        """
+        eqns = [self._changed(eqn) for eqn in jaxpr.eqns]
+        return jax_private.rewire(jaxpr, invars=jaxpr.invars, outvars=jaxpr.outvars, eqns=eqns)
+
+    def _changed(self, eqn: Any) -> Any:
+        if eqn.primitive.name in _OPEN:
+            return eqn.replace(params={**eqn.params, "jaxpr": self.put_into(eqn.params["jaxpr"])})
+        if eqn.effects or not equations.is_loop(eqn):
+            return eqn
+        try:
+            key = _key(eqn)
+        except _Unequalled:
+            return eqn
+        call = self.calls.pop(key, None)
+        if call is None:
+            call = jax_private.as_call(eqn)
+        self.calls[key] = call
+        for old in list(self.calls)[:-_MOST]:
+            self.calls.pop(old, None)
+        return call.replace(invars=list(eqn.invars), outvars=list(eqn.outvars))
+
+
+class _Unequalled(Exception):
+    """A program that no other one equals."""
+
+
+def _key(eqn: Any) -> Hashable:
+    """Returns what is equal for equations that compute alike, whatever they compute with."""
+    avals = tuple(atom.aval for atom in (*eqn.invars, *eqn.outvars))
+    # The context is one object for equal settings of JAX.
+    return eqn.primitive, eqn.ctx, _params(eqn), avals
+
+
+def _params(eqn: Any) -> Hashable:
+    return tuple((n, _value(v)) for n, v in sorted(eqn.params.items()) if n not in _APART)
+
+
+def _program(jaxpr: Any, consts: Any) -> Hashable:
+    numbers: dict[Any, int] = {}
+
+    def atom(a: Any) -> Hashable:
+        known = numbers.setdefault(a, len(numbers)) if jax_private.is_variable(a) else _value(a.val)
+        return known, a.aval
+
+    def atoms(found: Any) -> Hashable:
+        return tuple(map(atom, found))
+
+    first = atoms((*jaxpr.constvars, *jaxpr.invars))
+    eqns = [(e.primitive, e.ctx, _params(e), atoms(e.invars), atoms(e.outvars)) for e in jaxpr.eqns]
+    return first, tuple(eqns), atoms(jaxpr.outvars), _value(tuple(consts))
+
+
+def _value(value: Any) -> Hashable:
+    kind = type(value)
+    if isinstance(value, (tuple, list)):
+        return kind, tuple(map(_value, value))
+    program = jax_private.as_program(value)
+    if program is not None:
+        return _program(program.jaxpr, program.consts)
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        if isinstance(value, jax.core.Tracer) or is_key(value) or value.nbytes > _LITTLE:
+            raise _Unequalled
+        # NumPy's arrays change in place: their value is what was traced.
+        return kind, value.dtype, value.shape, np.asarray(value).tobytes()
+    if isinstance(value, Draw):
+        return kind, int(value.value())
+    if isinstance(value, (float, complex)):
+        return kind, repr(value)  # 0.0 and -0.0
+    try:
+        hash(value)
+    except TypeError:
+        raise _Unequalled from None
+    return kind, value

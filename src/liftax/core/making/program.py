@@ -1,0 +1,158 @@
+"""Making variables without running the model: init, traced and cut down.
+
+The function is traced each time, so that what it reads is what is there now; the program is
+cut down to what makes the variables, and run. It runs as JAX would run the function: what
+stands outside of every transformation operation by operation, what is inside of `jax.jit` or a
+loop as one compiled program. So the numbers are those of the function itself, to the last bit,
+and what one call compiled the next one finds in JAX's caches, or among the loops that are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from ... import jax_private
+from ...errors import LazyInitError
+from ..streams import as_streams, is_key
+from .kept import KeptLoops
+
+if TYPE_CHECKING:
+    import jax.extend.core as jex
+
+_CANNOT_STAGE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def staged(initialise: Callable[..., Any], kept: KeptLoops | None = None) -> Callable[..., Any]:
+    """Returns ``initialise`` without its output and without the work that it needs.
+
+    A function that looks at values while it runs cannot be traced; it is run as
+    it is.
+
+    Args:
+      initialise: ``(rngs, *args, **kwargs) -> (y, variables)``.
+      kept: the loops of earlier calls; None keeps those of the function returned.
+
+    Returns:
+      ``(rngs, *args, **kwargs) -> variables``.
+    """
+    loops = KeptLoops() if kept is None else kept
+
+    def run(rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        call = _Init(initialise, rngs, args, kwargs)
+        if jax_private.jit_is_disabled() and not any(call.abstract):
+            return call.as_it_is()
+        return call.variables(loops)
+
+    return run
+
+
+class _Init:
+    """One call of init: its inputs, and what its function leaves besides arrays."""
+
+    def __init__(self, initialise: Callable[..., Any], rngs: Any, args: Any, kwargs: Any):
+        self.initialise = initialise
+        self.streams = as_streams(rngs)
+        keys = {name: stream.key for name, stream in self.streams.items()}
+        self.leaves, self.treedef = jax.tree.flatten((keys, args, kwargs))
+        # Keys are what they are: what is made of them alone is made while the rest is traced.
+        self.where = [
+            i
+            for i, leaf in enumerate(self.leaves)
+            if (_is_array(leaf) if i >= len(keys) else isinstance(leaf, jax.ShapeDtypeStruct))
+        ]
+        self.inputs = [self.leaves[i] for i in self.where]
+        self.abstract = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in self.inputs]
+
+    def filled(self, arrays: list[Any]) -> tuple[Any, Any, Any]:
+        leaves = list(self.leaves)
+        for i, array in zip(self.where, arrays, strict=True):
+            leaves[i] = array
+        keys, args, kwargs = jax.tree.unflatten(self.treedef, leaves)
+        return {n: s._replace(key=keys[n]) for n, s in self.streams.items()}, args, kwargs
+
+    def as_it_is(self) -> Any:
+        """Returns the variables that the function itself makes."""
+        rngs, args, kwargs = self.filled(self.inputs)
+        return self.initialise(rngs, *args, **kwargs)[1]
+
+    def trace(self) -> tuple[jex.ClosedJaxpr, Any]:
+        """Returns the function as a program, and what it made, traced."""
+        made: list[Any] = []
+
+        def arrays_of(arrays: list[Any]) -> Any:
+            rngs, args, kwargs = self.filled(arrays)
+            made.append(self.initialise(rngs, *args, **kwargs)[1])
+            # What is not traced is a value already: a Python number stays one.
+            return [x for x in jax.tree.leaves(made[-1]) if isinstance(x, jax.core.Tracer)]
+
+        compiled = jax_private.is_compiled(jax_private.current_trace())
+        run = arrays_of if compiled else jax_private.to_run(arrays_of)
+        return jax.make_jaxpr(run)(self.inputs), made[-1]
+
+    def variables(self, loops: KeptLoops) -> Any:
+        """Returns the variables, computed without the rest.
+
+        Raises:
+          LazyInitError: a variable needs an input of which only the shape is known.
+        """
+        try:
+            closed, made = self.trace()
+        except _CANNOT_STAGE:
+            if any(self.abstract):
+                raise
+            return self.as_it_is()
+        jaxpr = jax_private.consts_as_inputs(closed)
+        if any(self.abstract):  # nothing to print of an input that has no value
+            jaxpr = jax_private.quiet(jaxpr)
+        small, used = jax_private.prune(jaxpr, [True] * len(jaxpr.outvars))
+        unknown = [False] * len(closed.consts) + self.abstract
+        if any(u and a for u, a in zip(used, unknown, strict=True)):
+            raise LazyInitError(
+                f"lazy_init: the initial value of {', '.join(_needy(made, jaxpr, unknown)[:4])} "
+                f"depends on an input of which only the shape is given; pass that input as an "
+                f"array"
+            )
+        if jax_private.current_trace() is jax_private.EAGER:
+            small = loops.put_into(small)
+        inputs = zip([*closed.consts, *self.inputs], used, strict=True)
+        arrays = jax_private.evaluate(small, [value for value, used in inputs if used])
+        return _filled(made, iter(arrays))
+
+
+def _filled(tree: Any, arrays: Iterator[Any]) -> Any:
+    """Returns a tree with arrays in place of its traced leaves."""
+    leaves, treedef = jax.tree.flatten(tree)
+    leaves = [next(arrays) if isinstance(x, jax.core.Tracer) else x for x in leaves]
+    return _in_order(tree, jax.tree.unflatten(treedef, leaves))
+
+
+def _in_order(like: Any, tree: Any) -> Any:
+    """Returns a tree with the keys of its dicts in the order of another's; JAX sorts them."""
+    if type(like) is not dict:
+        return tree
+    return {key: _in_order(part, tree[key]) for key, part in like.items()}
+
+
+def _needy(made: Any, jaxpr: jex.Jaxpr, unknown: list[bool]) -> list[str]:
+    """Names the variables that depend on any of the ``unknown`` inputs."""
+    leaves = jax.tree_util.tree_leaves_with_path(made)
+    paths = [path for path, x in leaves if isinstance(x, jax.core.Tracer)]
+    found = []
+    for output, path in enumerate(paths):
+        _, used = jax_private.prune(jaxpr, [i == output for i in range(len(paths))])
+        if any(u and a for u, a in zip(used, unknown, strict=True)):
+            found.append(jax.tree_util.keystr(path))
+    return found
+
+
+def _is_array(leaf: Any) -> bool:
+    return is_key(leaf) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))

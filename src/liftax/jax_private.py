@@ -1,0 +1,328 @@
+"""The only file that touches JAX outside its documented interface.
+
+Everything here works on jax 0.10 to 0.12. How an equation is read stands in `equations`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax._src import config as _config
+from jax._src import core as _core
+from jax._src import effects as _effects
+from jax._src import source_info_util
+from jax._src.interpreters import partial_eval as _pe
+from jax.interpreters import ad, batching, mlir
+from jax.interpreters import partial_eval as pe
+
+if TYPE_CHECKING:
+    import jax.extend.core as jex
+
+# JAX names the user's line where a value was made: what this file does in between is none.
+source_info_util.register_exclusion(__file__)
+
+
+def prune(jaxpr: jex.Jaxpr, used_outputs: Sequence[bool]) -> tuple[jex.Jaxpr, list[bool]]:
+    """Cuts a jaxpr without constvars down to what ``used_outputs`` need.
+
+    Args:
+      jaxpr: the program; loops and calls in it are cut down as well.
+      used_outputs: one bool per output.
+
+    Returns:
+      the smaller program and one bool per input: whether it is still an input.
+    """
+    small, used_inputs = pe.dce_jaxpr(jaxpr, list(used_outputs))
+    return small, list(used_inputs)
+
+
+def element(stacked: Any) -> Any:
+    """Returns the abstract value of one slice along the first axis, as `jax.lax.scan` has it.
+
+    Weak type, varying axes and sharding stay, so it stands for the slice wherever that is used.
+    """
+    aval = jax.typeof(stacked)
+    return _core.mapped_aval(aval.shape[0], 0, aval)
+
+
+def consts_as_inputs(closed: jex.ClosedJaxpr) -> jex.Jaxpr:
+    """Returns the program with its constants as the first inputs."""
+    jaxpr = closed.jaxpr
+    if not jaxpr.constvars:
+        return jaxpr
+    # Argument names in the debug info would no longer line up with the inputs.
+    return jaxpr.replace(
+        constvars=(),
+        invars=[*jaxpr.constvars, *jaxpr.invars],
+        debug_info=jaxpr.debug_info._replace(arg_names=None),
+    )
+
+
+def rewire(
+    jaxpr: jex.Jaxpr, *, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]
+) -> jex.Jaxpr:
+    """Returns the program with other inputs, outputs and equations."""
+    return jaxpr.replace(
+        invars=list(invars),
+        outvars=list(outvars),
+        eqns=list(eqns),
+        debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None),
+    )
+
+
+def evaluate(jaxpr: jex.Jaxpr, args: Sequence[Any]) -> list[Any]:
+    """Runs a program without constvars, equation by equation."""
+    found = jax.core.eval_jaxpr(jaxpr, (), *args)
+    # An output that is a literal comes back as NumPy knows it.
+    return [x if isinstance(x, jax.Array) else jax.numpy.asarray(x) for x in found]
+
+
+def as_call(eqn: Any) -> Any:
+    """Returns the equation of a call of a jitted function that does what ``eqn`` does."""
+
+    def run(*inputs: Any) -> Any:
+        with eqn.ctx.manager:
+            return eqn.primitive.bind(*inputs, **eqn.params)
+
+    (call,) = jax.make_jaxpr(jax.jit(run))(*[atom.aval for atom in eqn.invars]).jaxpr.eqns
+    return call
+
+
+def is_symbolic(size: Any) -> bool:
+    """Tells whether a size is a symbol, which an exported program is given when it runs."""
+    return _core.is_dim(size) and not _core.is_constant_dim(size)
+
+
+def is_variable(atom: Any) -> bool:
+    """Tells whether an operand of an equation is a variable and no literal."""
+    return isinstance(atom, _core.Var)
+
+
+# From 0.11 on one class is both, and 0.12 has the old name no more.
+_Open: Any = _core.Jaxpr
+_Closed: Any = getattr(_core, "ClosedJaxpr", _Open)
+
+
+def as_program(value: Any) -> jex.ClosedJaxpr | None:
+    """Returns a parameter of an equation as the program that it is, None if it is none."""
+    if isinstance(value, _Closed):
+        return value
+    return _Closed(value, ()) if isinstance(value, _Open) else None
+
+
+def quiet(jaxpr: jex.Jaxpr, *, inner: bool = False) -> jex.Jaxpr:
+    """Returns a program that computes the same outputs and does nothing besides.
+
+    Prints, callbacks and checks go; so do writes to references that no output reads. What
+    an output needs stays, and counts as pure.
+
+    Args:
+      inner: whether it is called by another program. Then references that it writes may be
+        read there, and what an output needs keeps its effects: its order is in them.
+    """
+    if not jaxpr.effects:
+        return jaxpr
+    live = {atom for atom in jaxpr.outvars if is_variable(atom)}
+    if inner:
+        live |= _written(jaxpr.effects)
+    eqns = []
+    for eqn in reversed(jaxpr.eqns):
+        if live.isdisjoint(eqn.outvars) and live.isdisjoint(_written(eqn.effects)):
+            continue
+        live |= {atom for atom in eqn.invars if is_variable(atom)}
+        if eqn.effects:
+            called: list[Any] = []
+            params = {name: _quieted(value, called) for name, value in eqn.params.items()}
+            needed = [*called] if called or not inner else [eqn]
+            eqn = eqn.replace(params=params, effects=_among(eqn.effects, needed))
+        eqns.append(eqn)
+    return jaxpr.replace(eqns=eqns[::-1], effects=_among(jaxpr.effects, eqns))
+
+
+def _quieted(value: Any, called: list[Any]) -> Any:
+    """Returns a parameter of an equation with the programs in it quiet; lists those."""
+    if isinstance(value, (tuple, list)):
+        parts = [_quieted(part, called) for part in value]
+        same = all(new is old for new, old in zip(parts, value, strict=True))
+        return value if same else type(value)(parts)
+    if isinstance(value, _Open):
+        value = quiet(value, inner=True)
+    elif isinstance(value, _Closed):
+        value = value.replace(jaxpr=quiet(value.jaxpr, inner=True))
+    else:
+        return value
+    called.append(value)
+    return value
+
+
+def _written(effects: Any) -> set[Any]:
+    """Returns the references that effects are on."""
+    return {e.input for e in effects if isinstance(e, _effects.JaxprInputEffect)}
+
+
+def _among(effects: Any, parts: Sequence[Any]) -> Any:
+    """Returns those of some effects that ``parts`` have, or that only say what values depend on."""
+    plain = (_effects.JaxprInputEffect, _core.NamedAxisEffect, _core.InternalMutableArrayEffect)
+    return {e for e in effects if isinstance(e, plain) or any(e in part.effects for part in parts)}
+
+
+def acts(eqn: Any) -> bool:
+    """Tells whether an equation does something besides computing and using references."""
+    return bool(eqn.effects - _among(eqn.effects, ()))
+
+
+def calmed(eqn: Any) -> Any:
+    """Returns an equation as one that need not be run if nothing needs its outputs."""
+    return eqn.replace(effects=_among(eqn.effects, ()))
+
+
+def register_constant(primitive: Any, value: Any) -> None:
+    """Lowers ``primitive``, which has no inputs, to the constant ``value(**params)``."""
+
+    def constant(**params: Any) -> Any:
+        return jax.numpy.asarray(value(**params))
+
+    mlir.register_lowering(primitive, mlir.lower_fun(constant, multiple_results=False))
+
+
+def identity(name: str) -> _core.Primitive:
+    """Makes a primitive that returns its input: its parameters mark a place in a program.
+
+    The marked value is differentiated, batched and compiled as if it bore no mark.
+    """
+    mark = _core.Primitive(name)
+
+    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+        return mark.bind(*primals, **params), *tangents
+
+    def batch(args: Any, axes: Any, **params: Any) -> Any:
+        return mark.bind(*args, **params), *axes
+
+    mark.def_impl(lambda x, **_: x)
+    mark.def_abstract_eval(lambda aval, **_: aval)
+    ad.primitive_jvps[mark] = jvp
+    batching.primitive_batchers[mark] = batch
+    mlir.register_lowering(mark, lambda ctx, x, **_: [x])
+    return mark
+
+
+def current_trace() -> Any:
+    """Returns the level of tracing in force: one object per jit, grad, vmap or eager."""
+    return _core.trace_ctx.trace
+
+
+Primitive = _core.Primitive
+"""The public `jax.extend.core.Primitive`, without importing all of `jax.extend`."""
+
+EAGER = _core.eval_trace
+"""The level of tracing outside every transformation."""
+
+
+class _Units(_pe.DynamicJaxprTrace):
+    """Writes a program down in the units in which JAX would run it, were it not traced.
+
+    What is jitted to be inlined, as most of `jax.numpy` is, goes into a program as its
+    equations, but is run as one compiled program, which rounds otherwise.
+    """
+
+    __slots__ = ()
+
+    def process_primitive(self, primitive: Any, tracers: Any, params: Any, /) -> Any:
+        if not params.get("inline"):
+            return super().process_primitive(primitive, tracers, params)
+        source = source_info_util.current()
+        given = [self.to_jaxpr_tracer(x, source) for x in tracers]
+        return self.default_process_primitive(primitive, given, params, source)
+
+
+class _Run(_Units):
+    """Writes a program down that is run in place of the function that was traced."""
+
+    __slots__ = ()
+
+    # What is run is not differentiated: a rule for that is nothing but its function.
+
+    def process_custom_jvp_call(
+        self, prim: Any, fun: Any, jvp: Any, tracers: Any, /, **options: Any
+    ) -> Any:
+        if not is_run(self):
+            return super().process_custom_jvp_call(prim, fun, jvp, tracers, **options)
+        with _core.set_current_trace(self):
+            return fun.call_wrapped(*tracers)
+
+    def process_custom_vjp_call(
+        self, prim: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, **options: Any
+    ) -> Any:
+        if not is_run(self):
+            return super().process_custom_vjp_call(prim, fun, fwd, bwd, tracers, **options)
+        with _core.set_current_trace(self):
+            return fun.call_wrapped(*tracers)
+
+
+def _traced_by(kind: type, fn: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fn)
+    def run(*args: Any) -> Any:
+        # JAX makes the trace itself, and cannot be told of which class.
+        current_trace().__class__ = kind
+        return fn(*args)
+
+    return run
+
+
+def in_units(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``fn`` for `jax.make_jaxpr`, as the units in which JAX would run it."""
+    return _traced_by(_Units, fn)
+
+
+def to_run(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``fn`` for `jax.make_jaxpr`, to run the program where ``fn`` would be run."""
+    return _traced_by(_Run, fn)
+
+
+def is_run(trace: Any) -> bool:
+    """Tells whether what is computed at a level of tracing is run, now or in its place."""
+    while type(trace) is _Run:
+        trace = trace.parent_trace
+    return trace is EAGER
+
+
+def is_compiled(trace: Any) -> bool:
+    """Tells whether what is computed at a level of tracing becomes part of a compiled program."""
+    while trace is not None:
+        if isinstance(trace, _pe.DynamicJaxprTrace) and type(trace) is not _Run:
+            return True
+        trace = getattr(trace, "parent_trace", None)
+    return False
+
+
+def jit_is_disabled() -> bool:
+    """Tells whether `jax.disable_jit` is in force, in this thread."""
+    return bool(_config.disable_jit.value)
+
+
+def now() -> Any:
+    """A context in which nothing is traced."""
+    return _core.set_current_trace(EAGER)
+
+
+# Only speed hangs on it: where JAX has no such name, any traced value will do.
+_STAGED = getattr(pe, "DynamicJaxprTracer", jax.core.Tracer)
+
+
+def is_staged(value: Any) -> bool:
+    """Tells whether ``value`` stands for a value of a program that is being written down."""
+    return isinstance(value, _STAGED) and type(value._trace) is not _Run
+
+
+def leaks(value: Any, trace: Any) -> bool:
+    """Tells whether ``value`` is traced at a level inside ``trace``, so dies before it."""
+    if not isinstance(value, jax.core.Tracer):
+        return False
+    while trace is not None:
+        if value._trace is trace:
+            return False
+        trace = getattr(trace, "parent_trace", None)
+    return True

@@ -1,0 +1,461 @@
+"""What a `Layout` says: every variable, the origin of each of its axes, and the nest of lifts.
+
+Plain frozen data. `liftax.layout()` fills it in from one abstract trace; the terminal table, the
+page and the findings only read it. Lifts are kept flat and in order of appearance, each with the
+index of its parent, so that an axis refers to its lift by a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+Role = Literal["stacked", "shared", "carried", "through", "mapped", "differentiated", "absent"]
+
+ROLE_WORDS: dict[str, str] = {
+    "stacked": "one slice for each iteration",
+    "shared": "the same for all iterations",
+    "carried": "handed from one iteration to the next",
+    "through": "passes unchanged",
+    "differentiated": "derivatives are taken with respect to it",
+    "mapped": "changed on the way in and on the way out",
+    "absent": "not available inside",
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a variable: its size, its name, and the lift it came from.
+
+    `lift` is an index into `Layout.lifts`, or `None` where the layer itself made the axis.
+    """
+
+    size: int
+    label: str | None = None
+    lift: int | None = None
+
+    @property
+    def origin(self) -> str:
+        """`"lift"` or `"layer"`."""
+        return "layer" if self.lift is None else "lift"
+
+
+@dataclass(frozen=True)
+class Along:
+    """What one enclosing lift does with one variable.
+
+    `axis` is the position in the variable's full shape where the role is `"stacked"`. `split`
+    says whether the stream that initialises the variable is split along the lift, `None` where no
+    stream is involved or the lift has no axis.
+    """
+
+    lift: int
+    role: Role
+    axis: int | None = None
+    split: bool | None = None
+
+
+@dataclass(frozen=True)
+class VariableLayout:
+    """One array: where it is, what it is, and how each axis and each lift bear on it.
+
+    `leaf` tells the arrays of a variable that is a pytree apart (`"[0]"`); `layer` is the class
+    of the module that owns the variable, where known.
+    """
+
+    collection: str
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    axes: tuple[Axis, ...] = ()
+    along: tuple[Along, ...] = ()
+    layer: str | None = None
+    leaf: str = ""
+
+    @property
+    def name(self) -> str:
+        """The path with slashes, without the collection."""
+        return "/".join(self.path) + self.leaf
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of the array."""
+        return math.prod(self.shape)
+
+    @property
+    def lifts(self) -> tuple[int, ...]:
+        """The lifts around the variable, outermost first."""
+        return tuple(a.lift for a in self.along)
+
+
+@dataclass(frozen=True)
+class LiftNode:
+    """One lift of the nest: what it is, what it lifts, and what it does with each collection.
+
+    `roles` maps collections that occur in the layout to a role; `splits` maps rng streams to
+    whether they are split.
+    """
+
+    index: int
+    kind: str
+    target: str
+    path: tuple[str, ...] = ()
+    parent: int | None = None
+    size: int | None = None
+    axis_name: str | None = None
+    file_line: str | None = None
+    carry: bool = False
+    roles: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, bool] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The name of the axis: as given to the lift, or from the kind of the lift."""
+        return self.axis_name or self.kind
+
+    @property
+    def title(self) -> str:
+        """`scan × 12 over Block`."""
+        size = "" if self.size is None else f" × {self.size}"
+        return f"{self.kind}{size} over {self.target}"
+
+    @property
+    def where(self) -> str:
+        """`file:line`, shortened for reading."""
+        return short_file_line(self.file_line)
+
+
+@dataclass(frozen=True)
+class Enclosing:
+    """A lift with an axis around a stack.
+
+    `roles` maps collections to the axis that the lift adds to their variables, or to a word where
+    it adds none; `"*"` stands for all that are not named. `stack` is the stack whose own loop
+    this is, `None` for any other lift.
+    """
+
+    kind: str
+    size: int | None
+    roles: Mapping[str, int | str | None]
+    stack: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class StackNode:
+    """One `nn.Stack`: which layers it has, and where the variables of each lie.
+
+    `before`, `positions`, `repeats` and `after` count layers as `nn.StackLayout` does; `roles` are
+    those of the stack's own loop, as in `Enclosing`; `around` has the lifts with an axis around
+    the stack, outermost first.
+    """
+
+    path: tuple[str, ...]
+    before: int
+    positions: int
+    repeats: int
+    after: int
+    store: str
+    roles: Mapping[str, int | str | None]
+    metadata_params: Mapping[Any, Any] = field(default_factory=dict)
+    around: tuple[Enclosing, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth knowing about a layout; `liftax.errors.RULES` is the table of rules."""
+
+    code: str
+    severity: str
+    title: str
+    message: str
+    lifts: tuple[int, ...] = ()
+    variables: tuple[str, ...] = ()
+    page: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One forward pass, by the analysis of the compiled program; `None` where it does not say.
+
+    A scan's body counts as often as it runs; the body of a `while_loop` counts once.
+    """
+
+    backend: str
+    flops: float | None = None
+    bytes_accessed: float | None = None
+    peak_temporary_bytes: int | None = None
+    argument_bytes: int | None = None
+    output_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class CollectionTotal:
+    """The sum over one collection."""
+
+    collection: str
+    variables: int
+    elements: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class LiftTotal:
+    """What one lift means for the number of parameters inside it.
+
+    `parameters` counts all inside the lift; `per_iteration` those that one iteration uses;
+    `shared` those that all iterations use together; `if_shared` what `parameters` would be if
+    the lift's axis were shared too.
+    """
+
+    lift: int
+    parameters: int
+    per_iteration: int
+    shared: int
+    if_shared: int
+
+
+@dataclass(frozen=True, repr=False)
+class LayoutData:
+    """What a `Layout` knows: see shown.py for what it shows."""
+
+    module: str
+    variables: tuple[VariableLayout, ...] = ()
+    lifts: tuple[LiftNode, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    arguments: str = ""
+    file_line: str | None = None
+    cost: Cost | None = None
+    stacks: tuple[StackNode, ...] = ()
+    measure: Callable[[], Cost] | None = field(default=None, compare=False)
+
+    # What measures the cost holds the model and a trace; it stays where it was made.
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"measure": None}
+
+    def __copy__(self) -> Self:
+        return self  # it is frozen
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+    # -- looking things up ---------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> VariableLayout:
+        """The variable called `collection/path`, as in `layout["params/Dense_0/kernel"]`."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            import difflib
+
+            near = difflib.get_close_matches(name, self._by_name, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise KeyError(f"the layout of {self.module} has no variable {name!r}{hint}") from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[VariableLayout]:
+        return iter(self.variables)
+
+    def __len__(self) -> int:
+        return len(self.variables)
+
+    @cached_property
+    def _by_name(self) -> dict[str, VariableLayout]:
+        return {f"{v.collection}/{v.name}": v for v in self.variables}
+
+    @cached_property
+    def children(self) -> dict[int | None, tuple[int, ...]]:
+        """Lift -> the lifts directly inside it; `None` -> the outermost ones."""
+        found: dict[int | None, list[int]] = {}
+        for lift in self.lifts:
+            found.setdefault(lift.parent, []).append(lift.index)
+        return {parent: tuple(inside) for parent, inside in found.items()}
+
+    @cached_property
+    def inside(self) -> dict[int | None, tuple[VariableLayout, ...]]:
+        """Lift -> the variables whose innermost lift it is; `None` -> those in no lift."""
+        found: dict[int | None, list[VariableLayout]] = {}
+        for v in self.variables:
+            found.setdefault(v.along[-1].lift if v.along else None, []).append(v)
+        return {lift: tuple(vs) for lift, vs in found.items()}
+
+    # -- totals --------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> int:
+        """The number of elements in the collection `params`."""
+        return sum(v.elements for v in self.variables if v.collection == "params")
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all variables together."""
+        return sum(v.bytes for v in self.variables)
+
+    @cached_property
+    def collections(self) -> tuple[CollectionTotal, ...]:
+        """Totals by collection, `params` first."""
+        groups: dict[str, list[VariableLayout]] = {}
+        for v in self.variables:
+            groups.setdefault(v.collection, []).append(v)
+        return tuple(
+            CollectionTotal(
+                name, len(group), sum(v.elements for v in group), sum(v.bytes for v in group)
+            )
+            for name, group in sorted(groups.items(), key=lambda g: (g[0] != "params", g[0]))
+        )
+
+    @cached_property
+    def by_lift(self) -> tuple[LiftTotal, ...]:
+        """Totals by lift, for the lifts that have an axis and parameters inside."""
+        stacked: dict[int, int] = {}
+        other: dict[int, int] = {}
+        for v in self.variables:
+            if v.collection == "params":
+                for a in v.along:
+                    sums = stacked if a.role == "stacked" else other
+                    sums[a.lift] = sums.get(a.lift, 0) + v.elements
+        totals = []
+        for lift in self.lifts:
+            if lift.size is None or not (lift.index in stacked or lift.index in other):
+                continue
+            own, shared = stacked.get(lift.index, 0), other.get(lift.index, 0)
+            one = own // lift.size + shared if lift.size else shared
+            totals.append(LiftTotal(lift.index, own + shared, one, shared, one))
+        return tuple(totals)
+
+    def replace(self, **changes: Any) -> Self:
+        """The layout with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def with_cost(self) -> Self:
+        """The layout with `cost` filled in: compiles one forward pass, without running it.
+
+        Raises:
+          ValueError: the layout was read back from a file and knows its model no more.
+        """
+        if self.measure is None:
+            raise ValueError(
+                f"the layout of {self.module} was not made by liftax.layout() in this process; "
+                f"call liftax.layout(module, rngs, ...).with_cost()"
+            )
+        return self.replace(cost=self.measure())
+
+    # -- showing -------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        counts = ", ".join(
+            f"{n:,} {word if n == 1 else word + 's'}"
+            for n, word in (
+                (len(self.variables), "variable"),
+                (self.parameters, "parameter"),
+                (len(self.lifts), "lift"),
+                (len(self.findings), "finding"),
+            )
+        )
+        return f"<Layout of {self.module}: {counts}; print it for the table>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, ready for JSON; `from_dict` reads them back."""
+        plain = _plain(dataclasses.asdict(self.replace(measure=None)))
+        del plain["measure"]
+        plain["totals"] = {
+            "variables": len(self.variables),
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "collections": _plain([dataclasses.asdict(t) for t in self.collections]),
+            "lifts": _plain([dataclasses.asdict(t) for t in self.by_lift]),
+        }
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """The layout that `to_dict` wrote."""
+
+        def row(v: Mapping[str, Any]) -> VariableLayout:
+            axes = tuple(Axis(**a) for a in v["axes"])
+            along = tuple(Along(**a) for a in v["along"])
+            fixed = {"path": tuple(v["path"]), "shape": tuple(v["shape"])}
+            return VariableLayout(**{**v, **fixed, "axes": axes, "along": along})
+
+        return cls(
+            module=plain["module"],
+            variables=tuple(row(v) for v in plain["variables"]),
+            lifts=tuple(LiftNode(**{**n, "path": tuple(n["path"])}) for n in plain["lifts"]),
+            findings=tuple(
+                Finding(**{**f, "lifts": tuple(f["lifts"]), "variables": tuple(f["variables"])})
+                for f in plain["findings"]
+            ),
+            arguments=plain["arguments"],
+            file_line=plain["file_line"],
+            cost=Cost(**plain["cost"]) if plain["cost"] else None,
+            stacks=tuple(_stack_node(node) for node in plain.get("stacks", ())),
+        )
+
+
+# -- wording shared by the table, the page and the findings ------------------------------------
+
+
+def human_bytes(count: float) -> str:
+    """`1536` -> `"1.5 KiB"`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+
+
+def human_count(count: float) -> str:
+    """`1234567` -> `"1.23 M"`; small numbers are written out."""
+    if abs(count) < 100_000:
+        return f"{count:,.0f}"
+    for unit in ("k", "M", "G", "T"):
+        count /= 1000
+        if abs(count) < 1000 or unit == "T":
+            break
+    return f"{count:.3g} {unit}"
+
+
+def short_file_line(file_line: str | None) -> str:
+    """The last parts of a file name, enough to find it: `pkg/model.py:12`."""
+    if not file_line:
+        return ""
+    file, _, line = file_line.rpartition(":")
+    path = Path(file)
+    try:
+        path = path.relative_to(Path.cwd())
+    except ValueError:
+        pass
+    parts = path.parts
+    if path.is_absolute() or len(parts) > 3:
+        parts = parts[-2:]
+    return f"{'/'.join(parts)}:{line}"
+
+
+def _stack_node(plain: Mapping[str, Any]) -> StackNode:
+    def path(names: Any) -> tuple[str, ...] | None:
+        return None if names is None else tuple(names)
+
+    around = tuple(Enclosing(**{**e, "stack": path(e["stack"])}) for e in plain["around"])
+    params = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in plain["metadata_params"].items()
+    }
+    fixed = {"path": path(plain["path"]), "metadata_params": params, "around": around}
+    return StackNode(**{**plain, **fixed})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value)

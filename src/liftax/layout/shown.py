@@ -1,0 +1,47 @@
+"""A layout as text, as a page, and in a notebook."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .data import LayoutData
+from .page import fragment, page
+from .table import as_rich, as_text
+
+
+class Layout(LayoutData):
+    """Where every variable of a model lies, and which lift each axis came from.
+
+    Example:
+
+      >>> from liftax.layout import Axis, Layout, LiftNode, VariableLayout
+      >>> scan = LiftNode(0, "scan", "Block", ("ScanBlock_0",), size=3, axis_name="layers")
+      >>> kernel = VariableLayout("params", ("ScanBlock_0", "kernel"), (3, 4, 4), "float32", 192,
+      ...                         axes=(Axis(3, "layers", 0), Axis(4, "in"), Axis(4, "out")))
+      >>> Layout("Model", variables=(kernel,), lifts=(scan,))
+      <Layout of Model: 1 variable, 48 parameters, 1 lift, 0 findings; print it for the table>
+    """
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    def __rich__(self) -> Any:
+        return as_rich(self)
+
+    def _repr_html_(self) -> str:
+        return fragment(self)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """One self-contained page; written to `path`, whole or not at all, if one is given."""
+        text = page(self)
+        if path is not None:
+            target = Path(path)
+            part = target.parent / f".{target.name}.{os.getpid()}.part"
+            try:
+                part.write_text(text, encoding="utf-8")
+                os.replace(part, target)
+            finally:
+                part.unlink(missing_ok=True)
+        return text

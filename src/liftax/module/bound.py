@@ -1,0 +1,267 @@
+"""What a module does with its variables and keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from ..core.scope import Scope, Variable
+from ..errors import NameInUseError, PerturbationNotFoundError, UnboundModuleError, UndeclaredError
+from .state import State
+
+T = TypeVar("T")
+
+
+@typing.dataclass_transform(field_specifiers=(dataclasses.field,))
+class Variables:
+    """The methods of a module that read and write variables."""
+
+    scope: Scope | None
+    parent: Any
+    name: str | None
+    _state: State
+
+    if typing.TYPE_CHECKING:  # what Module adds, for the files between this one and it
+        preserve_adopted_names: typing.ClassVar[bool]
+        clone: Callable[..., Any]
+        _adopt_fields: Callable[..., None]
+        _fingerprint: Callable[[], Any]
+
+    def _at(self) -> str:
+        scope = self.scope
+        if scope is None:
+            return f"module {type(self).__name__} (unbound)"
+        return f"{scope.where()} ({type(self).__name__})"
+
+    def _bound_scope(self, use: str) -> Scope:
+        if self.scope is None:
+            raise UnboundModuleError(
+                f"{type(self).__name__}: {use} needs a bound module; use it inside init or "
+                f"apply, or on what bind returned"
+            )
+        return self.scope
+
+    def _declaring_scope(self, what: str, name: str, col: str) -> Scope:
+        scope = self._bound_scope(what)
+        state = self._state
+        if not (state.in_compact or state.in_setup):
+            raise UndeclaredError(
+                f"{self._at()}: {what} {name!r} was declared outside setup and outside a "
+                f"compact method; move it to setup, or decorate the method with @nn.compact"
+            )
+        if scope.name_reserved(name, col):
+            raise NameInUseError(
+                f"{self._at()}: the name {name!r} is in use and cannot also be {what} {name!r}"
+            )
+        return scope
+
+    def param(
+        self,
+        name: str,
+        init_fn: Callable[..., Any],
+        *init_args: Any,
+        unbox: bool = True,
+        **init_kwargs: Any,
+    ) -> Any:
+        """Declares a parameter and returns its value; see ``Scope.param``.
+
+        Args:
+          name: the parameter's name in this module.
+          init_fn: called as ``init_fn(key, *init_args, **init_kwargs)`` where the
+            parameter is missing and may be made.
+          unbox: False returns the metadata box around the value.
+
+        Raises:
+          ScopeParamNotFoundError, ScopeParamShapeError, NameInUseError.
+
+        Example:
+          >>> import jax, jax.numpy as jnp
+          >>> import liftax as nn
+          >>> class Bias(nn.Module):
+          ...     @nn.compact
+          ...     def __call__(self, x):
+          ...         return x + self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+          >>> Bias().init(jax.random.key(0), jnp.ones((2, 3)))['params']['bias'].shape
+          (3,)
+        """
+        scope = self._declaring_scope("parameter", name, "params")
+        value = scope.param(name, init_fn, *init_args, unbox=unbox, **init_kwargs)
+        self._state.children[name] = None
+        return value
+
+    def variable(
+        self,
+        col: str,
+        name: str,
+        init_fn: Callable[..., Any] | None = None,
+        *init_args: Any,
+        unbox: bool = True,
+        **init_kwargs: Any,
+    ) -> Variable:
+        """Declares a variable in a collection; see ``Scope.variable``.
+
+        Args:
+          col: the collection.
+          name: the variable's name in this module.
+          init_fn: called as ``init_fn(*init_args, **init_kwargs)`` where the
+            variable is missing and may be made.
+          unbox: False keeps the metadata box around ``value``.
+
+        Example:
+          >>> import liftax as nn
+          >>> class Count(nn.Module):
+          ...     @nn.compact
+          ...     def __call__(self):
+          ...         calls = self.variable('state', 'calls', lambda: 0)
+          ...         calls.value += 1
+          >>> Count().apply({'state': {'calls': 4}}, mutable='state')[1]
+          {'state': {'calls': 5}}
+        """
+        scope = self._declaring_scope("variable", name, col)
+        made = scope.variable(col, name, init_fn, *init_args, unbox=unbox, **init_kwargs)
+        self._state.children[name] = None
+        return made
+
+    def has_variable(self, col: str, name: str) -> bool:
+        """Tells whether the module has the variable."""
+        return self._bound_scope("has_variable").has_variable(col, name)
+
+    def get_variable(self, col: str, name: str, default: Any = None) -> Any:
+        """Returns a variable's value, boxed if it is, or ``default`` if it is missing."""
+        return self._bound_scope("get_variable").get_variable(col, name, default)
+
+    def put_variable(self, col: str, name: str, value: Any) -> None:
+        """Writes a variable of a mutable collection, making it if it is missing."""
+        self._bound_scope("put_variable").put_variable(col, name, value)
+
+    def is_mutable_collection(self, col: str) -> bool:
+        """Tells whether the collection may be written in this call."""
+        return self._bound_scope("is_mutable_collection").is_mutable_collection(col)
+
+    def has_rng(self, name: str) -> bool:
+        """Tells whether a key was handed in for the stream."""
+        return self._bound_scope("has_rng").has_rng(name)
+
+    def make_rng(self, name: str = "params") -> jax.Array:
+        """Draws the next key of a stream; see ``Scope.make_rng``.
+
+        Args:
+          name: the stream; one that was not handed in falls back on ``params``.
+
+        Raises:
+          InvalidRngError: there is no key for it.
+
+        Example:
+          >>> import jax, jax.numpy as jnp
+          >>> import liftax as nn
+          >>> class Noise(nn.Module):
+          ...     def __call__(self, x):
+          ...         return x + jax.random.normal(self.make_rng('noise'), x.shape)
+          >>> Noise().apply({}, jnp.ones(3), rngs={'noise': jax.random.key(0)}).shape
+          (3,)
+        """
+        return self._bound_scope("make_rng").make_rng(name)
+
+    def is_initializing(self) -> bool:
+        """Tells whether this call makes variables: ``init``, not ``apply``."""
+        return self._bound_scope("is_initializing").get_flag("initializing", False)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The module's variables, collection -> nested dict."""
+        return self._bound_scope("variables").variables()
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The names from the root module down to this one."""
+        return self._bound_scope("path").path
+
+    def sow(
+        self,
+        col: str,
+        name: str,
+        value: Any,
+        reduce_fn: Callable[[Any, Any], Any] = lambda xs, x: (*xs, x),
+        init_fn: Callable[[], Any] = tuple,
+    ) -> bool:
+        """Stores a value in a collection, if the caller asked for that collection.
+
+        Args:
+          col: the collection.
+          name: where; values sown under one name are gathered.
+          value: the value.
+          reduce_fn: ``(gathered, value) -> gathered``; appends to a tuple.
+          init_fn: makes the first ``gathered``.
+
+        Returns:
+          whether the collection is mutable, so the value was stored.
+
+        Raises:
+          UnnamedCollectionError: a lift in force would lose the value.
+
+        Example:
+          >>> import liftax as nn
+          >>> class Probe(nn.Module):
+          ...     def __call__(self, x):
+          ...         self.sow('intermediates', 'x', x)
+          ...         return x
+          >>> Probe().apply({}, 3.0, mutable='intermediates')
+          (3.0, {'intermediates': {'x': (3.0,)}})
+        """
+        scope = self._bound_scope("sow")
+        if not scope.is_mutable_collection(col):
+            scope.check_named(col)
+            return False
+        if scope.has_variable(col, name):
+            gathered = scope.get_variable(col, name)
+        else:
+            scope.reserve(name, col)
+            self._state.children[name] = None
+            gathered = init_fn()
+        scope.put_variable(col, name, reduce_fn(gathered, value))
+        return True
+
+    def perturb(self, name: str, value: T, collection: str = "perturbations") -> T:
+        """Adds a zero variable to a value, so that its gradient can be taken.
+
+        Args:
+          name: the perturbation's name.
+          value: an array, or a pytree of arrays.
+          collection: where the zeros live; without it in ``apply`` the value is
+            returned as it is.
+
+        Raises:
+          PerturbationNotFoundError: others of the collection are given, this one is not.
+
+        Example:
+          >>> import jax
+          >>> import liftax as nn
+          >>> class Square(nn.Module):
+          ...     def __call__(self, x):
+          ...         return self.perturb('h', x) ** 2
+          >>> variables = Square().init(jax.random.key(0), 3.0)
+          >>> def loss(perturbations):
+          ...     return Square().apply({'perturbations': perturbations}, 3.0)
+          >>> float(jax.grad(loss)(variables['perturbations'])['h'])
+          6.0
+        """
+        scope = self._bound_scope("perturb")
+        if not scope.has_variable(collection, name):
+            if not scope.is_mutable_collection(collection):
+                scope.check_named(collection)
+                if collection in scope.collections():
+                    raise PerturbationNotFoundError(
+                        f"{self._at()}: perturbation {name!r} is missing in collection "
+                        f"{collection!r}, which is given; pass all that init made, or leave the "
+                        f"collection out"
+                    )
+                return value
+            scope.reserve(name, collection)
+            self._state.children[name] = None
+            scope.put_variable(collection, name, jax.tree.map(jnp.zeros_like, value))
+        return jax.tree.map(jnp.add, value, scope.get_variable(collection, name))

@@ -1,0 +1,290 @@
+"""Calls of a module's methods: everything that happens around the user's code."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from types import FunctionType
+from typing import Any, TypeVar
+
+import jax
+
+from ..errors import (
+    CallCompactUnboundModuleError,
+    CallSetupUnboundModuleError,
+    IncorrectPostInitOverrideError,
+)
+from .bound import Variables
+from .state import local, watch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compact(fun: F) -> F:
+    """Lets a method declare submodules and variables where it uses them.
+
+    Submodules made in the method without a ``name`` are numbered by class, in the
+    order in which they are made: ``Dense_0``, ``Dense_1``.
+
+    Args:
+      fun: a method of a module.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> class Block(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return nn.Dense(2)(nn.relu(nn.Dense(8)(x)))
+      >>> variables = Block().init(jax.random.key(0), jax.numpy.ones(3))
+      >>> sorted(variables['params'])
+      ['Dense_0', 'Dense_1']
+    """
+    fun.compact = True  # type: ignore[attr-defined]
+    return fun
+
+
+def nowrap(fun: F) -> F:
+    """Leaves a method alone: no setup before it, no interception, no capture.
+
+    For methods that don't use variables or submodules, such as ones that make a
+    carry, and for ones that stand for another module's.
+
+    Args:
+      fun: a method of a module.
+
+    Example:
+      >>> import liftax as nn
+      >>> class Cell(nn.Module):
+      ...     features: int
+      ...     @nn.nowrap
+      ...     def zeros(self):
+      ...         return [0.0] * self.features
+      >>> Cell(2).zeros()
+      [0.0, 0.0]
+    """
+    fun.nowrap = True  # type: ignore[attr-defined]
+    return fun
+
+
+def compact_name_scope(fun: F) -> F:
+    """Puts the submodules of a method under the method's own name.
+
+    Like `compact`, but the submodules of the method live one level deeper, and their
+    automatic names start over there; its own variables stay the module's. A module may have any
+    number of such methods.
+
+    Args:
+      fun: a method of a module.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> class Two(nn.Module):
+      ...     @nn.compact_name_scope
+      ...     def up(self, x):
+      ...         return nn.Dense(8)(x)
+      ...     @nn.compact_name_scope
+      ...     def down(self, x):
+      ...         return nn.Dense(2)(x)
+      ...     def __call__(self, x):
+      ...         return self.down(self.up(x))
+      >>> variables = Two().init(jax.random.key(0), jax.numpy.ones(3))
+      >>> {name: sorted(sub) for name, sub in sorted(variables['params'].items())}
+      {'down': ['Dense_0'], 'up': ['Dense_0']}
+    """
+
+    @functools.wraps(fun)
+    def scoped(self: Variables, *args: Any, **kwargs: Any) -> Any:
+        state = self._state
+        before = state.cursors, state.within
+        assert self.scope is not None  # a compact method is called on bound modules only
+        state.cursors, state.within = {}, self.scope.push(fun.__name__, reuse=True)
+        try:
+            return fun(self, *args, **kwargs)
+        finally:
+            state.cursors, state.within = before
+
+    scoped.compact = True  # type: ignore[attr-defined]
+    return scoped  # type: ignore[return-value]
+
+
+_LEFT_ALONE = frozenset(
+    """__init__ __post_init__ __eq__ __ne__ __hash__ __repr__ __str__ __format__ __dir__ __del__
+    __getattr__ __getattribute__ __setattr__ __delattr__ __getstate__ __setstate__ __reduce__
+    __reduce_ex__ __copy__ __deepcopy__ __replace__ __sizeof__ setup""".split()
+)
+"""Methods by which Python, and not the model, handles an object."""
+
+
+def wrap_methods(cls: type, names: Iterable[str]) -> None:
+    """Wraps the methods among the names that a class defines, each once."""
+    if "setup" in cls.__dict__:
+        cls.setup = _guarded(cls.__dict__["setup"])  # type: ignore[attr-defined]
+    for name in names:
+        method = cls.__dict__.get(name)
+        if (
+            isinstance(method, FunctionType)
+            and name not in _LEFT_ALONE
+            and not getattr(method, "nowrap", False)
+            and not getattr(method, "wrapped_method", False)
+        ):
+            setattr(cls, name, wrapped(method))
+
+
+def _guarded(setup: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``setup`` so that it runs on bound modules only, and is intercepted."""
+
+    @functools.wraps(setup)
+    def call(self: Any) -> Any:
+        return call_setup(setup, self)
+
+    return call
+
+
+def call_setup(setup: Callable[..., Any], module: Any) -> Any:
+    """Calls ``setup`` on a module.
+
+    Raises:
+      CallSetupUnboundModuleError: the module is not bound.
+    """
+    if module.scope is None:
+        raise CallSetupUnboundModuleError(
+            f"{type(module).__name__}: setup was called on an unbound module; it runs by "
+            f"itself inside init and apply"
+        )
+    if watch().interceptors:
+        return intercepted(setup, "setup", module, (), {})
+    return setup(module)
+
+
+def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the method with everything that happens around its calls."""
+    if getattr(method, "wrapped_method", False):
+        return method
+
+    is_compact = getattr(method, "compact", False)
+    name = getattr(method, "__name__", "unnamed_function")
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not hasattr(type(self), "_liftax_module"):
+            return method(self, *args, **kwargs)
+        return call_method(method, name, is_compact, self, args, kwargs)
+
+    call.wrapped_method = True  # type: ignore[attr-defined]
+    return call
+
+
+def call_method(
+    method: Callable[..., Any],
+    name: str,
+    is_compact: bool,
+    module: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a method on a module.
+
+    Raises:
+      CallCompactUnboundModuleError: a compact method of an unbound module.
+      IncorrectPostInitOverrideError: the module's own ``__post_init__`` did not run.
+    """
+    try:
+        state = module.__dict__["_state"]
+    except KeyError:
+        raise no_post_init(module) from None
+    scope = module.scope
+    if scope is None:
+        if is_compact:
+            raise CallCompactUnboundModuleError(
+                f"{type(module).__name__}: the compact method {name!r} was called on an unbound "
+                f"module; use module.init(key, ...) and module.apply(variables, ...)"
+            )
+    elif state.setup == 0:
+        module._try_setup()
+    stack = local.stack
+    stack.append(module)
+    outermost = is_compact and not state.in_compact
+    if is_compact:
+        state.in_compact = True
+    try:
+        named, interceptors = watch()
+        if interceptors:
+            y = intercepted(method, name, module, args, kwargs)
+        elif named and scope is not None:
+            with jax.named_scope(_profile_name(module, name)):
+                y = method(module, *args, **kwargs)
+        else:
+            y = method(module, *args, **kwargs)
+        if scope is not None:
+            capture = scope.call.flags.get("capture_intermediates")
+            if capture is not None and capture(module, name):
+                module.sow("intermediates", name, y)
+        return y
+    finally:
+        stack.pop()
+        if outermost:
+            state.in_compact = False
+            state.cursors = {}
+            scope.reservations = {}
+
+
+def no_post_init(module: Any) -> IncorrectPostInitOverrideError:
+    """A module whose own ``__post_init__``, or ``__init__``, left out the base class's."""
+    return IncorrectPostInitOverrideError(
+        f"{type(module).__name__} overrides __post_init__ without calling "
+        f"super().__post_init__(); add that call as its last line"
+    )
+
+
+def intercepted(
+    method: Callable[..., Any],
+    name: str,
+    module: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Calls a method by way of the interceptors."""
+    named, interceptors = watch()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not named or module.scope is None:
+            return method(module, *args, **kwargs)
+        with jax.named_scope(_profile_name(module, name)):
+            return method(module, *args, **kwargs)
+
+    context = InterceptorContext(module, name, functools.partial(method, module))
+    for interceptor in reversed(interceptors):
+        run = functools.partial(_intercepted, interceptor, run, context)
+    return run(*args, **kwargs)
+
+
+def _intercepted(
+    interceptor: Callable[..., Any],
+    inner: Callable[..., Any],
+    context: InterceptorContext,
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    return interceptor(inner, args, kwargs, context)
+
+
+def _profile_name(module: Any, name: str) -> str:
+    own = module.name or type(module).__name__
+    return own if name == "__call__" else f"{own}.{name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class InterceptorContext:
+    """What an interceptor is told.
+
+    Attributes:
+      module: the module whose method is called.
+      method_name: the method's name.
+      orig_method: the method, bound to the module.
+    """
+
+    module: Variables
+    method_name: str
+    orig_method: Callable[..., Any]

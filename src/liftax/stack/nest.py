@@ -1,0 +1,175 @@
+"""Runs the pure steps of a stack: loops within loops, some of them recomputed.
+
+Everything here works on pure functions, ``step(carry, x) -> (carry, ys)``, and is
+called like `jax.lax.scan`. What is a variable, a key or a name is settled before,
+in the lift, so no option of this file can change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import jax_private
+from ..core.lift.crossing import Opening
+from ..core.roles import THROUGH, through_roles
+from .options import Level, Remat, Run, levels, names_in
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+class Plan:
+    """One call's way to run: called like `jax.lax.scan`, and for layers by themselves.
+
+    Args:
+      run: how the loop is written.
+      remat: what is recomputed.
+    """
+
+    def __init__(self, run: Run, remat: Remat | None):
+        self.run = run
+        self.remat = remat
+        self.seen: set[str] = set()
+
+    def __call__(
+        self, step: Step, init: Any, xs: Any, *, length: int, reverse: bool = False
+    ) -> tuple[Any, Any]:
+        """Runs ``length`` steps.
+
+        Args:
+          step: ``(carry, x) -> (carry, ys)``.
+          init: the first carry.
+          xs: leaves with a leading axis of ``length``.
+          length: the number of steps.
+          reverse: whether to go from the last slice to the first.
+        """
+        if length == 0:
+            return jax.lax.scan(step, init, xs, length=0)
+        nest = levels(self.run, self.remat, length)
+        if reverse:
+            xs = jax.tree.map(lambda x: jnp.flip(x, 0), xs)
+        carry, ys = self._nest(nest, step, init, xs, length, in_scan=False)
+        if reverse:
+            ys = jax.tree.map(lambda y: jnp.flip(y, 0), ys)
+        return carry, ys
+
+    def _nest(
+        self, nest: Sequence[Level], step: Step, carry: Any, xs: Any, length: int, in_scan: bool
+    ) -> tuple[Any, Any]:
+        level, inner = nest[0], nest[1:]
+        count, rest = divmod(length, level.size)
+        # Where the loop is left in the compiled program, forward and backward pass lie in
+        # different loops and the compiler has nothing to share between them.
+        written_out = level.unroll is True or int(level.unroll) >= count
+        looped = in_scan or (level.kind == "scan" and count > 1 and not written_out)
+
+        def turn(size: int, in_scan: bool) -> Step:
+            if level.size == 1:
+                body = step
+            else:
+
+                def body(carry: Any, xs: Any) -> tuple[Any, Any]:
+                    return self._nest(inner, step, carry, xs, size, in_scan)
+
+            return self.checkpoint(body, in_scan) if level.remat else body
+
+        head, tail = _cut(xs, count * level.size, length)
+        parts = []
+        if count:
+            head = _grouped(head, count, level.size)
+            body = turn(level.size, looped)
+            if level.kind == "scan":
+                carry, ys = jax.lax.scan(body, carry, head, length=count, unroll=level.unroll)
+            else:
+                carry, ys = _loop(body, carry, head, count)
+            parts.append(_ungrouped(ys, count, level.size))
+        if rest:
+            carry, ys = turn(rest, in_scan)(carry, tail)
+            parts.append(ys)
+        if len(parts) == 1:
+            return carry, parts[0]
+        return carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    def checkpoint(self, fn: Callable[..., Any], in_scan: bool = False) -> Callable[..., Any]:
+        """Returns ``fn`` with its activations recomputed, as the options say."""
+        remat = self.remat
+        assert remat is not None
+        if remat.names:
+            fn = self._noting(fn)
+        prevent = remat.prevent_cse if remat.prevent_cse is not None else not in_scan
+        return jax.checkpoint(fn, policy=remat.as_policy(), prevent_cse=prevent)
+
+    def _noting(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns ``fn``, noting the names that it gives to values."""
+
+        def noting(*args: Any) -> Any:
+            closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+            self.seen |= names_in(closed)
+            inputs = [*closed.consts, *jax.tree.leaves(args)]
+            out = jax_private.evaluate(jax_private.consts_as_inputs(closed), inputs)
+            return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+        return noting
+
+    def layer(self, fn: Callable[..., Any], scopes: Any, x: Any, *, in_scan: bool) -> Any:
+        """Runs one layer, a function of scopes, with its activations recomputed.
+
+        Args:
+          fn: ``(scopes, x) -> y``.
+          scopes: its scopes, those of shared modules too.
+          x: what is differentiated; all else that ``fn`` uses it closes over.
+        """
+        opening = Opening(through_roles("remat", True, True), scopes, fn)
+        if opening.watched:
+            return opening.call_without(fn, scopes, (x,), {})
+        run = opening.body(fn)
+
+        def sealed(variables: Any, keys: Any, x: Any) -> Any:
+            return run([variables], [keys], (x,))
+
+        again = self.checkpoint(sealed, in_scan)
+        y, written = again(opening.values(THROUGH), opening.keys(False), x)
+        opening.write_back(*written)
+        return y
+
+    @property
+    def unseen(self) -> list[str]:
+        """The names in the options that no recomputed layer gave to a value."""
+        names = self.remat.names if self.remat is not None else ()
+        return [name for name in names if name not in self.seen]
+
+
+def _cut(xs: Any, at: int, length: int) -> tuple[Any, Any]:
+    if at == length:
+        return xs, None
+    if at == 0:
+        return None, xs
+    return jax.tree.map(lambda x: x[:at], xs), jax.tree.map(lambda x: x[at:], xs)
+
+
+def _grouped(xs: Any, count: int, size: int) -> Any:
+    if size == 1:
+        return xs
+    return jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), xs)
+
+
+def _ungrouped(ys: Any, count: int, size: int) -> Any:
+    if size == 1:
+        return ys
+    return jax.tree.map(lambda y: y.reshape(count * size, *y.shape[2:]), ys)
+
+
+def _loop(body: Step, carry: Any, xs: Any, count: int) -> tuple[Any, Any]:
+    """The Python loop that a scan stands for."""
+    leaves, treedef = jax.tree.flatten(xs)
+    # Taken apart at once: differentiated, it is one stack and not a sum of padded slices.
+    slices = [jnp.unstack(leaf) for leaf in leaves]
+    outputs = []
+    for i in range(count):
+        x = jax.tree.unflatten(treedef, [parts[i] for parts in slices])
+        carry, y = body(carry, x)
+        outputs.append(y)
+    return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)

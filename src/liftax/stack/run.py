@@ -1,0 +1,171 @@
+"""Runs a stack whose variables are stacked: the layers before, the loop, the layers after."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from ..core.lift.scan import Plan as Scan
+from ..core.roles import Roles
+from ..core.scope import Scope
+from ..core.streams import Stream
+from ..errors import StackError
+from ..module.detach import Detached, without_modules
+from .arguments import Arguments, ByPosition, gathered, split_pair
+from .declaration import Declaration
+from .nest import Plan
+from .options import in_force
+from .storage import StackLayout, take_layer
+from .templates import shared_outside
+
+
+def check_outside(stack: Declaration, scopes: Sequence[Scope]) -> None:
+    """Raises StackError where a module around the stack was handed to it."""
+    assert stack.scope is not None
+    here = stack.scope.path
+    for scope in scopes:
+        if scope.call is stack.scope.call and here[: len(scope.path)] == scope.path:
+            raise StackError(
+                f"{stack._at()}: the layers were handed a module or variable of "
+                f"{scope.path_text}, which contains the stack.\n"
+                f"expected: a module beside the stack, or a variable's value"
+            )
+
+
+def run_stacked(stack: Declaration, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs a stack whose variables are stacked."""
+    place = stack._at()
+    at = stack._stack_layout(stack.path)
+    plan = Plan(*in_force(stack.run, stack.unroll, stack.remat))
+    call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs)
+    ys_before, ys_after = [], []
+    for j, layer in enumerate(stack.before):
+        x, ys = _single(stack, plan, layer, x, call, call.single("before", j))
+        ys_before.append(ys)
+    x, ys_block = _pattern(stack, plan, x, call)
+    for j, layer in enumerate(stack.after):
+        x, ys = _single(stack, plan, layer, x, call, call.single("after", j))
+        ys_after.append(ys)
+    if plan.unseen:
+        known = ", ".join(sorted(plan.seen)) or "none"
+        raise StackError(
+            f"{place}: remat names {plan.unseen[0]!r}, but no recomputed layer gives a value "
+            f"that name.\n"
+            f"found: {known}\n"
+            f"expected: jax.ad_checkpoint.checkpoint_name(value, {plan.unseen[0]!r}) in a layer"
+        )
+    if not stack.outputs:
+        return x
+    ys = ByPosition(tuple(ys_before), tuple(ys_block), tuple(ys_after))
+    return x, gathered(ys, stack.outputs, at, place)
+
+
+def _single(
+    stack: Declaration, plan: Plan, layer: Any, x: Any, call: Arguments, slices: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Runs a layer before or after the pattern."""
+    if plan.remat is None or plan.remat.positions is not None:
+        args, kwargs = call.filled(slices, call.args, call.kwargs)
+        return split_pair(layer(x, *args, **kwargs), bool(stack.outputs), layer, stack._at())
+    plain, fill, taken = without_modules(call.args, call.kwargs)
+    detached = Detached([layer, *taken])
+    check_outside(stack, detached.scopes[1:])
+
+    def body(scopes: Any, x: Any) -> Any:
+        rebuilt = detached.rebuild(scopes)
+        args, kwargs = call.filled(slices, *fill(plain, rebuilt[1:]))
+        out = rebuilt[0](x, *args, **kwargs)
+        return split_pair(out, bool(stack.outputs), layer, stack._at())
+
+    body.__name__ = type(layer).__name__
+    return plan.layer(body, detached.scopes, x, in_scan=False)
+
+
+def _pattern(stack: Declaration, plan: Plan, x: Any, call: Arguments) -> tuple[Any, Any]:
+    """Runs the repeats of the pattern."""
+    plain, fill, taken = without_modules(call.args, call.kwargs)
+    blocks = stack._pattern
+    detached = Detached([*blocks, *taken])
+    shared = shared_outside(stack, detached, taken)
+    check_outside(stack, shared)
+    outputs, place = bool(stack.outputs), stack._at()
+    positions = plan.remat.positions if plan.remat is not None else None
+    in_scan = plan.run.kind == "scan" and stack.repeats != 1
+
+    def layer(p: int, rebuilt: Sequence[Any], x: Any, slices: Any) -> tuple[Any, Any]:
+        args, kwargs = call.filled(slices, *fill(plain, rebuilt[len(blocks) :]))
+        return split_pair(rebuilt[p](x, *args, **kwargs), outputs, blocks[p], place, x)
+
+    def turn(scopes: Any, x: Any, xs: Any) -> Any:
+        rebuilt = detached.rebuild(scopes)
+        gathered = []
+        for p in range(len(blocks)):
+            slices = xs[p] if xs else {}
+            if positions is None or p not in positions:
+                x, ys = layer(p, rebuilt, x, slices)
+            else:
+                # Modules of its own: this layer runs on other scopes.
+                def alone(scopes: Any, x: Any, p: int = p, slices: Any = slices) -> Any:
+                    return layer(p, detached.rebuild(scopes), x, slices)
+
+                alone.__name__ = type(blocks[p]).__name__
+                x, ys = plan.layer(alone, scopes, x, in_scan=in_scan)
+            gathered.append(ys)
+        return x, gathered
+
+    scan = Scan(
+        stack._roles(),
+        length=stack.repeats,
+        metadata_params=stack.metadata_params,
+        twice=False,
+        loop=plan,
+        shared=shared,
+    )
+    run = scan.over(_Turn(turn, blocks))
+    return run(detached.scopes, x, call.xs)
+
+
+class _Turn:
+    """The pattern once, with the name of its layers."""
+
+    def __init__(self, fn: Callable[..., Any], blocks: Sequence[Any]):
+        self.fn = fn
+        names = [type(block).__name__ for block in blocks]
+        kinds = dict.fromkeys(names)
+        text = [f"{names.count(k)} {k}" if names.count(k) > 1 else k for k in kinds]
+        self.__name__ = self.__qualname__ = " + ".join(text)
+        if len(blocks) == 1:
+            self.func = type(blocks[0])
+        else:  # where a layout finds the line
+            self.__code__ = inspect.unwrap(type(blocks[0]).__call__).__code__
+
+    def __call__(self, *args: Any) -> Any:
+        return self.fn(*args)
+
+
+def layer_scope(scope: Scope, at: StackLayout, number: int, roles: Roles, still: bool) -> Scope:
+    """Returns a scope of its own for one layer, over its variables and keys."""
+    name, repeat = at.place(number)
+    nodes = {}
+    for col in scope.collections():
+        node = scope.node(col) or {}
+        axis = at.axis_of(col)
+        if at.store == "layers" and at.layer_name(number) in node:
+            nodes[col] = node[at.layer_name(number)]
+        elif name in node:
+            part = node[name]
+            if repeat is not None and axis is not None:
+                part = take_layer(part, axis, repeat, at.metadata_params)
+            nodes[col] = part
+    if still and "params" in nodes:
+        nodes["params"] = jax.lax.stop_gradient(nodes["params"])
+    rngs = {}
+    for stream, given in scope.rngs.items():
+        key = given.key
+        if repeat is not None and roles.split(stream):
+            key = jax.random.split(key, at.repeats)[repeat]
+        rngs[stream] = Stream(key, (*given.path, name))
+    return Scope(nodes, rngs, name=name, path=(*scope.path, name), flags=scope.flags)

@@ -1,0 +1,133 @@
+"""The layers that a stack is made of: templates become modules of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..core.scope import Scope
+from ..errors import StackError
+from ..module.attach import is_module
+from ..module.detach import Detached
+from ..module.fields import is_atom, named_leaves
+from ..module.state import DONE
+from .declaration import Declaration
+
+FIELDS = ("before", "block", "after")
+
+
+def own_layers(stack: Declaration) -> None:
+    """Gives each place of a stack a layer of its own, unbound.
+
+    A layer that was made for the stack inside another module's method gives the name
+    back that it took there. One instance at many places is copied; modules in
+    ``shared`` are not.
+
+    Raises:
+      StackError: something is no layer; a layer is in use elsewhere, or holds a module
+        that is and that ``shared`` does not name.
+    """
+    own = stack.__dict__
+    own["shared"] = tuple(own["shared"]) if not is_module(own["shared"]) else (own["shared"],)
+    shared = {id(module): module for module in own["shared"]}
+    seen: dict[int, Any] = {}
+    taken: list[Any] = []
+    for field in FIELDS:
+        given = own[field]
+        layers = []
+        for layer in (given,) if is_module(given) else _listed(given, field):
+            if not is_module(layer):
+                hint = (
+                    f"; make an instance of it: {layer.__name__}(...)"
+                    if isinstance(layer, type)
+                    else ""
+                )
+                raise StackError(f"Stack: {field} expected modules; found {_kind(layer)}{hint}")
+            if id(layer) not in shared:
+                _check_fields(layer, shared)
+                if layer.parent is not None and layer.scope is not None:
+                    taken.append(layer)
+                if id(layer) in seen or layer.parent is not None:
+                    memo = {key: (module, module) for key, module in shared.items()}
+                    layer = layer.clone(name=None, _deep_clone=memo)
+                seen[id(layer)] = layer
+            layers.append(layer)
+        own[field] = tuple(layers)
+    for layer in reversed(list({id(layer): layer for layer in taken}.values())):
+        _give_back(layer)
+
+
+def _listed(given: Any, field: str) -> Sequence[Any]:
+    if isinstance(given, (list, tuple)):
+        return given
+    hint = ""
+    if isinstance(given, type):
+        hint = f"; make an instance of it: {given.__name__}(...)"
+    raise StackError(
+        f"Stack: {field} expected a module or a list of them; found {_kind(given)}{hint}"
+    )
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _held(module: Any) -> Iterator[tuple[str, Any]]:
+    for name in module._field_names:
+        value = module.__dict__.get(name)
+        if not is_atom(value):
+            yield from named_leaves(value, is_module, name)
+
+
+def _check_fields(layer: Any, shared: dict[int, Any]) -> None:
+    """Raises StackError where a layer holds a module that belongs elsewhere."""
+    for name, found in _held(layer):
+        if id(found) in shared:
+            continue
+        if found.scope is None or found.parent is layer:
+            _check_fields(found, shared)
+            continue
+        where = found.scope.path_text
+        raise StackError(
+            f"Stack: {name} of the layer {type(layer).__name__} is {where}, which lies outside "
+            f"the stack.\n"
+            f"found: a {type(found).__name__} bound to the module around the stack\n"
+            f"expected: shared=[...] with that module, to use one in all layers; or, for one in "
+            f"each layer, make it with parent=None, or make the stack in setup"
+        )
+
+
+def _give_back(layer: Any) -> None:
+    """Takes a layer off the place that it took when it was made in a method."""
+    parent, name = layer.parent, layer.name
+    if not is_module(parent) or name is None or parent._state.children.get(name) is not layer:
+        return
+    used = any(child is not None for child in layer._state.children.values())
+    if used or layer._state.setup == DONE or layer.scope.reservations:
+        raise StackError(
+            f"Stack: the layer {layer.scope.path_text} is used outside the stack as well; hand "
+            f"the stack one of its own, {type(layer).__name__}(..., parent=None), or name it in "
+            f"shared=[...] to use one in all places"
+        )
+    state = parent._state
+    del state.children[name]
+    parent.scope.reservations.pop(name, None)
+    prefix, _, number = name.rpartition("_")
+    if number.isdigit() and state.cursors.get(prefix) == int(number) + 1:
+        state.cursors[prefix] = int(number)
+    # It is a template now: calling it by itself is an error, and no second set of weights.
+    object.__setattr__(layer, "scope", None)
+
+
+def shared_outside(stack: Declaration, detached: Detached, taken: Sequence[Any]) -> list[Scope]:
+    """Returns the scopes that the layers of a pattern share.
+
+    Raises:
+      StackError: a layer holds a module that ``shared`` does not name.
+    """
+    given = {id(module) for module in (*stack.shared, *taken)}
+    found = []
+    for module, scope in zip(detached.found.values(), detached.scopes, strict=True):
+        if id(module) in given:
+            found.append(scope)
+    return found

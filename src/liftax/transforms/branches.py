@@ -1,0 +1,96 @@
+"""One of several functions of a module, chosen while the program runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..core.filters import Filter
+from ..core.lift.branches import cond as lift_cond
+from ..core.lift.branches import switch as lift_switch
+from .target import call_functions
+
+
+def cond(
+    pred: Any,
+    true_fun: Callable[..., Any],
+    false_fun: Callable[..., Any],
+    mdl: Any,
+    *operands: Any,
+    variables: Filter = True,
+    rngs: Filter = True,
+) -> Any:
+    """Lifts `jax.lax.cond` to functions of a module.
+
+    It equals ``true_fun(mdl, *operands) if pred else false_fun(mdl, *operands)``.
+    A variable that one branch makes and the other doesn't is made in any case.
+
+    Args:
+      pred: a bool or a scalar array.
+      true_fun, false_fun: functions that return the same shapes and dtypes.
+      mdl: a bound module, or a container of them.
+      *operands: handed to the branch.
+      variables: the collections that go in.
+      rngs: the streams that go in.
+
+    Raises:
+      BranchError: the branches return different structures, shapes or dtypes.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> class Gate(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x, on):
+      ...         def yes(mdl, x): return nn.Dense(3, name='yes')(x)
+      ...         def no(mdl, x): return x
+      ...         return nn.cond(on, yes, no, self, x)
+      >>> sorted(Gate().init(jax.random.key(0), jax.numpy.ones(3), False)['params'])
+      ['yes']
+    """
+    bodies, scopes, args = call_functions("cond", [true_fun, false_fun], mdl, operands)
+    return lift_cond(pred, bodies[0], bodies[1], scopes, *args, variables=variables, rngs=rngs)
+
+
+def switch(
+    index: Any,
+    branches: Sequence[Callable[..., Any]],
+    mdl: Any,
+    *operands: Any,
+    variables: Filter = True,
+    rngs: Filter = True,
+) -> Any:
+    """Lifts `jax.lax.switch` to functions of a module.
+
+    It equals ``branches[index](mdl, *operands)``, with the index clipped into
+    range. A variable that some branches make and others don't is made in any
+    case.
+
+    Args:
+      index: an int or a scalar array.
+      branches: functions that return the same shapes and dtypes.
+      mdl: a bound module, or a container of them.
+      *operands: handed to the branch.
+      variables: the collections that go in.
+      rngs: the streams that go in.
+
+    Raises:
+      BranchError: the branches return different structures, shapes or dtypes.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> class Expert(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x, i):
+      ...         small = lambda mdl, x: nn.Dense(3, name='small')(x)
+      ...         large = lambda mdl, x: nn.Dense(3, name='large')(nn.Dense(9, name='up')(x))
+      ...         return nn.switch(i, [small, large], self, x)
+      >>> sorted(Expert().init(jax.random.key(0), jax.numpy.ones(3), 0)['params'])
+      ['large', 'small', 'up']
+    """
+    if not branches:
+        return _switch(index, [], None)
+    bodies, scopes, args = call_functions("switch", list(branches), mdl, operands)
+    return _switch(index, bodies, scopes, *args, variables=variables, rngs=rngs)
+
+
+_switch = lift_switch

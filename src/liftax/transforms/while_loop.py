@@ -1,0 +1,61 @@
+"""The lifted loops and maps over modules: scan, vmap, remat_scan, while_loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from ..core.filters import Filter
+from ..core.lift.while_loop import while_loop as lift_while_loop
+from .target import call_functions
+
+Target = TypeVar("Target", bound=Callable[..., Any])
+Carry = TypeVar("Carry")
+
+
+def while_loop(
+    cond_fn: Callable[[Any, Carry], Any],
+    body_fn: Callable[[Any, Carry], Carry],
+    mdl: Any,
+    init: Carry,
+    carry_variables: Filter = False,
+    broadcast_variables: Filter = True,
+    split_rngs: Mapping[Filter, bool] = {},
+) -> Carry:
+    """Lifts `jax.lax.while_loop` to functions of a module.
+
+    It equals ``while cond_fn(mdl, carry): carry = body_fn(mdl, carry)``.
+
+    Args:
+      cond_fn: ``(mdl, carry) -> bool``.
+      body_fn: ``(mdl, carry) -> carry``.
+      mdl: a bound module, or a container of them.
+      init: the first carry.
+      carry_variables: collections that the body may write; their variables must
+        exist before the loop.
+      broadcast_variables: collections that it may read.
+      split_rngs: stream -> True for another key in each iteration.
+
+    Returns:
+      the last carry.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> class Count(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, n):
+      ...         steps = self.variable('state', 'steps', lambda: 0)
+      ...         def below(mdl, i):
+      ...             return i < n
+      ...         def step(mdl, i):
+      ...             mdl.put_variable('state', 'steps', mdl.get_variable('state', 'steps') + 1)
+      ...             return i * 2
+      ...         return nn.while_loop(below, step, self, 1, carry_variables='state')
+      >>> i, variables = Count().apply({'state': {'steps': 0}}, 9, mutable='state')
+      >>> int(i), int(variables['state']['steps'])
+      (16, 4)
+    """
+    bodies, scopes, (start,) = call_functions("while_loop", [cond_fn, body_fn], mdl, (init,))
+    return lift_while_loop(
+        bodies[0], bodies[1], scopes, start, carry_variables, broadcast_variables, split_rngs
+    )
