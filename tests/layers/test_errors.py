@@ -123,7 +123,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
         "feature_group_count=2 is not supported",
     ),
     "ConvLocal-window": (
-        nn.ConvLocal(4, (7,), padding="VALID"),
+        nn.ConvLocal(4, (7,), padding="VALID", kernel_init=lambda key, shape, _: 1 / shape[0]),
         (X,),
         {},
         "the window fits nowhere",

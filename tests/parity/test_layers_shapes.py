@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.compare import Library, linen, ours
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 KEY = jax.random.key(0)
 SIZES = st.integers(1, 7)
+ZEROS = jax.nn.initializers.zeros  # makes an empty kernel on every version of JAX
 
 
 def _shapes(lib: Library, name: str, fields: dict[str, Any], shape: tuple[int, ...]) -> Any:
@@ -83,6 +84,9 @@ def test_conv(case: Any) -> None:
 
 
 @given(convolutions("ConvLocal"))
+@example(({"features": 2, "kernel_size": (2,), "padding": "VALID"}, (1, 1)))
+@example(({"features": 2, "kernel_size": (2, 3), "padding": "VALID"}, (2, 4, 2, 3)))
+@example(({"features": 2, "kernel_size": 3, "padding": "VALID", "kernel_init": ZEROS}, (2, 2, 4)))
 @settings(max_examples=30)
 def test_conv_local(case: Any) -> None:
     _agree("ConvLocal", *case)

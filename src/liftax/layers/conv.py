@@ -202,17 +202,21 @@ class _Conv(Module):
             )
             options |= {"precision": self.precision, "filter_shape": size}
             space = out.shape[1:-1]
-            if 0 in space:
-                raise fail(
-                    self,
-                    f"the window fits nowhere into the input of shape {x.shape}.",
-                    "Change kernel_size=, kernel_dilation= or padding=.",
-                )
             kernel_shape = (*space, math.prod(size) * channels, self.features)
             bias_shape = (*space, self.features)
         _check_mask(self, kernel_shape)
         convolve = self._convolution()
-        kernel = self.param("kernel", self.kernel_init, kernel_shape, self.param_dtype)
+        try:
+            kernel = self.param("kernel", self.kernel_init, kernel_shape, self.param_dtype)
+        except ZeroDivisionError as cause:  # of the variance of no elements, before jax 0.11
+            if 0 not in kernel_shape:
+                raise
+            raise fail(
+                self,
+                f"kernel_init cannot make the empty kernel of shape {kernel_shape}: the window "
+                f"fits nowhere into the input of shape {x.shape}, or that has no channels.",
+                "Change kernel_size=, kernel_dilation=, padding= or kernel_init=.",
+            ) from cause
         kernel = _masked(self, kernel)
         bias = None
         if self.use_bias:
