@@ -13,6 +13,7 @@ from ...errors import BranchError, ConditionError
 from ...words import describe, kind_of
 from ..filters import Filter
 from ..roles import THROUGH, through_roles
+from .checks import kinds
 from .crossing import Group, Opening
 from .one_trace import Loop, Marks, Place, flat, name_of, nested, trace_loop
 
@@ -103,8 +104,9 @@ def _branch(
 
     def pure(i: int, fn: Callable[..., Any]) -> Callable[..., Any]:
         def run(*operands: Any) -> Any:
-            returned[i], _ = opening.body(fn)([values], [keys], operands)
-            return returned[i]
+            y, _ = opening.body(fn)([values], [keys], operands)
+            returned[i] = kinds(y)
+            return y
 
         return run
 
@@ -117,7 +119,7 @@ def _branch(
 
 
 class _Branch:
-    """One branch, traced: what it makes, writes and returns."""
+    """One branch, traced: what it makes, and the kinds of what it writes and returns."""
 
     def __init__(
         self, opening: Opening, fn: Any, operands: tuple[Any, ...], values: Group, keys: Group
@@ -127,13 +129,15 @@ class _Branch:
 
         def body(operands: tuple[Any, ...], x: Any) -> Any:
             run = opening.body(fn, see=lambda inner: self.marks.listen(inner, {THROUGH: True}))
-            self.y, (written,) = run([values], [keys], operands)
-            self.written: dict[Place, Any] = {
+            y, (after,) = run([values], [keys], operands)
+            written = {
                 place: value
-                for place, value in flat(written).items()
+                for place, value in flat(after).items()
                 if len(place) > 2 and value is not before.get(place)
             }
-            return [], {}, (jax.tree.map(jnp.asarray, self.y), self.written), ({}, None)
+            self.marks.end()
+            self.y, self.written = kinds(y), {p: kinds(value) for p, value in written.items()}
+            return [], {}, (jax.tree.map(jnp.asarray, y), written), ({}, None)
 
         self.loop: Loop = trace_loop(body, operands, None, self.marks, opening.place)
 

@@ -197,6 +197,17 @@ def _is_leaf(value: Any) -> bool:
     return jax.tree_util.all_leaves((value,))
 
 
+def kinds(tree: Any) -> Any:
+    """Returns a tree of shapes and dtypes for traced values: what may be kept of a trace."""
+
+    def kind(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.core.Tracer):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(kind, tree)
+
+
 def check_out_axes(at: Placed, y: Any, axes: Sequence[Any], *, shared: Any) -> None:
     """Checks the axes of a body's outputs.
 

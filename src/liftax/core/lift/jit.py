@@ -194,8 +194,7 @@ def _staged_call(
 ) -> Any:
     dynamic = [donated.get(i, x) for i, x in enumerate(kept)]
     out, written = body(variables, keys, dynamic)
-    outside = [None if i in body.traced else leaf for i, leaf in enumerate(body.leaves)]
-    outputs = (tuple(outside), tuple(body.traced), body.treedef)
+    outputs = (tuple(body.leaves), tuple(body.traced), body.treedef)
     side = getattr(opening.target, "side", None)
     effects = _Effects(outputs, opening.counted(), side() if side is not None else None)
     # In the order of their names, as `jax.jit` has them, where it is not disabled.

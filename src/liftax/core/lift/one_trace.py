@@ -84,7 +84,7 @@ class Birth(NamedTuple):
       carried: whether it goes from one iteration to the next.
       marks: one for each leaf of its value.
       treedef: the structure of its value.
-      first: its value, marked.
+      first: its value, marked; None when the trace has ended.
       late: whether a lift inside the body made it: then the value is what that lift
         left of it, not its first one.
       came_in: whether it was there before, and the body may write it.
@@ -167,6 +167,11 @@ class Marks:
         self.births.clear()
         self._marked.clear()
 
+    def end(self) -> None:
+        """Forgets the values of a trace that has ended: JAX holds on to what it traced."""
+        self.births = {place: b._replace(first=None) for place, b in self.births.items()}
+        self._marked.clear()
+
 
 Pruned = tuple["jex.Jaxpr", list[bool]]
 """A program cut down, and which of the inputs it had are still inputs."""
@@ -202,7 +207,7 @@ def trace_loop(
         of the carried births by place, ``invariants`` is a pair (variables by place,
         outputs).
       carry, x: of one iteration, or their shapes.
-      marks: what ``body`` marks.
+      marks: what ``body`` marks, and ends when it returns.
       place: where the lift stands, for messages.
       split: whether the stream ``params`` is split, for messages.
 

@@ -393,6 +393,7 @@ class _Call:
         moving = [y for y, axis in both if axis is not broadcast]
         constant = [y if axis is broadcast else None for y, axis in both]
         invariants = changed, jax.tree.unflatten(self.y_def, constant)
+        marks.end()
         return (after, kept), born, (moving, self.stacked(inner)), invariants
 
     def result(self, loop: Loop, state: Any, born: dict[Place, Any], out: Any) -> _Result:

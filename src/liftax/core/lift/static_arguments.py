@@ -37,9 +37,11 @@ class _Body:
     def __call__(self, variables: Any, keys: Any, dynamic: list[Any]) -> Any:
         args, kwargs = self.static.fill(dynamic)
         y, written = self.run([variables], [keys], args, kwargs)
-        self.leaves, self.treedef = jax.tree.flatten(y)
-        self.traced = [i for i, leaf in enumerate(self.leaves) if is_traceable(leaf)]
-        return [self.leaves[i] for i in self.traced], written
+        leaves, self.treedef = jax.tree.flatten(y)
+        self.traced = [i for i, leaf in enumerate(leaves) if is_traceable(leaf)]
+        # JAX holds on to what it traced: of the trace nothing may stay in here.
+        self.leaves = [None if is_traceable(leaf) else leaf for leaf in leaves]
+        return [leaves[i] for i in self.traced], written
 
     def outputs(self, traced: list[Any]) -> Any:
         """Puts the outputs together: those of the program and those of Python."""

@@ -158,6 +158,7 @@ def _initialised(
         entries = replay(log)
         settle(entries)
         logs[:] = log, entries
+        marks.end()
         return None, {}, out, (flat(out[1][0]), None)
 
     loop = trace_loop(body, None, None, marks, opening.place)

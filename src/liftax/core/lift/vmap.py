@@ -104,10 +104,10 @@ def mapper(
             size = sizes.known("nothing is mapped over; pass axis_size=")
             shared_keys = opening.keys(False)
             moving = [i for i, axis in enumerate(leaf_axes) if axis is not None]
-            finished, returned = False, None
+            differing: list[tuple[int, str]] | None = None
 
             def body(parts: list[Any], taken: list[Any], split_keys: Any) -> Any:
-                nonlocal finished, returned
+                nonlocal differing
                 filled = list(leaves)
                 for i, part in zip(moving, parts, strict=True):
                     filled[i] = part
@@ -125,8 +125,8 @@ def mapper(
                     y_axes = axes_of(out_axes, y, len(jax.tree.leaves(y)), opening, "out_axes")
                     check_out_axes(opening, y, y_axes, shared=None)
                 check_variable_axes(opening, written, axes)
-                finished, returned = True, (y, same)
-                return *returned, written
+                differing = _differing(opening, y, same, out_axes)
+                return y, same, written
 
             run = jax.vmap(
                 body,
@@ -140,7 +140,7 @@ def mapper(
                 y, same, written = run([leaves[i] for i in moving], taken, opening.split_keys(size))
             except ValueError as cause:
                 # Once the body has returned, nothing but a value without an axis can be wrong.
-                found = _unshared(cause, opening, returned, out_axes) if finished else None
+                found = None if differing is None else _unshared(cause, differing)
                 if found is None:
                     raise
                 if opening.initializing and roles.split("params") and shares_params:
@@ -166,25 +166,31 @@ _UNSHARED = re.compile(r"out_axes\[(\d)\]((?:\[[^\]]*\])*), got axis spec None")
 _MAPPED = "vmap has mapped output"
 
 
-def _unshared(
-    cause: ValueError, opening: Opening, returned: Any, out_axes: Any
-) -> tuple[int, str] | None:
+def _unshared(cause: ValueError, differing: list[tuple[int, str]]) -> tuple[int, str] | None:
     """Finds what has an axis and should have none: 0 for outputs or 1 for variables, and where."""
     found = _UNSHARED.search(str(cause))
     if found is not None:
         return int(found[1]), found[2]
-    if _MAPPED not in str(cause):
-        return None
+    return differing[0] if differing and _MAPPED in str(cause) else None
+
+
+def _differing(opening: Opening, y: Any, same: Any, out_axes: Any) -> list[tuple[int, str]]:
+    """Lists what is to have no axis and has one, as `_unshared` returns it.
+
+    While the body is traced, of which nothing may stay when it has ended.
+    """
     trace = opening.tops[0].call.trace if opening.tops else jax_private.EAGER
-    y, variables = returned
-    kept = axes_of(out_axes, y, len(jax.tree.leaves(y)), opening, "out_axes")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        if jax_private.leaks(leaf, trace):
-            return 1, jax.tree_util.keystr(path)
-    for (path, leaf), axis in zip(jax.tree_util.tree_leaves_with_path(y), kept, strict=True):
-        if axis is None and jax_private.leaks(leaf, trace):
-            return 0, jax.tree_util.keystr(path)
-    return None
+    checked = [(1, path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(same)]
+    if out_axes != 0:
+        leaves = jax.tree_util.tree_leaves_with_path(y)
+        axes = axes_of(out_axes, y, len(leaves), opening, "out_axes")
+        both = zip(leaves, axes, strict=True)
+        checked += [(0, path, leaf) for (path, leaf), axis in both if axis is None]
+    return [
+        (part, jax.tree_util.keystr(path))
+        for part, path, leaf in checked
+        if jax_private.leaks(leaf, trace)
+    ]
 
 
 def _differs(place: str, part: int, path: str) -> LoopDependentError:

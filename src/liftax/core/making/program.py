@@ -9,7 +9,7 @@ and what one call compiled the next one finds in JAX's caches, or among the loop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,6 +29,8 @@ _CANNOT_STAGE = (
     jax.errors.TracerBoolConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+
+_TRACED = object()  # stands for an array that the program makes
 
 
 def staged(initialise: Callable[..., Any], kept: KeptLoops | None = None) -> Callable[..., Any]:
@@ -85,18 +87,24 @@ class _Init:
         return self.initialise(rngs, *args, **kwargs)[1]
 
     def trace(self) -> tuple[jex.ClosedJaxpr, Any]:
-        """Returns the function as a program, and what it made, traced."""
-        made: list[Any] = []
+        """Returns the function as a program, and what it made, `_TRACED` in place of arrays."""
+        made: Any = None
 
         def arrays_of(arrays: list[Any]) -> Any:
+            nonlocal made
             rngs, args, kwargs = self.filled(arrays)
-            made.append(self.initialise(rngs, *args, **kwargs)[1])
+            variables = self.initialise(rngs, *args, **kwargs)[1]
+            leaves = jax.tree.leaves(variables)
+            traced = [isinstance(x, jax.core.Tracer) for x in leaves]
             # What is not traced is a value already: a Python number stays one.
-            return [x for x in jax.tree.leaves(made[-1]) if isinstance(x, jax.core.Tracer)]
+            made = _filled(
+                variables, [_TRACED if t else x for x, t in zip(leaves, traced, strict=True)]
+            )
+            return [x for x, t in zip(leaves, traced, strict=True) if t]
 
         compiled = jax_private.is_compiled(jax_private.current_trace())
         run = arrays_of if compiled else jax_private.to_run(arrays_of)
-        return jax.make_jaxpr(run)(self.inputs), made[-1]
+        return jax.make_jaxpr(run)(self.inputs), made
 
     def variables(self, loops: KeptLoops) -> Any:
         """Returns the variables, computed without the rest.
@@ -124,15 +132,13 @@ class _Init:
         if jax_private.current_trace() is jax_private.EAGER:
             small = loops.put_into(small)
         inputs = zip([*closed.consts, *self.inputs], used, strict=True)
-        arrays = jax_private.evaluate(small, [value for value, used in inputs if used])
-        return _filled(made, iter(arrays))
+        arrays = iter(jax_private.evaluate(small, [value for value, used in inputs if used]))
+        return _filled(made, [next(arrays) if x is _TRACED else x for x in jax.tree.leaves(made)])
 
 
-def _filled(tree: Any, arrays: Iterator[Any]) -> Any:
-    """Returns a tree with arrays in place of its traced leaves."""
-    leaves, treedef = jax.tree.flatten(tree)
-    leaves = [next(arrays) if isinstance(x, jax.core.Tracer) else x for x in leaves]
-    return _in_order(tree, jax.tree.unflatten(treedef, leaves))
+def _filled(tree: Any, leaves: list[Any]) -> Any:
+    """Returns a tree with other leaves."""
+    return _in_order(tree, jax.tree.unflatten(jax.tree.structure(tree), leaves))
 
 
 def _in_order(like: Any, tree: Any) -> Any:
@@ -145,7 +151,7 @@ def _in_order(like: Any, tree: Any) -> Any:
 def _needy(made: Any, jaxpr: jex.Jaxpr, unknown: list[bool]) -> list[str]:
     """Names the variables that depend on any of the ``unknown`` inputs."""
     leaves = jax.tree_util.tree_leaves_with_path(made)
-    paths = [path for path, x in leaves if isinstance(x, jax.core.Tracer)]
+    paths = [path for path, x in leaves if x is _TRACED]
     found = []
     for output, path in enumerate(paths):
         _, used = jax_private.prune(jaxpr, [i == output for i in range(len(paths))])
