@@ -262,6 +262,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*may be meant for a mask:DeprecationWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_layers(name: str) -> None:
     module, args, kwargs, message = CASES[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..module import Module, compact
+from ..module import Module, compact, nowrap
 from . import initializers
 from ._util import check_broadcast, fail, merge_option
 from .attention import check_rate, combine_masks, dot_product_attention
@@ -31,6 +32,11 @@ def _keywords(fn: Callable[..., Any]) -> frozenset[str] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return frozenset(p.name for p in parameters)
+
+
+def _deprecated(module: Module, problem: str, change: str) -> None:
+    """Warns of what Linen warns of, in the same category."""
+    warnings.warn(str(fail(module, problem, change)), DeprecationWarning, stacklevel=2)
 
 
 class MultiHeadDotProductAttention(Module):
@@ -141,7 +147,7 @@ class MultiHeadDotProductAttention(Module):
           inputs_q: ``(*batch, q_length, features)``.
           inputs_k: ``(*batch, kv_length, features)``; None takes ``inputs_q``.
           inputs_v: the same; None takes ``inputs_k``.
-          inputs_kv: an older way to give both.
+          inputs_kv: an older way to give both, deprecated.
           mask: broadcasts to ``(*batch, heads, q_length, kv_length)``; no weight where it
             is False or 0.
           deterministic: no dropout; here or as a field.
@@ -156,6 +162,7 @@ class MultiHeadDotProductAttention(Module):
                     "Pass inputs_k= and inputs_v= only.",
                 )
             inputs_k = inputs_v = inputs_kv
+            _deprecated(self, "inputs_kv= is deprecated.", "Pass inputs_k= and inputs_v=.")
         if inputs_k is None:
             if inputs_v is not None:
                 raise fail(
@@ -166,6 +173,13 @@ class MultiHeadDotProductAttention(Module):
             inputs_k = inputs_q
         if inputs_v is None:
             inputs_v = inputs_k
+        elif inputs_kv is None and jnp.shape(inputs_v)[-1:] == jnp.shape(inputs_v)[-2:-1]:
+            _deprecated(
+                self,
+                f"inputs_v of shape {jnp.shape(inputs_v)} may be meant for a mask, which was the "
+                f"third positional argument once.",
+                "Pass a mask as mask=.",
+            )
         self._check_rank(inputs_q, inputs_k, inputs_v)
         width = inputs_q.shape[-1]
         qkv_features = width if self.qkv_features is None else self.qkv_features
@@ -222,6 +236,7 @@ class MultiHeadDotProductAttention(Module):
             name="out",
         )(y)
 
+    @nowrap
     def _check_rank(self, *inputs: Array) -> None:
         shapes = [jnp.shape(x) for x in inputs]
         # Another attention_fn may make something of batch axes that differ.
@@ -233,6 +248,7 @@ class MultiHeadDotProductAttention(Module):
                 "Pass (*batch, length, features); the mask is a keyword, mask=.",
             )
 
+    @nowrap
     def _check_options(self, query: Array, key: Array, value: Array, mask: Any) -> None:
         check_rate(self, self.dropout_rate)
         for dot in ("qkv_dot_general", "out_dot_general"):
@@ -250,6 +266,7 @@ class MultiHeadDotProductAttention(Module):
             lengths = (self.num_heads, query.shape[-2], key.shape[-2])
             check_broadcast(self, "mask", jnp.shape(mask), (*query.shape[:-2], *lengths))
 
+    @nowrap
     def _cached(
         self, query: Array, key: Array, value: Array, mask: Array | None
     ) -> tuple[Array, Array, Array | None]:
@@ -284,6 +301,7 @@ class MultiHeadDotProductAttention(Module):
         seen = jnp.broadcast_to(jnp.arange(length) <= now, (*batch, 1, 1, length))
         return key, value, combine_masks(mask, seen)
 
+    @nowrap
     def _attend(
         self, query: Array, key: Array, value: Array, mask: Any, rng: Any, sow: bool
     ) -> Array:
@@ -348,15 +366,16 @@ class MultiHeadAttention(MultiHeadDotProductAttention):
 class SelfAttention(MultiHeadDotProductAttention):
     """:class:`MultiHeadDotProductAttention` of an input to itself.
 
-    An older way to write ``MultiHeadDotProductAttention(...)(x)``; the mask is the second
-    positional argument.
+    An older way to write ``MultiHeadDotProductAttention(...)(x)``, deprecated; the mask is the
+    second positional argument.
 
     Example:
-      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> import warnings, jax, jax.numpy as jnp, liftax as nn
       >>> x = jnp.ones((1, 5, 8))
       >>> layer = nn.SelfAttention(num_heads=2)
-      >>> variables = layer.init(jax.random.key(0), x)
-      >>> layer.apply(variables, x, nn.make_causal_mask(x[..., 0])).shape
+      >>> with warnings.catch_warnings(action='ignore'):
+      ...     variables = layer.init(jax.random.key(0), x)
+      ...     layer.apply(variables, x, nn.make_causal_mask(x[..., 0])).shape
       (1, 5, 8)
     """
 
@@ -370,6 +389,7 @@ class SelfAttention(MultiHeadDotProductAttention):
         sow_weights: bool = False,
     ) -> Array:
         """Attends from ``inputs_q`` to itself; see :class:`MultiHeadDotProductAttention`."""
+        _deprecated(self, "it is deprecated.", "Call MultiHeadDotProductAttention(...)(x).")
         return super().__call__(
             inputs_q,
             mask=mask,
