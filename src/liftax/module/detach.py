@@ -45,6 +45,7 @@ class Detached:
       found: the modules and Variables, by identity.
       scopes: theirs, in the same order.
       standings: where the modules among them stand.
+      own: how many of the scopes, from the first, are the first value's itself.
     """
 
     def __init__(self, values: Sequence[Any], cls: type | None = None, branches: bool = False):
@@ -54,8 +55,11 @@ class Detached:
         self.scopes: list[Scope] = []
         self.found: dict[int, Any] = {}
         self.standings: dict[int, Standing] = {}
+        self.own = 1
         for value in values:
             self._visit(value)
+            if value is values[0] and not _is_bound(value):
+                self.own = len(self.scopes)
 
     def _visit(self, value: Any) -> None:
         if _is_bound(value):

@@ -34,7 +34,9 @@ def jit(
       target: a module class, or a function whose first argument is a module.
       variables: the collections that go in; writing another is an error.
       rngs: the streams that go in. One key of each is drawn outside and is the
-        base of the keys inside.
+        base of the keys inside. Modules from outside (in fields, as arguments) draw from the
+        stream without their path, as in Linen, so two that make their variables in here
+        start identical: call those outside first.
       static_argnums: positions of static arguments, counted as in `remat`.
       static_argnames: names of static arguments, as in `remat`.
       donate_argnums: positions of arguments whose buffers may be reused.
@@ -69,7 +71,7 @@ def jit(
                 if numbers not in engines:
                     static, donate = numbers
                     engines[numbers] = Jit(
-                        variables, rngs, static, static_argnames, donate, options, drawn=True
+                        variables, rngs, static, static_argnames, donate, options
                     )
                 return engines[numbers](fn)(scopes, *args, **kwargs)
 

@@ -304,6 +304,10 @@ class Body:
       target: what the user lifted, for messages and the layout.
       detached: the module and those in the arguments.
       fill: puts the rebuilt modules back into the arguments.
+
+    Attributes:
+      own: how many of the scopes, from the first, are those of the lifted module (of a container
+        of modules: all in it), and not of modules that it holds or that are arguments.
     """
 
     def __init__(
@@ -317,6 +321,7 @@ class Body:
         self.detached = detached
         self.fill = fill
         self.func = target
+        self.own = detached.own
 
     @property
     def __name__(self) -> str:

@@ -11,7 +11,7 @@ import jax
 from ..core import boxes
 from ..core.filters import Filter
 from ..core.lift.views import add_metadata_axis as lift_add_metadata_axis
-from ..core.lift.views import folder
+from ..core.lift.views import fold_rngs as lift_fold_rngs
 from ..core.lift.views import map_variables as lift_map_variables
 from ..module.attach import is_module
 from ..module.state import watch
@@ -91,7 +91,8 @@ def fold_rngs(target: Target, variables: Filter = True, rngs: Filter = True) -> 
     """Derives the keys inside a module from one key of each stream, drawn at its path.
 
     What the module draws then depends on how many draws its path made before, and
-    no longer on the paths above it being folded in one by one.
+    no longer on the paths above it being folded in one by one. For modules from outside see
+    `jit`.
 
     Args:
       target: a module class, or a function whose first argument is a module.
@@ -104,7 +105,7 @@ def fold_rngs(target: Target, variables: Filter = True, rngs: Filter = True) -> 
       >>> sorted(Folded(2).init(jax.random.key(0), jax.numpy.ones(3))['params'])
       ['bias', 'kernel']
     """
-    return lift_target("Fold_rngs", target, folder(variables, rngs, drawn=True))
+    return lift_target("Fold_rngs", target, lambda fn: lift_fold_rngs(fn, variables, rngs))
 
 
 @remembered

@@ -180,21 +180,26 @@ class Opening(Around):
             for top, roles in zip(self.tops, self.tables, strict=True)
         )
 
-    def base_keys(self, drawn: bool) -> Group:
+    def base_keys(self) -> Group:
         """Returns a key of each stream that goes in, to be the base of the keys inside.
 
-        Args:
-          drawn: whether it is the next key; otherwise the path is folded in, and the
-            keys at a root stay what they are.
+        It is the stream's key with the path folded in. For a lifted module it is what Linen
+        makes it: the next key, drawn at the module's own place, and for what the module holds
+        of others the stream's key without their paths.
         """
-        return tuple(
-            {
-                name: top.draw(name, _bases(top)) if drawn else stream.folded()
-                for name, stream in top.rngs.items()
-                if self.roles.split(name) is not None
-            }
+        own = getattr(self.target, "own", 0)  # how many scopes, from the first, are the module's
+        groups: list[dict[str, Any]] = [
+            {name: s.key if own else s.folded() for name, s in top.rngs.items()}
             for top in self.tops
-        )
+        ]
+        for index, path in self.places[:own]:
+            scope = _below(self.tops[index], path)
+            for name in scope.rngs:
+                key = scope.draw(name, _bases(scope))
+                if not path:
+                    groups[index][name] = key
+        split = self.roles.split
+        return tuple({n: k for n, k in g.items() if split(n) is not None} for g in groups)
 
     def split_keys(self, size: int) -> Group:
         """Returns the keys of the split streams, stacked along a new first axis."""

@@ -75,10 +75,7 @@ def _plain(leaf: Any) -> Any:
 
 
 class Jit:
-    """`jit` over functions of scopes, with one cache for all functions of one key.
-
-    Args are those of `jit`, and ``drawn`` as in `collections.folder`: Linen's modules draw a key.
-    """
+    """`jit` over functions of scopes, with one cache for all functions of one key."""
 
     def __init__(
         self,
@@ -88,10 +85,8 @@ class Jit:
         static_argnames: str | Iterable[str],
         donate_argnums: int | Iterable[int],
         options: Mapping[str, Any],
-        drawn: bool = False,
     ):
         self.roles = through_roles("jit", variables, rngs)
-        self.drawn = drawn
         self.static_argnums = static_argnums
         self.static_argnames = static_argnames
         self.donate = {donate_argnums} if isinstance(donate_argnums, int) else set(donate_argnums)
@@ -116,7 +111,7 @@ class Jit:
         def jitted(scope: Any, *args: Any, **kwargs: Any) -> Any:
             opening = Opening(self.roles, scope, fn)
             static = Static(opening, args, kwargs, self.static_argnums, self.static_argnames)
-            keys = opening.base_keys(self.drawn)
+            keys = opening.base_keys()
             body = _Body(opening.body(fn, folded=True), static)
             identity = getattr(fn, "identity", None)
             key = (

@@ -273,31 +273,16 @@ def fold_rngs(
       >>> run({}, rngs={'noise': jax.random.key(0)}).shape
       ()
     """
-    return folder(variables, rngs, drawn=False)(fn)
-
-
-def folder(
-    variables: Filter, rngs: Filter, drawn: bool
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Returns `fold_rngs` with its arguments read.
-
-    Args:
-      drawn: whether the keys inside come from the next key of each stream. Otherwise
-        they come from the stream's key with the path folded in.
-    """
     roles = through_roles("fold_rngs", variables, rngs)
 
-    def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
-        def folded(scope: Any, *args: Any, **kwargs: Any) -> Any:
-            opening = Opening(roles, scope, fn)
-            run = opening.body(fn, folded=True)
-            y, written = run([opening.values(THROUGH)], [opening.base_keys(drawn)], args, kwargs)
-            opening.write_back(*written)
-            return y
+    def folded(scope: Any, *args: Any, **kwargs: Any) -> Any:
+        opening = Opening(roles, scope, fn)
+        run = opening.body(fn, folded=True)
+        y, written = run([opening.values(THROUGH)], [opening.base_keys()], args, kwargs)
+        opening.write_back(*written)
+        return y
 
-        return folded
-
-    return lift
+    return folded
 
 
 def add_metadata_axis(
