@@ -232,12 +232,12 @@ def logical_to_mesh_sharding(
 
     >>> import jax, jax.numpy as jnp
     >>> from liftax import spmd
-    >>> from liftax.core import metadata
+    >>> from liftax.core import meta
     >>> init = spmd.with_logical_partitioning(jax.nn.initializers.ones, ("embed", "mlp"))
     >>> boxes = jax.eval_shape(lambda key: {"kernel": init(key, (4, 8))}, jax.random.key(0))
     >>> mesh = jax.make_mesh((1,), ("model",))
     >>> spmd.logical_to_mesh_sharding(
-    ...     metadata.get_partition_spec(boxes), mesh, (("mlp", "model"),))["kernel"].spec
+    ...     meta.get_partition_spec(boxes), mesh, (("mlp", "model"),))["kernel"].spec
     P(None, 'model')
     """
     return jax.tree.map(

@@ -79,9 +79,9 @@ class Partitioned(AxisMetadata[T]):
     static.
 
     >>> import jax.numpy as jnp
-    >>> from liftax.core import metadata
-    >>> box = metadata.Partitioned(jnp.ones((4, 3)), ("in", "out"))
-    >>> stacked = box.add_axis(0, {metadata.PARTITION_NAME: "layers"})
+    >>> from liftax.core import meta
+    >>> box = meta.Partitioned(jnp.ones((4, 3)), ("in", "out"))
+    >>> stacked = box.add_axis(0, {meta.PARTITION_NAME: "layers"})
     >>> stacked.names
     ('layers', 'in', 'out')
     >>> stacked.get_partition_spec()
