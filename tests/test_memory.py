@@ -15,6 +15,15 @@ from helpers.models import cheap
 MODELS = 2000
 
 
+@pytest.fixture(autouse=True)
+def own_heap():
+    """The collector looks at what a test makes, and not at all that the tests before it left."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def _build(lib: Any, number: int) -> None:
     """One small module class and instance unlike any other, traced through jit and dropped."""
     nn = lib.nn
