@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from helpers.compare import Library, both
+from helpers.compare import Library, both, ours
 from helpers.run import ramp
 
 SIZE = 3
@@ -90,3 +92,45 @@ def test_a_number_that_stands_for_all_slices(lift: str, axis: int) -> None:
     (value,) = jax.tree.leaves(changed)
     assert value.shape == () and float(value) > 0
     assert [leaf.shape for leaf in jax.tree.leaves(variables["largest"])] == [()]
+
+
+def _stack(store: str, run: str) -> Any:
+    nn, scale = ours().nn, scaled(ours())
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return scale()(jnp.float32(0), x)[1]
+
+    ends = {"before": [Block()], "after": [Block()], "repeats": 2}
+    options = {"metadata_params": {"size": 2}, "variable_axes": {"largest": -1}}
+    return nn.Stack([Block()], store=store, run=run, **ends, **options)
+
+
+@functools.cache
+def _ran(store: str, run: str) -> Any:
+    """Initial numbers and those after one call, by layer; the outputs of a second call."""
+    stack, x = _stack(store, run), ramp(1, 2)
+    variables = stack.init(jax.random.key(0), x)
+    y, changed = stack.apply(variables, x, mutable=["largest"])
+    again = stack.apply({**variables, **changed}, x)
+    names = {"before_0": "layers_0", "after_0": "layers_3", "block_0": "layers_1"}
+    numbers = []
+    for tree in (variables["largest"], changed["largest"]):
+        found = {names.get(name, name): jax.tree.leaves(part) for name, part in tree.items()}
+        # One number stands for the repeats: each of the layers has it.
+        found["layers_2"] = found.get("layers_2", found["layers_1"])
+        numbers.append(found)
+    return numbers, y, again
+
+
+@pytest.mark.parametrize("run", ["scan", "loop", "scan of 2"])
+@pytest.mark.parametrize("store", ["stacked", "layers"])
+def test_such_boxes_in_every_storage_and_run_of_a_stack(store: str, run: str) -> None:
+    found, expected = _ran(store, run), _ran("stacked", "scan")
+    jax.tree.map(np.testing.assert_array_equal, found[0][0], expected[0][0])
+    jax.tree.map(np.testing.assert_allclose, found, expected)
+    first, changed = found[0]
+    assert sorted(changed) == [f"layers_{i}" for i in range(4)]
+    assert all(leaf.shape == () for leaf in jax.tree.leaves((first, changed)))
+    assert len({float(leaf) for leaf in jax.tree.leaves(changed)}) == 3
