@@ -10,6 +10,7 @@ def describe(value: Any) -> str:
     """Names a value by type, dtype and shape, never by its contents.
 
     Example:
+      >>> import numpy as np
       >>> describe(np.zeros((2, 3)))
       'float64[2,3]'
     """

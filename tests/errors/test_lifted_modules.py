@@ -613,12 +613,26 @@ def static_arguments_counted_with_the_module(mdl, x, wrong):
     return nn.remat(Switchable, static_argnums=2 if wrong else 1)(name="saved")(x, True)
 
 
-@misuse(errors.StaticArgumentError, "jit of body", "argument 'names'", "type set", cause=TypeError)
+class Unkeyed:
+    """What compares, and has no hash."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        return isinstance(other, Unkeyed)
+
+    def __len__(self):
+        return 1
+
+
+@misuse(
+    errors.StaticArgumentError, "jit of body", "argument 'names'", "type Unkeyed", cause=TypeError
+)
 def static_argument_without_a_hash(mdl, x, wrong):
     def body(mdl, x, names):
         return x * len(names)
 
-    return nn.jit(body, static_argnums=2)(mdl, x, {1} if wrong else (1,))
+    return nn.jit(body, static_argnums=2)(mdl, x, Unkeyed() if wrong else (1,))
 
 
 @misuse(

@@ -316,7 +316,7 @@ def apply_of_a_class(mdl, x, wrong):
     return (nn.Dense if wrong else layer).apply(variables, x)
 
 
-@misuse(errors.ApplyModuleInvalidMethodError, "Dense", "method", "found int", at=None)
+@misuse(errors.NotCallableMethodError, "Dense", "method", "found int", at=None)
 def method_by_number(mdl, x, wrong):
     layer = nn.Dense(4, parent=None)
     variables = layer.init(KEY, x)
@@ -493,7 +493,7 @@ def value_of_a_shape(mdl, x, wrong):
 # --- keys ---
 
 
-def keyed(name, rngs, *says):
+def keyed(name, rngs, *says, error=errors.InvalidKeyError):
     """``init`` with something else than keys."""
 
     def body(mdl, x, wrong):
@@ -501,7 +501,7 @@ def keyed(name, rngs, *says):
         return x
 
     body.__name__ = name
-    return misuse(errors.InvalidRngError, *says, at=None)(body)
+    return misuse(error, *says, at=None)(body)
 
 
 seed_for_a_key = keyed("seed_for_a_key", 0, "stream 'params'", "jax.random.key(0)", "found int")
@@ -509,9 +509,15 @@ floats_for_a_key = keyed("floats_for_a_key", jnp.ones(2), "found float32[2]")
 keys_for_a_key = keyed("keys_for_a_key", jax.random.split(KEY, 3), "one key", "key<fry>[3]")
 numbers_for_names = keyed("numbers_for_names", {0: KEY}, "names of streams", "the name 0 (int)")
 no_key_for_params = keyed(
-    "no_key_for_params", {"dropout": KEY}, "stream 'params'", "streams here: 'dropout'"
+    "no_key_for_params",
+    {"dropout": KEY},
+    "stream 'params'",
+    "streams here: 'dropout'",
+    error=errors.InvalidRngError,
 )
-no_keys_at_all = keyed("no_keys_at_all", None, "stream 'params'", "streams here: none")
+no_keys_at_all = keyed(
+    "no_keys_at_all", None, "stream 'params'", "streams here: none", error=errors.InvalidRngError
+)
 
 
 @misuse(errors.LayerError, "Dropout: deterministic is set by the constructor", at="Dropout_0")

@@ -122,6 +122,7 @@ def replay(log: Log) -> list[Drawn]:
 
     def in_first(draw: Draw) -> Draw:
         if is_early(draw):
+            draw.first = None  # of a loop inside, which knows of its own two traces alone
             return draw
         draw.first = Draw(draw.path, draw.counter, draw.collection)
         return draw.first

@@ -140,7 +140,7 @@ def _add_numbers(numbers: dict[str, int], state: State) -> None:
         prefix, _, digits = name.rpartition("_")
         number = int(digits) if child is not None and digits.isdigit() else -1
         if numbers.get(prefix, 0) <= number < state.cursors.get(prefix, 0):
-            if any(map(child.scope._node, child.scope.collections())):
+            if any(map(child.scope.node, child.scope.collections())):
                 numbers[prefix] = number + 1
 
 

@@ -29,6 +29,10 @@ class Standing(NamedTuple):
     within: str | None
 
 
+LIFTED = "<lambda>"
+"""What interceptors are told of a lifted method; the method inside has its own name."""
+
+
 class State:
     """What one module instance remembers besides its fields.
 

@@ -18,7 +18,7 @@ import jax
 from ..core.filters import DenyList
 from ..core.trees import abstract
 from ..errors import MissingExtraError
-from .state import intercept_methods
+from .state import LIFTED, intercept_methods
 from .summary_table import draw, is_array, size_and_bytes
 
 _NOT_INTERMEDIATES = DenyList("intermediates")
@@ -142,7 +142,8 @@ def _trace(
         next_fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
     ) -> Any:
         called = context.module
-        if context.method_name == "setup" or called.scope is None:
+        # A lifted method has no row beside that of the method inside.
+        if context.method_name in ("setup", LIFTED) or called.scope is None:
             return next_fun(*args, **kwargs)
         at = len(calls)
         calls.append(None)

@@ -24,7 +24,7 @@ from ..errors import (
 from ..module.attach import is_module, own_methods
 from ..module.detach import Detached, without_modules
 from ..module.methods import intercepted, wrapped
-from ..module.state import local, watch
+from ..module.state import LIFTED, local, watch
 from ..words import kind_of
 
 Target = TypeVar("Target", bound=Callable[..., Any])
@@ -233,15 +233,11 @@ def _lifted(name: str, fn: Callable[..., Any], nest: _Nest) -> Callable[..., Any
     return lifted
 
 
-_LINENS_NAME = "<lambda>"
-"""What interceptors are told of a lifted method; the method inside has its own name."""
-
-
 def _heard(lifted: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
     """Calls a lifted method by way of the interceptors."""
     local.stack.append(module)
     try:
-        return intercepted(lifted, _LINENS_NAME, module, args, kwargs)
+        return intercepted(lifted, LIFTED, module, args, kwargs)
     finally:
         local.stack.pop()
 

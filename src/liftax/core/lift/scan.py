@@ -274,7 +274,7 @@ class _Call:
             or (opening.initializing and opening.can_write(CARRY))
             or (out_axes != 0 and broadcast in jax.tree.leaves(out_axes))
             # lax.scan traces a weakly typed carry a second time to make it strong.
-            or any(getattr(jax.typeof(leaf), "weak_type", False) for leaf in carry)
+            or any([getattr(jax.typeof(leaf), "weak_type", False) for leaf in carry])
         )
 
     def loop(self, step: Callable[..., Any], state: Any, xs: Any) -> Any:
@@ -291,7 +291,8 @@ class _Call:
         shared = self.shared
         if self.marks is not None:
             shared = self.marks.came_in(shared, lambda i, col: opening.tops[i].call.is_mutable(col))
-        variables: Any = (shared, nested(carried, len(opening.tops)), *stacked)
+        before = nested(carried, len(opening.tops)) if carried else opening.empty()
+        variables: Any = (shared, before, *stacked)
         keys: Any = (self.shared_keys, split_keys)
         if plan.data_transform is not None:
             variables, keys = plan.data_transform(variables, keys)
