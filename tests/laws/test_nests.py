@@ -59,7 +59,7 @@ def check(nest: Nest, style: str) -> None:
 
 
 def _map_shows(nest: Nest) -> bool:
-    """Tells whether Linen's `map_variables`, which runs its body twice in init, can be told from one.
+    """Tells whether it shows that Linen's `map_variables` runs its body twice in init.
 
     There no plain loop says what comes out: tests/parity/test_map_variables.py compares it.
     """

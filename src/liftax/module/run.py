@@ -50,8 +50,11 @@ def function_of(module: Any, method: Any) -> Callable[..., Any]:
     if isinstance(method, str):
         name = method
         # Not by hasattr: a class can be called itself.
-        method = next((c.__dict__[name] for c in cls.__mro__ if name in c.__dict__), None)
-        method = module.__dict__.get(name) if method is None else method
+        method = module.__dict__.get(name)
+        for owner in cls.__mro__:
+            if name in owner.__dict__:
+                method = owner.__dict__[name]
+                break
         if method is None:
             own = own_methods(cls)
             near = difflib.get_close_matches(name, own, n=1)

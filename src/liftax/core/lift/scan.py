@@ -274,7 +274,7 @@ class _Call:
             or (opening.initializing and opening.can_write(CARRY))
             or (out_axes != 0 and broadcast in jax.tree.leaves(out_axes))
             # lax.scan traces a weakly typed carry a second time to make it strong.
-            or any([getattr(jax.typeof(leaf), "weak_type", False) for leaf in carry])
+            or any(getattr(jax.typeof(leaf), "weak_type", False) for leaf in carry)
         )
 
     def loop(self, step: Callable[..., Any], state: Any, xs: Any) -> Any:
