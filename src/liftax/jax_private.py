@@ -274,7 +274,8 @@ def _traced_by(kind: type, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def in_units(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Returns ``fn`` for `jax.make_jaxpr`, as the units in which JAX would run it."""
-    return _traced_by(_Units, fn)
+    # From 0.11 on JAX inlines what Linen makes before a loop as it inlines what is in it.
+    return _traced_by(_Units, fn) if jax.__version_info__ < (0, 11) else fn
 
 
 def to_run(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -100,7 +100,7 @@ def _stack(store: str, run: str) -> Any:
     class Block(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return scale()(jnp.float32(0), x)[1]
+            return scale()(jnp.float32(0.5), x)[1]
 
     ends = {"before": [Block()], "after": [Block()], "repeats": 2}
     options = {"metadata_params": {"size": 2}, "variable_axes": {"largest": -1}}
@@ -110,7 +110,7 @@ def _stack(store: str, run: str) -> Any:
 @functools.cache
 def _ran(store: str, run: str) -> Any:
     """Initial numbers and those after one call, by layer; the outputs of a second call."""
-    stack, x = _stack(store, run), ramp(1, 2)
+    stack, x = _stack(store, run), ramp(2)
     variables = stack.init(jax.random.key(0), x)
     y, changed = stack.apply(variables, x, mutable=["largest"])
     again = stack.apply({**variables, **changed}, x)
