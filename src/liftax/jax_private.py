@@ -209,6 +209,42 @@ def identity(name: str) -> _core.Primitive:
     return mark
 
 
+_whole_p = _core.Primitive("liftax_whole")
+_whole_p.multiple_results = True
+
+
+def whole(change: Callable[[list[Any]], list[Any]], values: Sequence[Any], axis: int) -> list[Any]:
+    """Changes values in the body of a `jax.vmap` as they are outside of it.
+
+    Args:
+      change: takes the values of all examples along ``axis``, and returns such values.
+      values: of one example.
+      axis: the axis of the examples.
+
+    Returns:
+      what ``change`` returned, of one example. It differs from example to example for JAX, also
+      where the values given did not.
+    """
+    found: list[Any] = _whole_p.bind(*values, change=change, axis=axis)
+    return found
+
+
+def _whole(data: Any, values: Any, dims: Any, *, change: Any, axis: int) -> Any:
+    def moved(x: Any, dim: Any) -> Any:
+        if dim is not None:
+            return x if dim == axis % x.ndim else jax.numpy.moveaxis(x, dim, axis)
+        one = jax.numpy.expand_dims(x, axis)
+        shape = list(one.shape)
+        shape[axis] = data.size
+        return jax.numpy.broadcast_to(one, shape)
+
+    changed = change(list(map(moved, values, dims)))
+    return changed, [axis % x.ndim for x in changed]
+
+
+batching.fancy_primitive_batchers[_whole_p] = _whole
+
+
 def current_trace() -> Any:
     """Returns the level of tracing in force: one object per jit, grad, vmap or eager."""
     return _core.trace_ctx.trace

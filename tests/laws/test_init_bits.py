@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.compare import Library, linen, ours
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 WIDTH = 5
@@ -67,6 +67,7 @@ STEPS: list[Callable[[Any, Any, Any], Any]] = [
     lambda nn, m, x: nn.BatchNorm(use_running_average=False)(nn.gelu(x)),
     lambda nn, m, x: nn.Dropout(0.3, deterministic=False)(x),
     lambda nn, m, x: nn.Conv(WIDTH, (3,))(nn.relu(x)),
+    lambda nn, m, x: nn.LayerNorm()(x),
 ]
 
 STACKED = {"params": 0, "stats": 0, "batch_stats": 0}
@@ -186,14 +187,24 @@ def test_each_way_alone(way: str) -> None:
     st.sampled_from(sorted(WAYS)),
 )
 def test_random_models_under_random_nests(steps: list[int], nest: list[str], way: str) -> None:
-    # Without jit Linen's keys differ by iteration; a loop that makes what it shares runs one trace.
-    assume(way != "not_jitted" or "shared" not in nest)
     check(steps, nest, [way])
 
 
-@pytest.mark.parametrize("lift", ["scan", "reverse", "shared", "jit"])
-def test_without_jit_keys_are_counted_on(lift: str) -> None:
-    check([9, 2, 7], [lift], ["not_jitted"])
+@pytest.mark.parametrize(
+    "nest", [["scan"], ["reverse"], ["shared"], ["jit"], ["vmap", "shared"], ["shared", "shared"]]
+)
+def test_without_jit_keys_are_counted_on(nest: list[str]) -> None:
+    check([9, 2, 0, 7], nest, ["not_jitted"])
+
+
+@pytest.mark.parametrize("lift", ["scan", "shared", "vmap"])
+def test_collections_come_out_in_the_order_of_the_arguments(lift: str) -> None:
+    check([8, 1], [lift], ["eager"])
+
+
+@pytest.mark.parametrize("nest", [["shared", "vmap"], ["shared", "vmap", "shared"]])
+def test_a_map_takes_what_iterations_share_from_outside(nest: list[str]) -> None:
+    check([11, 0, 1], nest, ["eager", "jitted"])
 
 
 def test_what_iterations_share_is_rounded_as_outside() -> None:

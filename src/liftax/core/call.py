@@ -70,7 +70,7 @@ class Call:
     outside: ScopeLike | None = None  # the scope that it opened
     roles: Roles | None = None  # its table for that scope
     on_birth: Callable[[str, tuple[str, ...], Any, bool], Any] | None = None
-    # Whether on_birth is told what a map of variables inside makes before it is mapped.
+    # Whether on_birth is told what a map inside, of variables or of examples, makes as it is made.
     wants_first = False
     late = False  # whether what is written comes out of a lift inside the body
     creating: str | None = None  # the collection being initialised
@@ -101,6 +101,14 @@ class Call:
 
     def _may_write(self, col: str) -> bool:
         return in_filter(self.mutable, col)
+
+    def hear(self, inside: Call, col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
+        """Hears of what is made in the body of a lift inside; returns it as that must use it."""
+        assert self.on_birth is not None
+        creating, self.creating = self.creating, inside.creating
+        value = self.on_birth(col, path, value, late)
+        self.creating = creating
+        return value
 
 
 class LiftedCall(Call):

@@ -41,13 +41,11 @@ def _squared(x: Array) -> Array:
 
 def _statistics(
     module: Any, x: Array, axes: tuple[int, ...], mask: Any, axis_name: Any,
-    centered: bool = True, kept: bool = True,
+    centered: bool = True,
 ) -> tuple[Any, Array]:  # fmt: skip
-    """Mean and variance of ``x`` over ``axes``.
+    """Mean and variance of ``x`` over ``axes``, without these axes, as XLA rounds Linen's.
 
     Args:
-      kept: whether they have ``axes`` still, of size 1; never where they are averaged
-        along a mapped axis: what a collective moves has the shape that it has in Linen.
       mask: where ``x`` counts; None counts everywhere.
       axis_name: the mapped axis over which to average as well.
       centered: False takes the mean to be 0, and returns None for it.
@@ -63,10 +61,8 @@ def _statistics(
         dtype = jnp.promote_types(dtype, jnp.float32)
     x = cast(x, dtype)
 
-    kept = kept and axis_name is None
-
     def mean_of(*values: Array) -> Any:
-        means = [jnp.mean(v, axes, where=mask, keepdims=kept) for v in values]
+        means = [jnp.mean(v, axes, where=mask) for v in values]
         if axis_name is not None:
             groups = module.axis_index_groups
             together = means[0] if len(means) == 1 else jnp.stack(means)
@@ -81,12 +77,7 @@ def _statistics(
         # Rounding can push the difference below zero.
         return mean, maximum(0.0, sub(mean_squared, _squared(mean)))
     mean = mean_of(x)
-    return mean, mean_of(_squared(sub(x, _expanded(mean, x, axes))))
-
-
-def _expanded(value: Any, x: Array, axes: tuple[int, ...]) -> Any:
-    """``value`` with the ``axes`` of ``x``."""
-    return value if value.ndim == x.ndim else lax.expand_dims(value, axes)
+    return mean, mean_of(_squared(sub(x, lax.expand_dims(mean, axes))))
 
 
 def _rescale(
@@ -107,8 +98,8 @@ def _rescale(
     shape = tuple(x.shape[i] for i in features)
     spread = tuple(n if i in features else 1 for i, n in enumerate(x.shape))
     args = [x]
-    y = x if mean is None else sub(x, _expanded(mean, x, axes))
-    factor = lax.rsqrt(add(_expanded(var, x, axes), module.epsilon))
+    y = x if mean is None else sub(x, lax.expand_dims(mean, axes))
+    factor = lax.rsqrt(add(lax.expand_dims(var, axes), module.epsilon))
     if module.use_scale:
         scale = module.param("scale", module.scale_init, shape, module.param_dtype)
         factor = mul(factor, reshape(scale, spread))
@@ -319,7 +310,7 @@ class GroupNorm(Module):
             mask = jnp.broadcast_to(mask, x.shape).reshape(grouped)
         # Channels of a group lie along one axis more, the last.
         inner = (*(i for i in axes if i != last), last + 1)
-        mean, var = _statistics(self, x.reshape(grouped), inner, mask, self.axis_name, kept=False)
+        mean, var = _statistics(self, x.reshape(grouped), inner, mask, self.axis_name)
         size = x.shape[-1] // mean.shape[-1]
         mean, var = jnp.repeat(mean, size, axis=-1), jnp.repeat(var, size, axis=-1)
         over = tuple(i for i in axes if i != last)
@@ -490,7 +481,7 @@ class BatchNorm(Module):
         else:
             initializing = self.is_initializing()
             axis_name = None if initializing else self.axis_name
-            mean, var = _statistics(self, x, axes, mask, axis_name, kept=False)
+            mean, var = _statistics(self, x, axes, mask, axis_name)
             if not initializing:
                 for average, found in ((average_mean, mean), (average_var, var)):
                     kept = self.momentum * average.value

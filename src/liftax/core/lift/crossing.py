@@ -455,21 +455,34 @@ class Opening(Around):
         for scope in inner:
             scope.call.valid = False
 
-    def write_back(self, *groups: Group, late: bool = True) -> None:
+    def merged(self, groups: Iterable[Group]) -> Group:
+        """Returns groups as one, in the order of the lift's arguments, in which Linen writes."""
+        found = []
+        for table, *parts in zip(self.tables, *groups, strict=True):
+            items = [item for part in parts for item in part.items()]
+            items.sort(key=lambda item, t=table: t.rows.index(t.of(item[0])))  # type: ignore[misc]
+            found.append(dict(items))
+        return tuple(found)
+
+    def write_back(self, *groups: Group, late: bool = True, heard: bool = False) -> None:
         """Writes what came out to the scopes outside.
 
         Args:
           groups: the variables; those that may not be written in this call are left out.
           late: False for initial values, on which the body will still work.
+          heard: whether a loop outside that wants it was told of them as they were made.
         """
         for top, collections in ((t, c) for g in groups for t, c in zip(self.tops, g, strict=True)):
+            on_birth = top.call.on_birth
+            if heard and top.call.wants_first:
+                top.call.on_birth = None
             top.call.late = late
             for col, node in collections.items():
                 if not node or not top.call.is_mutable(col):
                     continue
                 for name, value in node.items():
                     top.put_variable(col, name, value)
-            top.call.late = False
+            top.call.late, top.call.on_birth = False, on_birth
 
 
 def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, tuple[str, ...]]]:

@@ -214,6 +214,7 @@ class _Call:
     carry_def: Any
     size: int
     first: list[Drawn] | None = None  # the draws of the first iteration, if it ran by itself
+    traced: bool = False  # whether a first trace has made what the iterations share
 
     def __post_init__(self) -> None:
         variables = self.opening.sorted_values((BROADCAST, CARRY))
@@ -231,9 +232,11 @@ class _Call:
         if opening.log is not None:
             opening.log.extend(self.tally.drawn)
         if not opening.read_only:
-            opening.write_back(nested(result.carried, len(opening.tops)))
-            for group, axis in zip(result.stacked, self.plan.roles.axes, strict=True):
-                opening.write_back(restack(opening, group, axis, self.plan.metadata_params))
+            both = zip(result.stacked, self.plan.roles.axes, strict=True)
+            params = self.plan.metadata_params
+            groups = [restack(opening, group, axis, params) for group, axis in both]
+            carried = nested(result.carried, len(opening.tops))
+            opening.write_back(opening.merged([carried, *groups]))
         moving, constant = iter(result.ys), iter(jax.tree.leaves(result.constant))
         ys = [
             next(constant) if axis is broadcast else from_front(next(moving), axis)
@@ -244,8 +247,10 @@ class _Call:
 
     def run(self, carry: list[Any], xs: Any) -> _Result:
         """Runs the loop: `jax.lax.scan` traces the body itself where nothing is made in it."""
-        if self.may_make(carry):
-            return self.run_in_parts(carry, xs)
+        if not self.traced and self.may_make(carry):
+            births = self.opening.initializing and self.opening.can_write(CARRY)
+            alone = self.tally.goes_on and self.tally.twice and not births
+            return self.run_one_by_one(carry, xs) if alone else self.run_in_parts(carry, xs)
 
         def step(state: Any, x: Any) -> Any:
             inner, after, ys = self.body(state[0], state[1], x)
@@ -257,7 +262,7 @@ class _Call:
             return (after, self.kept(state[1], written)), (ys, self.stacked(inner))
 
         try:
-            if self.tally.goes_on and self.tally.twice:
+            if self.tally.goes_on and self.tally.twice and not self.traced:
                 # Of what Linen's first trace draws only the counts are left.
                 jax.eval_shape(step, (carry, self.carried), jax.tree.map(jax_private.element, xs))
             (carry, carried), (ys, stacked) = self.loop(step, (carry, self.carried), xs)
@@ -368,6 +373,24 @@ class _Call:
 
         (after, born), ys = self.loop(step, (before, born), xs)
         return self.result(loop, after, born, ys)
+
+    def run_one_by_one(self, carry: list[Any], xs: Any) -> _Result:
+        """Traces the body for what the iterations share, then runs it once for each of them.
+
+        Without jit that is what Linen does, so that each iteration draws keys of its own.
+        """
+        self.marks = marks = Marks()
+        opening, shape = self.opening, jax.tree.map(jax_private.element, xs)
+        split = self.plan.roles.split("params") is True
+        state = (carry, self.carried)
+        loop = trace_loop(self.in_parts, state, shape, marks, opening.place, split)
+        write_births(opening, marks, loop.made, loop.invariants[0])
+        opening = Opening(self.plan.roles, self.scopes, self.fn, self.plan.shared)
+        again = dataclasses.replace(self, opening=opening, traced=True)
+        found = again.run(carry, xs)
+        both = zip(found.ys, again.y_axes, strict=True)
+        ys = [y for y, axis in both if axis is not broadcast]
+        return found._replace(ys=ys, constant=loop.invariants[1])
 
     def in_parts(self, state: Any, x: Any) -> Any:
         """The body as `trace_loop` takes it."""

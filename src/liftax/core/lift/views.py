@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...errors import ApplyScopeInvalidVariablesTypeError, UnusedFilterError
@@ -166,8 +165,8 @@ def _initialised(
     made = nested(loop.invariants[0], len(opening.tops))
     # Written first: a loop or a map outside marks what is made on the way, and what
     # follows must use it with that mark on.
-    with _announced(opening):
-        opening.write_back(tuple(map_out(opening, v) if v else {} for v in made), late=False)
+    values = tuple(map_out(opening, v) if v else {} for v in made)
+    opening.write_back(values, late=False, heard=True)
     mapped = tuple(map_in(opening, v) if v else {} for v in opening.values(MAPPED))
     births = _mapped_births(marks, mapped, loop.made)
     reused = births is not None and not draws_again(loop.outside)
@@ -210,25 +209,10 @@ def _pass_on(opening: Opening, outside: Call, root: Call) -> None:
         # What is put there by no initializer, as by sow, is put there by the second run too.
         late = late or root.creating is None
         if outside.on_birth is not None and outside.wants_first:
-            creating, outside.creating = outside.creating, root.creating
-            value = outside.on_birth(col, path, value, late)
-            outside.creating = creating
+            value = outside.hear(root, col, path, value, late)
         return marked(col, path, value, late)
 
     root.on_birth, root.wants_first = on_birth, True
-
-
-@contextlib.contextmanager
-def _announced(opening: Opening) -> Iterator[None]:
-    """Writes what is mapped to scopes outside that have heard of it as it was made."""
-    heard = [(top.call, top.call.on_birth) for top in opening.tops if top.call.wants_first]
-    for root, _ in heard:
-        root.on_birth = None
-    try:
-        yield
-    finally:
-        for root, on_birth in reversed(heard):
-            root.on_birth = on_birth
 
 
 def swap_collection(fn: Callable[..., Any], col_a: str, col_b: str) -> Callable[..., Any]:

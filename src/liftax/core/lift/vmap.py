@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +13,11 @@ from ... import jax_private
 from ...errors import AxesTreeError, AxisNameError, LoopDependentError
 from ...words import shown
 from .. import boxes
+from ..call import LiftedCall
 from ..filters import Filter
 from ..refusals import unbound_axis
 from ..roles import BROADCAST, Roles, axis_rows, broadcast, split_pairs
+from ..scope import Scope
 from .axes import Sizes, axes_of, named, unnamed
 from .checks import check_options, check_out_axes, check_variable_axes
 from .crossing import Opening
@@ -105,6 +108,7 @@ def mapper(
             shared_keys = opening.keys(False)
             moving = [i for i, axis in enumerate(leaf_axes) if axis is not None]
             differing: list[tuple[int, str]] | None = None
+            see = functools.partial(_pass_on, opening, metadata_params)
 
             def body(parts: list[Any], taken: list[Any], split_keys: Any) -> Any:
                 nonlocal differing
@@ -114,6 +118,7 @@ def mapper(
                 run = opening.body(
                     fn,
                     [BROADCAST, *axes],
+                    see=see,
                     size=size,
                     axis_name=metadata_params.get(boxes.PARTITION_NAME, axis_name),
                 )
@@ -151,14 +156,62 @@ def mapper(
                 if unbound is None:
                     raise
                 raise _no_axis(opening.place, unbound, axis_name) from cause
-            opening.write_back(same)
-            for group, axis in zip(written, axes, strict=True):
-                opening.write_back(named(opening, group, axis, metadata_params))
+            both = zip(written, axes, strict=True)
+            groups = [same, *[named(opening, group, a, metadata_params) for group, a in both]]
+            opening.write_back(opening.merged(groups), heard=True)
             return y
 
         return mapped
 
     return lift
+
+
+def _pass_on(opening: Opening, metadata_params: Mapping[Any, Any], inner: Sequence[Scope]) -> None:
+    """Tells a loop outside what is made in a body, as it is made.
+
+    All iterations of Linen's loop take what they share from outside, so each example has its part
+    of it, even where it is the same for all. Their operations must be the same ones here.
+    """
+    if not opening.initializing:
+        return
+    for top, scope in zip(opening.tops, inner, strict=True):
+        if top.call.on_birth is not None and top.call.wants_first:
+            root: Any = scope.call
+            root.on_birth = functools.partial(_born, opening, metadata_params, top, root)
+            root.wants_first = True
+
+
+def _born(
+    opening: Opening,
+    metadata_params: Mapping[Any, Any],
+    top: Scope,
+    root: LiftedCall,
+    col: str,
+    path: tuple[str, ...],
+    value: Any,
+    late: bool,
+) -> Any:
+    axis: Any = root.roles.role(col)
+    if axis == BROADCAST:
+        return top.call.hear(root, col, path, value, late)
+    names = (col, *path[len(top.path) :])
+    leaves, treedef = jax.tree.flatten(value)
+
+    def change(all_examples: list[Any]) -> list[Any]:
+        nonlocal treedef
+        whole = jax.tree.unflatten(treedef, all_examples)
+        for name in reversed(names):  # for the messages
+            whole = {name: whole}
+        (whole,) = named(opening, (whole,), axis, metadata_params)
+        for name in names:
+            whole = whole[name]
+        whole = top.call.hear(root, col, path, whole, late)
+        (whole,) = unnamed(opening, (whole,), axis, metadata_params)
+        changed, treedef = jax.tree.flatten(whole)
+        return changed
+
+    changed = jax_private.whole(change, leaves, axis)
+    return jax.tree.unflatten(treedef, changed)
 
 
 # How JAX says that a value without an axis has one after all; not which, where axis_name= is given.
