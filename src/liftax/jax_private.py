@@ -213,23 +213,38 @@ _whole_p = _core.Primitive("liftax_whole")
 _whole_p.multiple_results = True
 
 
-def whole(change: Callable[[list[Any]], list[Any]], values: Sequence[Any], axis: int) -> list[Any]:
+def current_map() -> Any:
+    """Returns what tells the innermost `jax.vmap` whose body is traced from any other."""
+    return current_trace().axis_data
+
+
+def whole(
+    change: Callable[[list[Any]], list[Any]], values: Sequence[Any], axis: int, of: Any
+) -> list[Any]:
     """Changes values in the body of a `jax.vmap` as they are outside of it.
 
     Args:
       change: takes the values of all examples along ``axis``, and returns such values.
       values: of one example.
       axis: the axis of the examples.
+      of: the map, as `current_map` returned it in its body. Maps inside it are passed through:
+        their examples share the values.
 
     Returns:
       what ``change`` returned, of one example. It differs from example to example for JAX, also
       where the values given did not.
     """
-    found: list[Any] = _whole_p.bind(*values, change=change, axis=axis)
+    found: list[Any] = _whole_p.bind(*values, change=change, axis=axis, of=of)
     return found
 
 
-def _whole(data: Any, values: Any, dims: Any, *, change: Any, axis: int) -> Any:
+def _whole(data: Any, values: Any, dims: Any, *, change: Any, axis: int, of: Any) -> Any:
+    if data is not of:
+        if any(dim is not None for dim in dims):
+            return values, dims  # not shared after all, as the map inside will say
+        found = whole(change, values, axis, of)
+        return found, [None] * len(found)
+
     def moved(x: Any, dim: Any) -> Any:
         if dim is not None:
             return x if dim == axis % x.ndim else jax.numpy.moveaxis(x, dim, axis)

@@ -174,10 +174,11 @@ def _pass_on(opening: Opening, metadata_params: Mapping[Any, Any], inner: Sequen
     """
     if not opening.initializing:
         return
+    here = jax_private.current_map()
     for top, scope in zip(opening.tops, inner, strict=True):
         if top.call.on_birth is not None and top.call.wants_first:
             root: Any = scope.call
-            root.on_birth = functools.partial(_born, opening, metadata_params, top, root)
+            root.on_birth = functools.partial(_born, opening, metadata_params, top, root, here)
             root.wants_first = True
 
 
@@ -186,6 +187,7 @@ def _born(
     metadata_params: Mapping[Any, Any],
     top: Scope,
     root: LiftedCall,
+    here: Any,
     col: str,
     path: tuple[str, ...],
     value: Any,
@@ -210,7 +212,7 @@ def _born(
         changed, treedef = jax.tree.flatten(whole)
         return changed
 
-    changed = jax_private.whole(change, leaves, axis)
+    changed = jax_private.whole(change, leaves, axis, here)
     return jax.tree.unflatten(treedef, changed)
 
 
