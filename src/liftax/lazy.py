@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .absent import refusal
+
 
 def lazy(
     package: str, file: str
@@ -26,7 +28,8 @@ def lazy(
       file: its ``__file__``; the stub stands beside it.
 
     Raises:
-      AttributeError: by the returned ``__getattr__``, for a name that the stub lacks.
+      AttributeError: by the returned ``__getattr__``, for a name that the stub lacks; an
+        ImportError in `from package import name`.
 
     Example:
       >>> import liftax
@@ -38,7 +41,7 @@ def lazy(
 
     def load(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            raise refusal(package, name, homes)
         home, original = homes[name]
         if not home.strip("."):  # `from . import errors`: a module of the package itself
             value: Any = importlib.import_module(home + original, package)
@@ -63,7 +66,7 @@ def lazy(
             return importlib.import_module, (self.__name__,)
 
     sys.modules[package].__class__ = Package
-    return load, names, sorted(homes)
+    return load, names, sorted(name for name in homes if not name.startswith("_"))
 
 
 def _homes(stub: Path) -> dict[str, tuple[str, str]]:

@@ -308,6 +308,12 @@ class Einsum(Module):
         )
         return y if bias is None else add_bias(y, jnp.reshape(bias, broadcast_shape))
 
+    def _get_bias_shape(
+        self, einsum_str: str, lhs: Any, rhs: Any
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """As `_bias_shapes`, of arrays: wrappers that are written for Linen call it."""
+        return self._bias_shapes(einsum_str, lhs.shape, rhs.shape)
+
     def _bias_shapes(
         self, equation: str, lhs: tuple[int, ...], rhs: tuple[int, ...]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,3 +1,14 @@
+from ..core.filters import DenyList as DenyList
+from ..core.scope import Scope as Scope
+from ..core.scope import Variable as Variable
+from .linen_names import FrozenVariableDict as FrozenVariableDict
+from .linen_names import InterceptorContext as InterceptorContext
+from .linen_names import RNGSequences as RNGSequences
+from .linen_names import VariableDict as VariableDict
+from .linen_names import _context as _context
+from .linen_names import _get_unbound_fn as _get_unbound_fn
+from .linen_names import run_interceptors as run_interceptors
+from .linen_names import wrap_method_once as wrap_method_once
 from .methods import compact as compact
 from .methods import compact_name_scope as compact_name_scope
 from .methods import nowrap as nowrap

@@ -146,3 +146,26 @@ def remat(
 
 
 checkpoint = remat
+
+
+def remat_after_module(
+    target: Target,
+    variables: Filter = True,
+    rngs: Filter = True,
+    concrete: bool = False,
+    prevent_cse: bool = True,
+    static_argnums: int | Sequence[int] = (),
+    policy: Callable[..., bool] | None = None,
+    methods: Iterable[str] | None = None,
+) -> Target:
+    """`remat` whose ``static_argnums`` count the arguments after the module, from 0.
+
+    Args:
+      static_argnums: 0 is the first argument of a module's call, and of a function the first
+        after the module.
+
+    The other arguments are those of `remat`.
+    """
+    numbers = _numbers("remat", "static_argnums", static_argnums)
+    rematted = rematter(variables, rngs, concrete, prevent_cse, policy, ())
+    return lift_target("Core_remat_static", target, lambda fn: rematted(fn, numbers), methods)

@@ -136,8 +136,8 @@ def lift_target(
 
 
 def spoken(name: str) -> str:
-    """The name by which users call a lift; the lifted classes of remat are called Checkpoint."""
-    return {"Checkpoint": "remat"}.get(name, name.lower())
+    """The name by which users call a lift; the lifted classes of remat have others, as in Linen."""
+    return "remat" if name in ("Checkpoint", "Core_remat_static") else name.lower()
 
 
 def no_arguments(name: str) -> TransformTargetError:

@@ -1,3 +1,7 @@
+from ..linen_names import CollectionFilter as CollectionFilter
+from ..linen_names import InOutAxis as InOutAxis
+from ..linen_names import InOutScanAxis as InOutScanAxis
+from ..linen_names import PRNGSequenceFilter as PRNGSequenceFilter
 from ..roles import In as In
 from ..roles import Out as Out
 from .branches import cond as cond

@@ -1,0 +1,85 @@
+"""Names of flax.linen and flax.core that liftax does not have, and what to use instead.
+
+One table, for whoever asks for such a name: an attribute, a `from ... import`, a program that
+runs in flax's place, a code base that is rewritten.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
+from opcode import opmap
+from types import FrameType
+
+_DICTS = (
+    "plain dicts go in and come out here, and any mapping goes in; flax's own one is "
+    "liftax.core.{name}, where flax is installed"
+)
+_FP8 = "give the layer dot_general= or dot_general_cls= of your own"
+_LIFTS = (
+    "lifts are written on liftax.core.lift (functions of scopes) or by composing nn.scan, nn.vmap, "
+    "nn.remat, nn.jit, nn.map_variables and nn.grad"
+)
+_SCOPES = "variables and keys go in by apply and bind, and what a scope has is read from it"
+_TRACE = "jax itself refuses a tracer that leaves its transformation, and liftax says where"
+
+ADVICE: dict[str, str] = {
+    **dict.fromkeys(["FrozenDict", "freeze", "unfreeze", "pretty_repr"], _DICTS),
+    **dict.fromkeys(
+        [
+            "Fp8DirectDotGeneralOp",
+            "Fp8DotGeneral",
+            "Fp8DotGeneralBase",
+            "Fp8DotGeneralOp",
+            "Fp8Einsum",
+            "NANOOFp8DotGeneralOp",
+        ],
+        _FP8,
+    ),
+    **dict.fromkeys(
+        [
+            "decorator_lift_transform",
+            "decorator_lift_transform_cached",
+            "get_module_scopes",
+            "lift_direct_transform",
+            "lift_transform",
+            "lift_transform_cached",
+            "module_class_lift_transform",
+            "module_class_lift_transform_cached",
+            "pack",
+            "set_module_scopes",
+        ],
+        _LIFTS,
+    ),
+    **dict.fromkeys(["TestScope", "LazyRng", "fork_rngs", "clean_clone"], _SCOPES),
+    **dict.fromkeys(["check_trace_level", "current_trace"], _TRACE),
+}
+"""Name -> what to use."""
+
+
+def told(package: str, name: str, known: Iterable[str]) -> str:
+    """Says that a package lacks a name, and what to use or what was meant.
+
+    >>> told("liftax", "LayerNom", ["LayerNorm", "Dense"])
+    "module 'liftax' has no attribute 'LayerNom'; did you mean 'LayerNorm'?"
+    """
+    text = f"module {package!r} has no attribute {name!r}"
+    if name in ADVICE:
+        return f"{text}, which flax has: {ADVICE[name].format(name=name)}"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"{text}; did you mean {near[0]!r}?" if near else text
+
+
+def refusal(package: str, name: str, known: Iterable[str]) -> Exception:
+    """The error for a name that is not there, to be raised by a module's ``__getattr__``.
+
+    `from package import name` replaces an AttributeError by a text of its own, so there it is an
+    ImportError; anywhere else, for `hasattr` too, an AttributeError.
+    """
+    text = told(package, name, known)
+    frame: FrameType | None = sys._getframe(2)
+    if frame is not None and frame.f_lasti >= 0:
+        if frame.f_code.co_code[frame.f_lasti] == opmap["IMPORT_FROM"]:
+            return ImportError(text.replace("has no attribute", "has no name"), name=name)
+    return AttributeError(text)

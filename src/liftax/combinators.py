@@ -1,0 +1,3 @@
+"""The address that flax.linen has for modules made of modules."""
+
+from .layers.combinators import Sequential as Sequential

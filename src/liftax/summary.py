@@ -1,0 +1,3 @@
+"""The address that flax.linen has for tables of a model."""
+
+from .module.summary import tabulate as tabulate

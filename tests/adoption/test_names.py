@@ -1,0 +1,146 @@
+"""Every module that flax.linen has is an address here; what is not here says what to use."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import types
+
+import flax.core
+import flax.linen
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers.compare import ON_FLAX
+
+import liftax
+from liftax import absent
+
+pytestmark = pytest.mark.skipif(ON_FLAX, reason="about liftax's own names")
+LINEN = [m.name for m in pkgutil.iter_modules(flax.linen.__path__) if m.name != "experimental"]
+# What each module of flax has of its own and liftax has not: parts of how flax does it.
+OWN_TO_FLAX = {"fp8_ops", "kw_only_dataclasses"}
+
+
+def defined(module: types.ModuleType) -> set[str]:
+    """The public names that a module of flax defines, not those that it imports."""
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+        and isinstance(value, (type, types.FunctionType))
+    }
+
+
+@pytest.mark.parametrize("name", LINEN)
+def test_each_submodule_is_an_address(name: str) -> None:
+    ours = importlib.import_module(f"liftax.{name}")
+    held = getattr(liftax, name)
+    assert held is ours or (name == "summary" and callable(held))
+    if name in OWN_TO_FLAX:
+        return
+    public = defined(importlib.import_module(f"flax.linen.{name}")) & set(dir(flax.linen))
+    missing = {n for n in public if not hasattr(ours, n) and n not in absent.ADVICE}
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("initializers", "constant orthogonal zeros variance_scaling lecun_normal Initializer"),
+        ("linear", "Dense PrecisionLike PaddingLike default_kernel_init _canonicalize_tuple"),
+        ("linear", "_normalize_axes _conv_dimension_numbers Conv promote_dtype"),
+        ("attention", "MultiHeadDotProductAttention DenseGeneral combine_masks promote_dtype"),
+        ("normalization", "_canonicalize_axes Axes LayerNorm WeightNorm SpectralNorm"),
+        ("recurrent", "RNNCellBase LSTMCell RNN"),
+        ("module", "Module compact merge_param Scope Variable VariableDict FrozenVariableDict"),
+        ("module", "_context InterceptorContext wrap_method_once nowrap intercept_methods"),
+        ("transforms", "scan remat vmap map_variables"),
+        ("spmd", "LogicallyPartitioned LogicalRules RulesFallback get_logical_axis_rules"),
+        ("partitioning", "axis_rules with_sharding_constraint LogicalRules ScanIn AxisMetadata"),
+        ("summary", "tabulate"),
+        ("core", "Scope CollectionFilter VariableDict FrozenDict freeze unfreeze copy pop"),
+        ("core.scope", "Scope Variable"),
+        ("core.variables", "Variable"),
+        ("core.axes_scan", "broadcast"),
+        ("core.frozen_dict", "FrozenDict freeze unfreeze pop copy pretty_repr"),
+        ("core.lift", "CollectionFilter PRNGSequenceFilter InOutAxis In Out scan"),
+        ("core.meta", "Partitioned AxisMetadata unbox"),
+    ],
+)
+def test_names_that_public_code_imports(module: str, names: str) -> None:
+    for name in names.split():
+        exec(f"from liftax.{module} import {name}", {})
+
+
+def test_flaxs_own_dicts_are_flaxs() -> None:
+    assert liftax.core.FrozenDict is flax.core.FrozenDict
+    assert "FrozenDict" not in liftax.core.__all__  # a star import goes without flax
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "said"),
+    [
+        ("liftax", "FrozenDict", "plain dicts go in and come out"),
+        ("liftax", "Fp8DotGeneralOp", "dot_general_cls= of your own"),
+        ("liftax.fp8_ops", "Fp8Einsum", "dot_general"),
+        ("liftax", "LayerNom", "did you mean 'LayerNorm'"),
+        ("liftax.transforms", "lift_transform", "liftax.core.lift"),
+        ("liftax.core.lift", "pack", "liftax.core.lift"),
+        ("liftax.core.frozen_dict", "freez", "did you mean 'freeze'"),
+    ],
+)
+def test_what_is_not_here_says_what_to_use(module: str, name: str, said: str) -> None:
+    package = importlib.import_module(module)
+    with pytest.raises(AttributeError, match=said):
+        getattr(package, name)
+    with pytest.raises(ImportError, match=said):
+        exec(f"from {module} import {name}", {})
+    assert not hasattr(package, name)
+
+
+def test_helpers_that_public_code_calls() -> None:
+    from flax.linen import linear as theirs
+    from flax.linen import normalization as theirs_too
+
+    from liftax import linear, normalization
+
+    assert linear._canonicalize_tuple(3) == theirs._canonicalize_tuple(3)
+    assert linear._canonicalize_tuple([1, 2]) == theirs._canonicalize_tuple([1, 2])
+    shape = (1, 2, 3, 4)
+    assert linear._conv_dimension_numbers(shape) == theirs._conv_dimension_numbers(shape)
+    for axes in (-1, (0, -1), (-1, 0)):
+        ours = normalization._canonicalize_axes(3, axes)
+        assert ours == theirs_too._canonicalize_axes(3, axes)
+    assert linear._normalize_axes((-1, 0), 3) == theirs._normalize_axes((-1, 0), 3)
+    a, b = jnp.ones((2, 3)), jnp.ones((3, 4))
+    found, wanted = (
+        lib.Einsum((3, 4))._get_bias_shape("ab,bc->ac", a, b) for lib in (liftax, flax.linen)
+    )
+    assert tuple(map(tuple, found)) == tuple(map(tuple, wanted))
+
+
+def test_what_runs_now_is_in_the_context() -> None:
+    from liftax.module import _context, run_interceptors
+
+    class Model(liftax.Module):
+        def twice(self, x):
+            return 2 * x
+
+        @liftax.compact
+        def __call__(self, x):
+            assert _context.module_stack[-1] is self
+            return run_interceptors(self.twice, self, x)
+
+    heard = []
+
+    def interceptor(following, args, kwargs, context):
+        heard.append(context.method_name)
+        return following(*args, **kwargs)
+
+    assert _context.module_stack == [None]
+    with liftax.intercept_methods(interceptor):
+        assert Model().apply({}, 2) == 4
+    assert "twice" in heard
+    assert jax.tree.leaves(liftax.partitioning.AxisMetadata(("a",))) == []
