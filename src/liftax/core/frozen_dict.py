@@ -8,6 +8,7 @@ from typing import Any
 from ..absent import refusal
 
 NAMES = ("FrozenDict", "copy", "freeze", "pop", "pretty_repr", "unfreeze")
+__all__ = [*NAMES]
 
 
 def __getattr__(name: str) -> Any:
