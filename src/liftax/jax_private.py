@@ -6,6 +6,8 @@ Everything here works on jax 0.10 to 0.12. How an equation is read stands in `eq
 from __future__ import annotations
 
 import functools
+import os
+import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import jax
 from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import effects as _effects
-from jax._src import source_info_util
+from jax._src import source_info_util, traceback_util
 from jax._src.interpreters import partial_eval as _pe
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
@@ -23,6 +25,40 @@ if TYPE_CHECKING:
 
 # JAX names the user's line where a value was made: what this file does in between is none.
 source_info_util.register_exclusion(__file__)
+# A traceback that JAX shortens shows neither its own files nor ours.
+traceback_util.register_exclusion(os.path.dirname(os.path.abspath(__file__)))
+
+
+_JAX = os.path.dirname(jax.__file__) + os.sep
+
+
+def is_jax(frame: types.FrameType) -> bool:
+    """Whether a line of a traceback is JAX's."""
+    return frame.f_code.co_filename.startswith(_JAX)
+
+
+def shown(entries: list[types.TracebackType]) -> list[types.TracebackType]:
+    """Returns the entries of a traceback that a user reads, up to the last that is not JAX's.
+
+    JAX hides its machinery and shows its numpy: what a call of that did is in the message.
+    """
+    kept = [entry for entry in entries if traceback_util.include_frame(entry.tb_frame)]
+    last = max((i for i, entry in enumerate(kept) if not is_jax(entry.tb_frame)), default=-1)
+    return kept[: last + 1] or kept
+
+
+def shorten(error: Exception) -> None:
+    """Leaves out lines of an error's traceback as `JAX_TRACEBACK_FILTERING` says."""
+    try:
+        _raised(error)
+    except Exception:
+        if hasattr(error, "__notes__"):  # calls in calls say it once
+            error.__notes__ = list(dict.fromkeys(error.__notes__))
+
+
+@traceback_util.api_boundary
+def _raised(error: Exception) -> None:
+    raise error
 
 
 def prune(jaxpr: jex.Jaxpr, used_outputs: Sequence[bool]) -> tuple[jex.Jaxpr, list[bool]]:

@@ -170,7 +170,7 @@ def assert_refused(case: Misuse, nest: str) -> None:
         place = "module /" + "/".join([*path, *case.at.split("/")] if case.at else path)
         assert re.search(re.escape(place) + r"(?![\w/])", message), f"no {place!r}:\n{message}"
     if case.cause is not None:
-        assert isinstance(error.__cause__, case.cause)
+        assert isinstance(error.__context__, case.cause)
     assert_readable(message)
     if isinstance(error, nn.errors.LiftaxError):
         rule = rule_of(error)

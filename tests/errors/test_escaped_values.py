@@ -82,7 +82,7 @@ def test_an_escaped_value(lift, use):
     assert "float32[" in message
     if lift not in ("vmap", "grad"):  # JAX keeps no line for the others
         assert f"made at {__file__}" in message
-    assert isinstance(caught.value.__cause__, jax.errors.UnexpectedTracerError)
+    assert isinstance(caught.value.__context__, jax.errors.UnexpectedTracerError)
 
 
 def test_what_a_lift_returns_may_be_kept():
@@ -109,7 +109,7 @@ def test_the_name_of_an_axis_that_nothing_gives():
     variables = Normed().init(jax.random.key(0), X)
     with pytest.raises(errors.AxisNameError, match="^module /norm: .* axis name 'batch'") as caught:
         Normed().apply(variables, X, mutable=["batch_stats"])
-    assert isinstance(caught.value.__cause__, NameError)
+    assert isinstance(caught.value.__context__, NameError)
 
     def run(x):
         return Normed().apply(variables, x, mutable=["batch_stats"])[0]

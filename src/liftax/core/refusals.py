@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,6 +30,7 @@ from ..errors import (
     UnnamedCollectionError,
     where,
 )
+from ..tracebacks import place_of
 from ..words import describe
 from .call import Call, ScopeLike
 from .filters import names_of
@@ -284,12 +284,7 @@ def check_axis_name(error: NameError) -> None:
 
 def _raised_in(error: BaseException) -> str:
     """Where a module's own code was when an error of JAX's came."""
-    path: tuple[str, ...] = ()
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        scope = getattr(frame.f_locals.get("module"), "scope", None)
-        if scope is not None and frame.f_globals.get("__package__", "").startswith("liftax"):
-            path = scope.path
-    return where(path)
+    return place_of(error) or where(())
 
 
 def not_found(scope: ScopeLike, col: str, name: str) -> LiftaxError:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ..core.scope import Scope, Variable
 from ..errors import NameInUseError, PerturbationNotFoundError, UnboundModuleError, UndeclaredError
+from ..tracebacks import boundary
 from .state import State
 
 T = TypeVar("T")
@@ -172,11 +173,13 @@ class Variables:
         return self._bound_scope("is_initializing").get_flag("initializing", False)
 
     @property
+    @boundary
     def variables(self) -> dict[str, Any]:
         """The module's variables, collection -> nested dict."""
         return self._bound_scope("variables").variables()
 
     @property
+    @boundary
     def path(self) -> tuple[str, ...]:
         """The names from the root module down to this one."""
         return self._bound_scope("path").path
@@ -226,6 +229,7 @@ class Variables:
         scope.put_variable(col, name, reduce_fn(gathered, value))
         return True
 
+    @boundary
     def perturb(self, name: str, value: T, collection: str = "perturbations") -> T:
         """Adds a zero variable to a value, so that its gradient can be taken.
 

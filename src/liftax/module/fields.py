@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.tree_util import all_leaves
 
 from ..errors import ReservedModuleAttributeError
+from ..tracebacks import boundary
 
 
 class _Unset:
@@ -113,6 +114,7 @@ def _inherits(cls: type) -> bool:
     return len(cls.__bases__) == 1 and hasattr(cls.__bases__[0], "_field_names")
 
 
+@boundary
 def _hash(self: Any) -> int:
     if self.scope is not None or getattr(self.parent, "scope", None) is not None:
         raise TypeError(

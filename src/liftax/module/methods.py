@@ -15,6 +15,7 @@ from ..errors import (
     CallSetupUnboundModuleError,
     IncorrectPostInitOverrideError,
 )
+from ..tracebacks import say_where, shorten
 from .bound import Variables
 from .state import local, watch
 
@@ -221,6 +222,12 @@ def call_method(
             if capture is not None and capture(module, name):
                 module.sow("intermediates", name, y)
         return y
+    except Exception as error:
+        if scope is not None:
+            say_where(error, scope.where(), scope.call.lift)
+        if len(stack) == 1:  # the user's own call of a bound module, or of a function in init
+            shorten(error)
+        raise
     finally:
         stack.pop()
         if outermost:

@@ -17,6 +17,7 @@ from ..errors import (
     SetAttributeFrozenModuleError,
     SetAttributeInModuleSetupError,
 )
+from ..tracebacks import boundary
 from . import fields
 from .attach import is_module, place, register
 from .bound import Variables
@@ -69,6 +70,7 @@ class Module(Variables):
         name: str | None = dataclasses.field(default=None, kw_only=True)
         _state: State = dataclasses.field(init=False, repr=False)
 
+    @boundary
     def __init_subclass__(
         cls, kw_only: bool = False, _as_base: bool = False, **kwargs: Any
     ) -> None:
@@ -284,6 +286,7 @@ class Module(Variables):
                     attrs[name] = fields.replaced(value, is_module, copy)
         return fields.remake(type(self), attrs)
 
+    @boundary
     def copy(self: M, *, parent: Any = fields.UNSET, name: str | None = None, **updates: Any) -> M:
         """Like `clone`, for use as a submodule of the module that runs now.
 
@@ -294,6 +297,7 @@ class Module(Variables):
         """
         return self.clone(parent=parent, name=name, _deep_clone=True, _reset_names=False, **updates)
 
+    @boundary
     def bind(
         self: M,
         variables: Mapping[str, Any],
@@ -320,6 +324,7 @@ class Module(Variables):
         check_instance(self)
         return self.clone(parent=run.bind(variables, rngs, mutable), _deep_clone=True)
 
+    @boundary
     def unbind(self: M) -> tuple[M, dict[str, Any]]:
         """Returns an unbound copy of the module and its variables.
 
@@ -345,6 +350,7 @@ class Module(Variables):
 
     # --- running ------------------------------------------------------------------
 
+    @boundary
     def apply(
         self,
         variables: Mapping[str, Any],
@@ -383,6 +389,7 @@ class Module(Variables):
             variables, *args, rngs=rngs, **kwargs
         )
 
+    @boundary
     def init_with_output(
         self,
         rngs: Any,
@@ -406,6 +413,7 @@ class Module(Variables):
         fn = function_of(self, method)
         return init_with_output(fn, self, mutable, capture_intermediates)(rngs, *args, **kwargs)
 
+    @boundary
     def init(
         self,
         rngs: Any,
@@ -418,10 +426,8 @@ class Module(Variables):
         """Makes the module's variables.
 
         Only what makes variables is computed: the method is traced once, and
-        the rest of it, such as products with the inputs, is left out. As with
-        `jax.jit`, an equal module with inputs of the same shapes is not traced
-        again: side effects of its code happen once. `init_with_output` runs the
-        code each time, and so does this for a method that looks at values.
+        the rest of it, such as products with the inputs, is left out. A method
+        that looks at values is run as it is, as `init_with_output` does.
 
         Args:
           rngs: a key for the stream ``params``, or stream -> key.
@@ -443,6 +449,7 @@ class Module(Variables):
         fn = function_of(self, method)
         return init(fn, self, mutable, capture_intermediates)(rngs, *args, **kwargs)
 
+    @boundary
     def lazy_init(
         self,
         rngs: Any,
@@ -474,6 +481,7 @@ class Module(Variables):
         """Returns a key: equal for modules that compute alike, whatever their names."""
         return fingerprint(self, {})
 
+    @boundary
     def tabulate(
         self,
         rngs: Any,
@@ -505,6 +513,7 @@ class Module(Variables):
         )
         return table(*args, **kwargs)
 
+    @boundary
     def module_paths(
         self,
         rngs: Any,

@@ -117,6 +117,8 @@ class _Init:
         except _CANNOT_STAGE:
             if any(self.abstract):
                 raise
+            made = None
+        if made is None:  # out of the try: what the code raises now comes from no other error
             return self.as_it_is()
         jaxpr = jax_private.consts_as_inputs(closed)
         if any(self.abstract):  # nothing to print of an input that has no value
