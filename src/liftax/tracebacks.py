@@ -46,7 +46,7 @@ def boundary(fn: F) -> F:
 
 def shorten(error: Exception) -> None:
     """Takes the lines of liftax and of JAX out of an error's traceback, and of its causes'."""
-    mode = jax.config.read("jax_traceback_filtering")
+    mode = jax.config.jax_traceback_filtering  # type: ignore[attr-defined]
     if mode == "off":
         return
     _take_in(error)
