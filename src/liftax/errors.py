@@ -17,6 +17,7 @@ about modules and their variables, LX5xx about stacks and checkpoints, LX9xx are
 
 from __future__ import annotations
 
+import importlib.resources
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class LiftaxError(Exception):
     def __init__(self, *args: object):
         super().__init__(*args)
         if self.code is not None:
-            self.add_note(f"{self.code}: docs/findings/{self.code}.md has an example and the fix")
+            self.add_note(f"{self.code}: `liftax explain {self.code}` shows an example and the fix")
 
 
 FlaxError = LiftaxError
@@ -489,8 +490,13 @@ class Rule:
 
     @property
     def page(self) -> str:
-        """The page in the documentation."""
-        return f"docs/findings/{self.code}.md"
+        """The command that shows the page: there wherever liftax is installed."""
+        return f"liftax explain {self.code}"
+
+    def text(self) -> str:
+        """Returns the page, in Markdown: what the rule is about, an example and the fix."""
+        page = importlib.resources.files(__package__) / "findings" / f"{self.code}.md"
+        return page.read_text(encoding="utf-8")
 
 
 _ERRORS = {

@@ -1,4 +1,4 @@
-"""The pages of docs/findings: their parts, and how to bring the messages shown up to date.
+"""The pages of the findings: their parts, and how to bring the messages shown up to date.
 
 After the wording of a message has changed: `python tests/layout/pages.py`
 """
@@ -17,7 +17,7 @@ import liftax as nn
 from liftax import errors
 from liftax.layout import RULES, rule_of
 
-FOLDER = Path(__file__).parents[2] / "docs" / "findings"
+FOLDER = Path(errors.__file__).with_name("findings")
 _BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
@@ -33,7 +33,7 @@ def blocks(code: str) -> dict[str, str]:
 
 
 def execute(source: str) -> dict[str, Any]:
-    """Runs a block with what docs/findings/README.md says that it may assume."""
+    """Runs a block with what the findings' README.md says that it may assume."""
     key, x = jax.random.key(0), jnp.ones((2, 4))
     names = {"jax": jax, "jnp": jnp, "nn": nn, "key": key, "x": x}
     exec(compile(source, "<example>", "exec"), names)

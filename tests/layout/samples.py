@@ -63,7 +63,7 @@ def decoder() -> Layout:
     )  # fmt: skip
     note = Finding(
         "LX901", "note", "An ensemble", "12 × 4 independent layers.\n<set> None & share", (3,),
-        ("params/blocks/moe/up/kernel",), "docs/findings/LX901.md",
+        ("params/blocks/moe/up/kernel",), "liftax explain LX901",
     )  # fmt: skip
     cost = Cost("cpu", 1.5e9, 4.5e8, 12_345_678, 1000, 2000)
     return Layout("Decoder", rows, lifts, (note,), "i32[8,128]", f"{file}:40", cost)

@@ -1,4 +1,4 @@
-"""The table of rules, and the pages of docs/findings: each example does what its page says."""
+"""The table of rules, and their pages: each example does what its page says."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_note(code):
     """A finding carries the words of its rule."""
     (found,) = [f for f in execute(blocks(code)["Example"])["layout"].findings if f.code == code]
     assert (found.severity, found.title) == ("note", RULES[code].title)
-    assert found.page == f"docs/findings/{code}.md"
+    assert found.page == f"liftax explain {code}"
     assert found.lifts
 
 
@@ -77,7 +77,7 @@ def test_a_warning_is_silenced_by_its_code():
 def test_a_traceback_shows_the_code_and_the_page():
     error = errors.CarryError("module /, scan of Block: the message")
     shown = "".join(traceback.format_exception_only(error))
-    assert shown.splitlines()[1] == "LX102: docs/findings/LX102.md has an example and the fix"
+    assert shown.splitlines()[1] == "LX102: `liftax explain LX102` shows an example and the fix"
     assert str(error) == "module /, scan of Block: the message"
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), again.args, again.__notes__) == (type(error), error.args, error.__notes__)

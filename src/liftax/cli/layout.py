@@ -272,4 +272,6 @@ def in_one_line(error: BaseException) -> str:
 
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = "; ".join(lines if isinstance(error, LiftaxError) else lines[:1])
-    return f"{type(error).__name__}: {said or 'no further word'}"
+    code = error.code if isinstance(error, LiftaxError) else None
+    page = f" (liftax explain {code})" if code else ""
+    return f"{type(error).__name__}: {said or 'no further word'}{page}"

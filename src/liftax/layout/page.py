@@ -12,6 +12,7 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
+from ..errors import RULES
 from .data import (
     ROLE_WORDS,
     LayoutData,
@@ -122,7 +123,8 @@ class _Page:
         cards = "".join(
             f'<div class="finding {escape(f.severity)}"><h3><code>{escape(f.code)}</code>'
             f'{escape(f.title)} <span class="soft">· {escape(f.severity)}</span></h3>'
-            f"<p>{escape(f.message)}</p></div>"
+            f"<p>{escape(f.message)}</p><details><summary>An example and the fix</summary>"
+            f'<pre class="mono">{escape(RULES[f.code].text())}</pre></details></div>'
             for f in self.layout.findings
         )
         return f"<section><h2>Findings</h2>{cards}</section>"
