@@ -21,8 +21,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.list == (args.code is not None):
         raise CommandError("give a code, such as LX102, or --list for all of them")
     if args.list:
-        for rule in RULES.values():
-            console.line(f"{rule.code}  {rule.severity:7}  {rule.title}")
+        for each in RULES.values():
+            console.line(f"{each.code}  {each.severity:7}  {each.title}")
         return 0
     code = args.code.strip().upper()
     rule = RULES.get(code) or RULES.get(f"LX{code}")
