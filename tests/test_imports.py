@@ -46,7 +46,7 @@ ORDER = [
         "summary",
     },
     {""},  # liftax/__init__.py
-    {"recipes"},
+    {"recipes", "adopt"},
     {"cli"},
     {"__main__"},
 ]

@@ -24,6 +24,22 @@ _LIFTS = (
 _SCOPES = "variables and keys go in by apply and bind, and what a scope has is read from it"
 _TRACE = "jax itself refuses a tracer that leaves its transformation, and liftax says where"
 
+_LIFT_NAMES = (
+    "decorator_lift_transform",
+    "decorator_lift_transform_cached",
+    "get_module_scopes",
+    "lift_direct_transform",
+    "lift_transform",
+    "lift_transform_cached",
+    "module_class_lift_transform",
+    "module_class_lift_transform_cached",
+    "pack",
+    "set_module_scopes",
+)
+_SCOPE_NAMES = ("TestScope", "fork_rngs", "clean_clone")
+NEEDS_FLAX_SCOPES = frozenset((*_LIFT_NAMES, *_SCOPE_NAMES))
+"""Names that mean nothing without flax's own scopes, in flax's place too."""
+
 ADVICE: dict[str, str] = {
     **dict.fromkeys(["FrozenDict", "freeze", "unfreeze", "pretty_repr"], _DICTS),
     **dict.fromkeys(
@@ -37,22 +53,8 @@ ADVICE: dict[str, str] = {
         ],
         _FP8,
     ),
-    **dict.fromkeys(
-        [
-            "decorator_lift_transform",
-            "decorator_lift_transform_cached",
-            "get_module_scopes",
-            "lift_direct_transform",
-            "lift_transform",
-            "lift_transform_cached",
-            "module_class_lift_transform",
-            "module_class_lift_transform_cached",
-            "pack",
-            "set_module_scopes",
-        ],
-        _LIFTS,
-    ),
-    **dict.fromkeys(["TestScope", "LazyRng", "fork_rngs", "clean_clone"], _SCOPES),
+    **dict.fromkeys(_LIFT_NAMES, _LIFTS),
+    **dict.fromkeys((*_SCOPE_NAMES, "LazyRng"), _SCOPES),
     **dict.fromkeys(["check_trace_level", "current_trace"], _TRACE),
 }
 """Name -> what to use."""
@@ -71,14 +73,17 @@ def told(package: str, name: str, known: Iterable[str]) -> str:
     return f"{text}; did you mean {near[0]!r}?" if near else text
 
 
-def refusal(package: str, name: str, known: Iterable[str]) -> Exception:
+def refusal(package: str, name: str, known: Iterable[str], depth: int = 1) -> Exception:
     """The error for a name that is not there, to be raised by a module's ``__getattr__``.
+
+    Args:
+      depth: how many calls above this one the ``__getattr__`` is.
 
     `from package import name` replaces an AttributeError by a text of its own, so there it is an
     ImportError; anywhere else, for `hasattr` too, an AttributeError.
     """
     text = told(package, name, known)
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(depth + 1)
     if frame is not None and frame.f_lasti >= 0:
         if frame.f_code.co_code[frame.f_lasti] == opmap["IMPORT_FROM"]:
             return ImportError(text.replace("has no attribute", "has no name"), name=name)
