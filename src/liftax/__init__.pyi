@@ -26,7 +26,6 @@ from .checkpoint.find import stackings_of as stackings_of
 from .checkpoint.per_layer import layer_counts as layer_counts
 from .checkpoint.per_layer import layer_norms as layer_norms
 from .checkpoint.per_layer import map_layers as map_layers
-from .checkpoint.stacking import Stacking as Stacking
 from .core import meta as meta
 from .core.boxes import PARTITION_NAME as PARTITION_NAME
 from .core.boxes import Partitioned as Partitioned
@@ -140,6 +139,7 @@ from .stack.arguments import ByPosition as ByPosition
 from .stack.options import Remat as Remat
 from .stack.options import override_stacks as override_stacks
 from .stack.stack import Stack as Stack
+from .stack.stacking import Stacking as Stacking
 from .stack.storage import StackLayout as StackLayout
 from .stack.storage import stack_layouts as stack_layouts
 from .transforms.branches import cond as cond

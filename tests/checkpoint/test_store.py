@@ -408,6 +408,21 @@ def test_keys_and_labels_and_traced_arrays():
     np.testing.assert_array_equal(grad[0, :, 0], [1, 0, 2])
 
 
+def test_a_box_in_a_box():
+    """The lifts tell the outermost box of a new axis, and so do conversions, there and back."""
+    inner = nn.Partitioned(jnp.zeros((2, 3)), ("in", None))
+    variables = tree(nn.Partitioned(inner, ("layers", "out")))
+    named = nn.Stacking.of("blocks", 2, metadata_params={nn.PARTITION_NAME: "layers"})
+    layers = nn.to_layers(variables, named)
+    found = layers["params"]["blocks"]["layers_1"]["a"]
+    assert (found.names, found.value.names, found.value.value.shape) == (
+        ("out",),
+        ("in", None),
+        (3,),
+    )
+    same(nn.to_stacked(layers, named), variables)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_many_layers(axis):
     array = jnp.arange(3 * 200.0).reshape((200, 3) if axis == 0 else (3, 200))

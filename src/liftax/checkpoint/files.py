@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 from ..errors import CheckpointError
-from .arrays import described, is_array
+from ..stack.arrays import described, is_array
+from ..stack.stacking import Stackings, name_of
 from .convert import to_layers, to_stacked
 from .find import as_stackings
 from .msgpack import looks_like_msgpack, read_msgpack
 from .orbax import read_orbax
 from .safetensors import looks_like_safetensors, read_safetensors
-from .stacking import Stackings, name_of
 from .tensors import InMemory, Keep, children, filled, read_all, unboxed
 from .write import compare, planned, read_described, with_values, write
 

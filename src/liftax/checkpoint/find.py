@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..core.boxes import PARTITION_NAME
+from ..core.events import Path
 from ..errors import StackingError
 from ..layout.build import layout
 from ..layout.data import LiftNode, VariableLayout
 from ..layout.shown import Layout
 from ..module.attach import is_module
+from ..stack.declaration import Declaration
+from ..stack.stacking import Around, Stacking, Stackings, insert, name_of
 from ..stack.storage import StackLayout
-from .stacking import Around, AskedAxes, Path, Stacking, Stackings, insert, name_of
 
 
 def as_stackings(layout: Any) -> Stackings:
@@ -50,10 +52,10 @@ def _parts(layout: Any) -> Iterator[Stacking]:
         yield layout
     elif isinstance(layout, Layout):
         yield from from_layout(layout)
-    elif hasattr(layout, "full_axis") and hasattr(layout, "place"):
-        yield from _from_stack(layout)
-    elif callable(getattr(layout, "layout", None)) and not isinstance(layout, type):
-        yield from _parts(layout.layout())
+    elif isinstance(layout, StackLayout):
+        yield from layout.stackings()
+    elif isinstance(layout, Declaration):
+        yield from layout.layout().stackings()
     elif isinstance(layout, Iterable) and not isinstance(layout, (str, bytes, Mapping)):
         # A stack around another one comes first, whatever the order they are given in.
         for part in sorted(layout, key=lambda part: len(getattr(part, "path", ()))):
@@ -64,44 +66,6 @@ def _parts(layout: Any) -> Iterator[Stacking]:
             f"a layout is a Stacking, the layout of a Stack, the result of nn.layout(), or a list "
             f"of these; found {type(layout).__name__}{hint}"
         )
-
-
-def _from_stack(layout: Any) -> Stackings:
-    """The parts of a Stack: what stands before, each position of the pattern, what stands after."""
-    path: Path = tuple(layout.path)
-    parts: dict[str, list[int]] = {}
-    stacked: dict[str, bool] = {}
-    for i in range(layout.layers):
-        name, index = layout.place(i)
-        parts.setdefault(name, []).append(i)
-        stacked[name] = index is not None
-    around = tuple(
-        Around(AskedAxes(e.axis_of), tuple(e.stack) if e.kind == "stack" else None)
-        for e in reversed(layout.enclosing)
-    )
-    beyond = tuple(
-        (*path, name)
-        for name in (
-            f"layers_{layout.layers}",
-            f"before_{layout.before}",
-            f"block_{layout.positions}",
-            f"after_{layout.after}",
-        )
-    )
-    return tuple(
-        Stacking(
-            path=(*path, name),
-            layers=tuple((*path, layout.layer_name(i)) for i in members),
-            axes=AskedAxes(layout.axis_of) if stacked[name] else None,
-            metadata_params=dict(layout.metadata_params),
-            owner=path,
-            numbers=tuple(members),
-            around=around,
-            beyond=beyond,
-            level=len(around),
-        )
-        for name, members in parts.items()
-    )
 
 
 def from_layout(layout: Layout, *, names: str = "layers_{}") -> Stackings:
@@ -131,7 +95,7 @@ def from_layout(layout: Layout, *, names: str = "layers_{}") -> Stackings:
       >>> found.axes, found.layers[0]
       ({'params': 1}, ('layers_0',))
     """
-    stacks = [part for node in layout.stacks for part in _from_stack(StackLayout.of_node(node))]
+    stacks = [part for node in layout.stacks for part in StackLayout.of_node(node).stackings()]
     by_layers = [node.path for node in layout.stacks if node.store == "layers"]
     scans = [
         scan

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from .arrays import Lazy
-from .stacking import name_of
+from ..stack.arrays import Lazy
+from ..stack.stacking import name_of
 from .tensors import BY_NAME, Keep, Mapped, check_shape
 
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
@@ -80,7 +80,8 @@ class Chunked(Lazy):
     """An array that the file has in chunks."""
 
     def __init__(self, parts: list[Lazy], shape: tuple[int, ...], keep: Keep):
-        self.parts, self.shape, self.dtype, self.keep = parts, shape, parts[0].dtype, keep
+        self.parts, self.shape, self.keep = parts, shape, keep
+        self.dtype, self.order = parts[0].dtype, parts[0].order
 
     def read(self) -> np.ndarray:
         """A copy in one piece."""
@@ -93,11 +94,6 @@ class Chunked(Lazy):
         """Chunk by chunk."""
         for part in self.parts:
             yield part.read()
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """As its first chunk."""
-        return self.parts[0].order
 
 
 class _Scanner:

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from ..errors import CheckpointError, MissingExtraError
-from .arrays import Lazy
-from .stacking import name_of
+from ..stack.arrays import Lazy
+from ..stack.stacking import name_of
 from .tensors import Keep, to_plain
 
 _MARK = "_METADATA"
@@ -100,7 +100,7 @@ class _Stored(Lazy):
     def __init__(
         self, described: Any, number: int, load: Callable[[], np.ndarray], keep: Keep, path: Path
     ):
-        self.number, self.load, self.keep, self.path = number, load, keep, path
+        self.order, self.load, self.keep, self.path = (number,), load, keep, path
         self.name = str(described.name)
         try:
             self.shape = tuple(int(size) for size in described.shape)
@@ -120,11 +120,6 @@ class _Stored(Lazy):
                 f"{self.dtype}{list(self.shape)}"
             )
         return found
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """As in the tree."""
-        return (self.number,)
 
 
 def _has_shape(node: Any) -> bool:

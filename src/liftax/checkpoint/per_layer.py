@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+import operator
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..core.boxes import is_axis_metadata
+from ..core.events import Path
 from ..errors import StackingError
-from .arrays import described, is_array
-from .convert import LayerAxis, split, unite
+from ..stack.arrays import Array, InMemory, described, is_array
+from ..stack.convert import LayerAxis, form_of, split, unite
+from ..stack.stacking import Stacking, Stackings, name_of
+from ..stack.trees import MISSING, arrays_in, get, put, remove
 from .find import as_stackings
-from .roots import MISSING, find_roots, form_of, get, names_of, put, remove
-from .stacking import Path, Stacking, Stackings, name_of
+from .roots import find_roots
+
+Measure = Callable[[Array, int | None], InMemory]
+"""Of an array: one number, or one for each slice along an axis."""
+Collections = dict[str, object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,27 +91,27 @@ def map_layers(
     trees = [_Tree(tree, stackings, collection) for tree in (variables, *rest)]
     main = trees[0]
     depths = _depths(stackings)
-    made: dict[str, Any] = {}
+    made: Collections = {}
     for s in stackings:
         if not main.forms(s):
             continue
         views = [tree.take_layers(s) for tree in trees]
         results = []
-        for i, number in enumerate(s.numbers or range(len(s.layers))):
+        for i, number in enumerate(_numbers(s)):
             layer = Layer(number, depths[s.owner], name_of(s.owner))
             mine, *others = (tree.closed(view[i]) for tree, view in zip(trees, views, strict=True))
-            results.append(_expanded(main.opened(fn(layer, mine, *others), mine), views[0][i]))
+            results.append(main.opened(fn(layer, mine, *others), views[0][i]))
         _collect(made, results, views[0], main, s)
     remains = [tree.closed(tree.left) for tree in trees]
     if outside is not None:
-        main.left = _expanded(main.opened(outside(*remains), main.left), main.left)
-    return main.closed(_merged(main.left, made))
+        main.left = main.opened(outside(*remains), main.left)
+    return main.closed({**_merged(main.left, made)})
 
 
 class _Tree:
     """Variables, or the tree of one collection, as a mapping of collections."""
 
-    def __init__(self, tree: Any, stackings: Stackings, collection: str | None):
+    def __init__(self, tree: object, stackings: Stackings, collection: str | None):
         self.bare, self.names, self.roots = find_roots(tree, stackings, collection)
         self.left = dict(self.roots)
 
@@ -117,44 +126,50 @@ class _Tree:
         }
         return {name: form for name, form in found.items() if form in ("stacked", "layers")}
 
-    def take_layers(self, s: Stacking) -> list[dict[str, Any]]:
+    def take_layers(self, s: Stacking) -> list[Collections]:
         """For each layer its tree by collection; what is in no layer is left."""
-        views: list[dict[str, Any]] = [{} for _ in s.layers]
+        views: list[Collections] = [{} for _ in s.layers]
         for name, form in self.forms(s).items():
-            root = self.roots[name]
+            root, paths = self.roots[name], list(s.layers)
+            parts = [get(root, path) for path in paths]
             if form == "stacked":
-                axis = LayerAxis(s, self.names[name])
+                paths, axis = [s.path], LayerAxis(s, self.names[name])
                 parts = split(get(root, s.path), axis, self.at(name) + s.path)
-            else:
-                parts = [get(root, path) for path in s.layers]
-            for path in [s.path] if form == "stacked" else s.layers:
-                self.left[name] = remove(self.left[name], path)
+            self.left[name] = remove(self.left[name], paths)
             for view, part in zip(views, parts, strict=True):
                 view[name] = part
         return views
 
-    def closed(self, roots: Mapping[str, Any]) -> Any:
+    def closed(self, roots: Collections) -> object:
         """As the user's functions see it."""
         return next(iter(roots.values()), {}) if self.bare else dict(roots)
 
-    def opened(self, result: Any, like: Any) -> dict[str, Any]:
-        """What a user's function returned, as a mapping of collections."""
+    def opened(self, result: object, like: Collections) -> Collections:
+        """What a user's function returned, by collection, with the structure of its variables."""
         if self.bare:
-            return {next(iter(self.roots)): result}
-        return dict(result) if isinstance(result, Mapping) else dict.fromkeys(like, result)
+            made = {next(iter(self.roots)): result}
+        elif isinstance(result, Mapping):
+            made = dict(result)
+        else:
+            made = dict.fromkeys(like, result)
+        return {k: _expanded(v, like[k]) if k in like else v for k, v in made.items()}
 
 
-def _depths(stackings: Stackings) -> dict[Path, int]:
-    found: dict[Path, int] = {}
+def _numbers(s: Stacking) -> Sequence[int]:
+    return s.numbers or range(len(s.layers))
+
+
+def _depths(stackings: Stackings) -> Mapping[Path, int]:
+    found: Counter[Path] = Counter()
     for s in stackings:
-        found[s.owner] = found.get(s.owner, 0) + len(s.layers)
+        found[s.owner] += len(s.layers)
     return found
 
 
 def _collect(
-    made: dict[str, Any],
-    results: list[dict[str, Any]],
-    views: list[dict[str, Any]],
+    made: Collections,
+    results: list[Collections],
+    views: list[Collections],
     tree: _Tree,
     s: Stacking,
 ) -> None:
@@ -170,50 +185,49 @@ def _collect(
                 f"map_layers: the function returned the collection {name!r} for some layers of "
                 f"{name_of(s.owner)}, but not for all"
             )
-        root = made.get(name, {})
-        if forms.get(name, usual) == "layers":
-            for path, node in zip(s.layers, nodes, strict=True):
-                root = put(root, path, node)
-        else:
+        new = dict(zip(s.layers, nodes, strict=True))
+        if forms.get(name, usual) == "stacked":
             axis = LayerAxis(s, tree.names.get(name, name))
-            like = get(tree.roots.get(name, {}), s.path)
+            like = get(tree.roots.get(name), s.path)
             paths = [tree.at(name) + path for path in s.layers]
-            root = put(root, s.path, _united(nodes, like, axis, (), paths))
-        made[name] = root
+            new = {s.path: _united(nodes, like, axis, (), paths)}
+        made[name] = put(made.get(name), new)
 
 
-def _expanded(result: Any, like: Any) -> Any:
+def _expanded(result: object, like: object) -> object:
     """A result with one value for a whole subtree, brought to the structure of the subtree."""
     if isinstance(result, Mapping):
         if not isinstance(like, Mapping):
             return result
         return {k: _expanded(v, like[k]) if k in like else v for k, v in result.items()}
-    if is_axis_metadata(result) or not (_is_number(result) or _is_label(result)):
+    if is_axis_metadata(result) or not (_is_number(result) or isinstance(result, (str, bool))):
         return result
     return jax.tree.map(lambda _: result, like, is_leaf=is_axis_metadata)
 
 
-def _united(nodes: list[Any], like: Any, axis: LayerAxis, at: Path, paths: list[Path]) -> Any:
+def _united(
+    nodes: list[object], like: object, axis: LayerAxis, at: Path, paths: list[Path]
+) -> object:
     """Results for all layers in the stacked form."""
     first = nodes[0]
     if axis.moved_only:
         return first
-    if all(isinstance(node, Mapping) for node in nodes) and all(
-        node.keys() == first.keys() for node in nodes
-    ):
+    trees = [node for node in nodes if isinstance(node, Mapping)]
+    if len(trees) == len(nodes) and all(tree.keys() == trees[0].keys() for tree in trees):
         return {
             name: _united(
-                [node[name] for node in nodes], get(like, (name,)), axis, (*at, name), paths
+                [tree[name] for tree in trees], get(like, (name,)), axis, (*at, name), paths
             )
-            for name in first
+            for name in trees[0]
         }
-    if all(_is_number(node) for node in nodes):
-        arrays = [a for a in jax.tree.leaves(like) if is_array(a)] if like is not MISSING else []
+    numbers = [jnp.asarray(node) for node in nodes if _is_number(node)]
+    if len(numbers) == len(nodes):
+        # One number a layer: an axis for the layers, and ones so that it broadcasts.
+        arrays = [leaf for _, leaf in arrays_in(like)]
         shape = [1] * (arrays[0].ndim if arrays else 1)
-        where = axis.places(len(shape), paths[0] + at).axis if arrays else 0
-        shape[where] = len(nodes)
-        return jnp.stack([jnp.asarray(node) for node in nodes]).reshape(shape)
-    if all(_is_label(node) for node in nodes):
+        shape[axis.places(len(shape), paths[0] + at).axis if arrays else 0] = len(nodes)
+        return jnp.stack(numbers).reshape(shape)
+    if all(isinstance(node, (str, bool)) for node in nodes):
         for path, node in zip(paths, nodes, strict=True):
             if type(node) is not type(first) or node != first:
                 raise StackingError(
@@ -225,21 +239,19 @@ def _united(nodes: list[Any], like: Any, axis: LayerAxis, at: Path, paths: list[
     return unite(nodes, axis, at, paths)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[jax.Array | complex]:
     if is_array(value):
-        return value.ndim == 0 and not isinstance(value, jax.ShapeDtypeStruct)
+        return len(value.shape) == 0 and not isinstance(value, jax.ShapeDtypeStruct)
     return isinstance(value, (int, float, complex)) and not isinstance(value, bool)
 
 
-def _is_label(value: Any) -> bool:
-    return isinstance(value, (str, bool))
-
-
-def _merged(one: Any, other: Any) -> Any:
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        shared = {k: _merged(one[k], other[k]) for k in one if k in other}
-        return {**one, **other, **shared}
-    return other
+def _merged(one: Mapping[str, object], other: Mapping[str, object]) -> dict[str, object]:
+    made = {**one, **other}
+    for name, part in one.items():
+        more = other.get(name)
+        if isinstance(part, Mapping) and isinstance(more, Mapping):
+            made[name] = _merged(part, more)
+    return made
 
 
 # -- norms and counts --------------------------------------------------------------------------
@@ -265,10 +277,8 @@ def layer_norms(variables: Any, layout: Any, *, collection: str | None = None) -
       >>> norms["params/blocks"]
       Array([5., 1.], dtype=float32)
     """
-    squares = _per_layer(variables, layout, collection, _squares, 0.0)
-    return {
-        name: jnp.sqrt(jnp.stack([jnp.asarray(v) for v in per])) for name, per in squares.items()
-    }
+    squares = _per_layer(variables, layout, collection, _squares)
+    return {name: jnp.sqrt(jnp.stack([*map(jnp.asarray, per)])) for name, per in squares.items()}
 
 
 def layer_counts(
@@ -291,52 +301,47 @@ def layer_counts(
       {'params/blocks': (12, 12)}
     """
 
-    def count(leaf: Any, axis: int | None) -> Any:
-        size = math.prod(leaf.shape)
-        return size if axis is None else np.full(leaf.shape[axis], size // leaf.shape[axis])
+    def count(leaf: Array, axis: int | None) -> InMemory:
+        shape = leaf.shape if axis is None else leaf.shape[:axis] + leaf.shape[axis + 1 :]
+        return np.full(() if axis is None else leaf.shape[axis], math.prod(shape))
 
-    return {
-        name: tuple(map(int, per))
-        for name, per in _per_layer(variables, layout, collection, count, 0).items()
-    }
+    counts = _per_layer(variables, layout, collection, count)
+    return {name: tuple(map(int, per)) for name, per in counts.items()}
 
 
-def _squares(leaf: Any, axis: int | None) -> Any:
-    """The sum of squares; by slice, where there is an axis."""
+def _squares(leaf: Array, axis: int | None) -> InMemory:
     if not jnp.issubdtype(leaf.dtype, np.number):
-        return 0.0 if axis is None else jnp.zeros(leaf.shape[axis])
+        return jnp.zeros(() if axis is None else leaf.shape[axis], jnp.float32)
     sizes = jnp.abs(jnp.asarray(leaf))
     squares = jnp.square(sizes.astype(jnp.promote_types(sizes.dtype, jnp.float32)))
     return jnp.sum(squares, tuple(i for i in range(leaf.ndim) if i != axis))
 
 
 def _per_layer(
-    variables: Any, layout: Any, collection: str | None, measure: Any, zero: Any
-) -> dict[str, list[Any]]:
-    """By stack, the sum over the variables of each layer of `measure(leaf, layer axis)`."""
+    variables: object,
+    layout: object,
+    collection: str | None,
+    measure: Measure,
+) -> dict[str, list[InMemory | int]]:
+    """By stack, the sum over the variables of each layer of what is measured."""
     stackings = as_stackings(layout)
     tree = _Tree(variables, stackings, collection)
     depths = _depths(stackings)
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[InMemory | int]] = {}
     for s in stackings:
-        numbers = s.numbers or range(len(s.layers))
         for name, form in tree.forms(s).items():
             label = "/".join((*tree.at(name), *s.owner)) or "/"
-            sums = found.setdefault(label, [zero] * depths[s.owner])
+            sums = found.setdefault(label, [0] * depths[s.owner])
             root, axis = tree.roots[name], LayerAxis(s, tree.names[name])
             if form == "stacked" and not axis.moved_only:
-                at = tree.at(name) + s.path
-                whole: Any = zero
-                for keys, leaf in jax.tree_util.tree_flatten_with_path(get(root, s.path))[0]:
-                    if is_array(leaf):
-                        whole = whole + measure(leaf, axis.of(leaf, at + names_of(keys)).axis)
-                for number, value in zip(numbers, whole, strict=True):
-                    sums[number] = sums[number] + value
-                continue
-            for path, number in zip(
-                s.layers if form == "layers" else [s.path], numbers, strict=True
-            ):
-                for leaf in jax.tree.leaves(get(root, path)):
-                    if is_array(leaf):
-                        sums[number] = sums[number] + measure(leaf, None)
+                # Stacked arrays are measured once, for all layers.
+                stacked = arrays_in(get(root, s.path), tree.at(name) + s.path)
+                sizes = [measure(leaf, axis.of(leaf, at).axis) for at, leaf in stacked]
+                each = [*functools.reduce(operator.add, sizes)] if sizes else [0] * axis.count
+            else:
+                paths = s.layers if form == "layers" else (s.path,)
+                layers = [arrays_in(get(root, path)) for path in paths]
+                each = [sum(measure(leaf, None) for _, leaf in layer) for layer in layers]
+            for number, value in zip(_numbers(s), each, strict=True):
+                sums[number] = value
     return found

@@ -1,4 +1,4 @@
-"""Paths in nested mappings, and the mappings in a pytree in which a stack lies.
+"""The mappings in a pytree in which a stack lies.
 
 A *root* is the tree of one collection, or a tree alike (the moments of an optimizer): a mapping
 under which a stacking finds its subtree, in the stacked form or in the layers form.
@@ -7,154 +7,16 @@ under which a stacking finds its subtree, in the stacked form or in the layers f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
-import numpy as np
 
 from ..core.boxes import is_axis_metadata
+from ..core.events import Path
 from ..errors import StackingError
-from .arrays import is_array
-from .stacking import Path, Stacking, Stackings, name_of
-
-
-class _Missing:
-    def __repr__(self) -> str:
-        return "MISSING"
-
-
-MISSING = _Missing()
-
-
-def get(tree: Any, path: Path) -> Any:
-    """What lies at a path of nested mappings, `MISSING` where nothing does.
-
-    Example:
-      >>> get({"a": {"b": 1}}, ("a", "b")), get({"a": 1}, ("a", "b"))
-      (1, MISSING)
-    """
-    for name in path:
-        if not isinstance(tree, Mapping) or name not in tree:
-            return MISSING
-        tree = tree[name]
-    return tree
-
-
-def put(tree: Any, path: Path, value: Any) -> Any:
-    """A copy of nested mappings with `value` at a path; what is not on the path is shared.
-
-    Example:
-      >>> put({"a": {"b": 1}}, ("a", "c"), 2)
-      {'a': {'b': 1, 'c': 2}}
-    """
-    if not path:
-        return value
-    below = tree.get(path[0], {})
-    if not isinstance(below, Mapping):
-        below = {}
-    return {**tree, path[0]: put(below, path[1:], value)}
-
-
-def remove(tree: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A copy without what lies at a path, and without mappings that are empty then.
-
-    Example:
-      >>> remove({"a": {"b": 1}, "c": 2}, ("a", "b"))
-      {'c': 2}
-    """
-    if not path:
-        return {}
-    made = dict(tree)
-    below = remove(made[path[0]], path[1:]) if len(path) > 1 else {}
-    if below:
-        made[path[0]] = below
-    else:
-        del made[path[0]]
-    return made
-
-
-def put_all(tree: Any, values: Mapping[Path, Any]) -> Any:
-    """As `put` of one value after the other, with each mapping copied once.
-
-    Example:
-      >>> put_all({"a": {"b": 1}}, {("a", "c"): 2, ("d",): 3})
-      {'a': {'b': 1, 'c': 2}, 'd': 3}
-    """
-    if () in values:
-        return values[()]
-    made = dict(tree) if isinstance(tree, Mapping) else {}
-    below: dict[str, dict[Path, Any]] = {}
-    for path, value in values.items():
-        below.setdefault(path[0], {})[path[1:]] = value
-    for name, part in below.items():
-        made[name] = put_all(made.get(name, {}), part)
-    return made
-
-
-def remove_all(tree: Mapping[str, Any], paths: Iterable[Path]) -> dict[str, Any]:
-    """As `remove` of one path after the other, with each mapping copied once.
-
-    Example:
-      >>> remove_all({"a": {"b": 1, "c": 2}, "d": 3}, [("a", "b"), ("a", "c")])
-      {'d': 3}
-    """
-    below: dict[str, list[Path]] = {}
-    for path in paths:
-        if not path:
-            return {}
-        below.setdefault(path[0], []).append(path[1:])
-    made = dict(tree)
-    for name, rest in below.items():
-        made[name] = {} if () in rest else remove_all(made[name], rest)
-        if not made[name]:
-            del made[name]
-    return made
-
-
-def form_of(stacking: Stacking, tree: Any, collection: str, at: Path = ()) -> str:
-    """How a stack lies in the tree of a collection.
-
-    Returns:
-      `"stacked"`, `"layers"`, `"shared"` (the collection has no layer axis) or `"absent"`.
-
-    Raises:
-      StackingError: both forms at once, a layer missing, or a layer too many.
-    """
-    whole = get(tree, stacking.path)
-    found = [get(tree, path) is not MISSING for path in stacking.layers]
-    depth = len(stacking.path)
-    inside = [path[depth:] for path in stacking.layers if path[:depth] == stacking.path]
-    inside = [path for path in inside if get(whole, path) is not MISSING]
-    if inside:
-        whole = remove_all(whole, inside) or MISSING
-    if whole is MISSING and not any(found):
-        return "absent"
-    if stacking.axes is not None and not stacking.stacks(collection):
-        return "absent" if whole is MISSING else "shared"
-    for path in stacking.beyond:
-        if get(tree, path) is not MISSING:
-            raise StackingError(
-                f"{name_of(at + path)} is one more than the layout has: the layout of the stack "
-                f"at {name_of(at + stacking.owner)} is that of a smaller model"
-            )
-    if whole is MISSING:
-        if not all(found):
-            missing = stacking.layers[found.index(False)]
-            there = stacking.layers[found.index(True)]
-            raise StackingError(
-                f"{name_of(at + missing)} is missing, but there is {name_of(at + there)}: the "
-                f"layout has {len(found)} layers there; does it belong to another model?"
-            )
-        return "layers"
-    if any(found):
-        there = stacking.layers[found.index(True)]
-        raise StackingError(
-            f"{name_of(at + there)} is called as a layer of {name_of(at + stacking.path)}, which "
-            f"also has variables that are stacked; where that is a name in the block itself, "
-            f"give the layers other names (names= of Stacking.of)"
-        )
-    return "stacked"
+from ..stack.arrays import is_array
+from ..stack.stacking import Stackings, name_of
+from ..stack.trees import MISSING, get, has, names_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,45 +29,42 @@ class Root:
       path: where it lies, for messages.
     """
 
-    tree: Mapping[str, Any]
+    tree: object
     collection: str
     path: Path
 
 
 def roots_replaced(
-    tree: Any, stackings: Stackings, collection: str | None, change: Callable[[Root], Any]
-) -> Any:
+    tree: object, stackings: Stackings, collection: str | None, change: Callable[[Root], object]
+) -> object:
     """A pytree with every root changed; what holds no root is the same object.
 
     Raises:
       StackingError: there are variables and none is in a root, or it cannot be told which
         collection one belongs to.
     """
-    search = _Search(stackings, collection, change)
-    search.learn(tree)
+    search = _Search(tree, stackings, collection, change)
     made = search.visit(tree, (), {})
     if not search.count and search.variables:
         raise search.nothing_found()
     return made
 
 
-def find_trees(tree: Any, stackings: Stackings, collection: str | None = None) -> list[Root]:
+def find_trees(tree: object, stackings: Stackings, collection: str | None = None) -> list[Root]:
     """The roots in a pytree, none where there is none."""
     found: list[Root] = []
 
-    def see(root: Root) -> Any:
+    def see(root: Root) -> object:
         found.append(root)
         return root.tree
 
-    search = _Search(stackings, collection, see)
-    search.learn(tree)
-    search.visit(tree, (), {})
+    _Search(tree, stackings, collection, see).visit(tree, (), {})
     return found
 
 
 def find_roots(
-    tree: Any, stackings: Stackings, collection: str | None
-) -> tuple[bool, dict[str, str], dict[str, Any]]:
+    tree: object, stackings: Stackings, collection: str | None
+) -> tuple[bool, dict[str, str], dict[str, object]]:
     """The collections of a model's variables, or of a tree that is one collection.
 
     Returns:
@@ -215,18 +74,17 @@ def find_roots(
     Raises:
       StackingError: there is no stack.
     """
-    search = _Search(stackings, collection, lambda root: None)
-    search.learn(tree)
-    if isinstance(tree, Mapping) and search.is_root(tree):
+    search = _Search(tree, stackings, collection, lambda root: None)
+    if not isinstance(tree, Mapping):
+        raise search.nothing_found()
+    if search.is_root(tree):
         name = collection or "params"
         return True, {name: name}, {name: tree}
-    names = {}
-    if isinstance(tree, Mapping):
-        names = {
-            name: search.collection_of(part, (name,), tree)
-            for name, part in tree.items()
-            if isinstance(part, Mapping) and search.is_root(part)
-        }
+    names = {
+        name: search.collection_of(part, (name,), tree)
+        for name, part in tree.items()
+        if isinstance(part, Mapping) and search.is_root(part)
+    }
     if not names:
         raise search.nothing_found()
     return False, names, dict(tree)
@@ -235,7 +93,13 @@ def find_roots(
 class _Search:
     """Finds the roots in one pytree."""
 
-    def __init__(self, stackings: Stackings, collection: str | None, change: Callable[[Root], Any]):
+    def __init__(
+        self,
+        tree: object,
+        stackings: Stackings,
+        collection: str | None,
+        change: Callable[[Root], object],
+    ):
         self.stackings = stackings
         self.every = [part for stacking in stackings for part in stacking.walk()]
         self.collection = collection
@@ -244,53 +108,46 @@ class _Search:
         # Whether there are trees of arrays at all: some states (sgd's, a schedule's) have none.
         self.variables = False
         # A stack that is the whole model has no path to be known by, but the names under it.
-        self.nameless = [s for s in stackings if not s.path]
-        self.keys = frozenset[str]().union(*(s.keys or () for s in self.nameless))
+        nameless = [s for s in stackings if not s.path]
+        self.keys = frozenset[str]().union(*(s.keys or () for s in nameless))
+        if nameless and not self.keys:
+            self.learn(tree)
 
-    def learn(self, tree: Any) -> None:
+    def learn(self, tree: object) -> None:
         """Takes the names under a stack at the root from the collections that say what they are."""
-        if not self.nameless or self.keys:
-            return
         if isinstance(tree, Mapping):
-            known = {
-                "params",
-                *(name for s in self.every for name in s.axes or () if name is not True),
-            }
-            if self.collection is not None and not known & tree.keys():
-                self.keys = frozenset(tree)
-                return
-            for name in known & tree.keys():
-                if isinstance(tree[name], Mapping):
-                    self.keys |= frozenset(tree[name])
+            told = {name for s in self.every for name in s.axes or () if isinstance(name, str)}
+            known = [tree[name] for name in told | {"params"} if name in tree]
+            if self.collection is not None and not known:
+                known = [tree]
+            self.keys = self.keys.union(*(part for part in known if isinstance(part, Mapping)))
             return
-        for _, value in _children(tree):
-            self.learn(value)
+        for _, value in _outermost(tree):
+            if value is not tree and not self.keys:
+                self.learn(value)
 
-    def visit(self, node: Any, path: Path, siblings: Mapping[str, Any]) -> Any:
+    def visit(self, node: object, path: Path, siblings: Mapping[str, object]) -> object:
         """The node with the roots in it changed."""
         if isinstance(node, Mapping):
             if self.is_root(node):
                 self.count += 1
                 return self.change(Root(node, self.collection_of(node, path, siblings), path))
-            if any(_masked(node, path) for s in self.stackings for path in (s.path, s.layers[0])):
+            if any(_masked(node, place) for s in self.stackings for place in (s.path, s.layers[0])):
                 self.count += 1
-            self.variables |= any(np.ndim(v) > 0 for v in node.values() if is_array(v))
+            self.variables |= any(len(v.shape) > 0 for v in node.values() if is_array(v))
             made = {k: self.visit(v, (*path, str(k)), node) for k, v in node.items()}
-            if all(made[k] is v for k, v in node.items()):
-                return node
-            return made
-        children = _children(node)
-        if len(children) == 1 and children[0][1] is node:
+            return node if all(made[k] is v for k, v in node.items()) else made
+        found = _outermost(node)
+        if len(found) == 1 and found[0][1] is node:
             return node
-        leaves, treedef = jax.tree.flatten(node, is_leaf=_stop(node))
-        by_place: dict[Path, dict[str, Any]] = {}
-        for names, value in children:
+        # Fields side by side are siblings, as the moments of an optimizer beside its parameters.
+        by_place: dict[Path, dict[str, object]] = {}
+        for names, value in found:
             by_place.setdefault(names[:-1], {})[names[-1]] = value
-        visited = [
-            self.visit(value, path + names, by_place[names[:-1]]) for names, value in children
-        ]
-        if all(new is old for new, old in zip(visited, leaves, strict=True)):
+        visited = [self.visit(value, path + at, by_place[at[:-1]]) for at, value in found]
+        if all(new is old for new, (_, old) in zip(visited, found, strict=True)):
             return node
+        treedef = jax.tree.structure(node, is_leaf=_stop(node))
         return jax.tree.unflatten(treedef, visited)
 
     def nothing_found(self) -> StackingError:
@@ -303,12 +160,12 @@ class _Search:
             f"or in a tree like one; does the layout belong to another model?"
         )
 
-    def is_root(self, tree: Mapping[str, Any]) -> bool:
+    def is_root(self, tree: Mapping[str, object]) -> bool:
         """Whether a stack lies in this mapping."""
         if any(_is_state(get(tree, s.path)) for s in self.stackings if s.path):
             return False  # keys may be labels of optimizers, called as the stacks are
         for stacking in self.stackings:
-            if any(get(tree, path) is not MISSING for path in stacking.layers):
+            if any(has(tree, path) for path in stacking.layers):
                 return True
             if stacking.path:
                 there = get(tree, stacking.path)
@@ -318,22 +175,18 @@ class _Search:
                 return True
         return False
 
-    def collection_of(self, tree: Any, path: Path, siblings: Mapping[str, Any]) -> str:
+    def collection_of(self, tree: object, path: Path, siblings: Mapping[str, object]) -> str:
         """The collection whose axes hold for a root, by the name under which it was found."""
         if self.collection is not None:
             return self.collection
         name = path[-1] if path else "params"
         if name == "params" or any(name in (part.axes or ()) for part in self.every):
             return name
-        like_params = all(
-            part.axis_of(name) == part.axis_of("params")
-            for part in self.every
-            if part.axes is not None
-        )
-        params = siblings.get("params", MISSING)
-        if params is not MISSING:
-            return "params" if _skeleton(params) == _skeleton(tree) else name
-        if like_params or len(path) > 1:
+        # A tree by an unknown name is the parameters' if it stands beside them and is like them.
+        if "params" in siblings:
+            return "params" if _skeleton(siblings["params"]) == _skeleton(tree) else name
+        stacked = [part for part in self.every if part.axes is not None]
+        if len(path) > 1 or all(s.axis_of(name) == s.axis_of("params") for s in stacked):
             return "params"
         raise StackingError(
             f"is {name!r} a collection, or is it like the parameters, as in the state of an "
@@ -342,7 +195,7 @@ class _Search:
         )
 
 
-def _masked(tree: Any, path: Path) -> bool:
+def _masked(tree: object, path: Path) -> bool:
     """Whether something without arrays holds the place of a subtree, as masks leave it."""
     for name in path:
         if not isinstance(tree, Mapping) or name not in tree:
@@ -351,7 +204,7 @@ def _masked(tree: Any, path: Path) -> bool:
     return not isinstance(tree, Mapping) and not jax.tree.leaves(tree)
 
 
-def _is_state(node: Any) -> bool:
+def _is_state(node: object) -> bool:
     """Whether a node has arrays in named fields, as no variable has: a state of an optimizer."""
     if isinstance(node, Mapping) or is_array(node) or is_axis_metadata(node):
         return False
@@ -359,27 +212,17 @@ def _is_state(node: Any) -> bool:
     return any(isinstance(keys[0], jax.tree_util.GetAttrKey) for keys, _ in found if keys)
 
 
-def _stop(node: Any) -> Callable[[Any], bool]:
+def _stop(node: object) -> Callable[[object], bool]:
     return lambda x: x is not node and (isinstance(x, Mapping) or is_axis_metadata(x))
 
 
-def _children(node: Any) -> list[tuple[Path, Any]]:
+def _outermost(node: object) -> list[tuple[Path, object]]:
     """The outermost mappings, boxes and leaves of a pytree, each with the names that lead there."""
     found, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=_stop(node))
     return [(names_of(keys), value) for keys, value in found]
 
 
-def names_of(keys: Iterable[Any]) -> Path:
-    """The way to a part of a pytree, as JAX gives it, in names.
-
-    Example:
-      >>> names_of(jax.tree_util.tree_leaves_with_path({"a": [1]})[0][0])
-      ('a', '0')
-    """
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-
-
-def _skeleton(tree: Any) -> Any:
+def _skeleton(tree: object) -> object:
     """The names in nested mappings."""
     if isinstance(tree, Mapping):
         return {name: _skeleton(part) for name, part in tree.items()}

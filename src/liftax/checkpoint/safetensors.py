@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import CheckpointError, MissingExtraError
-from .arrays import Lazy
-from .stacking import name_of
+from ..stack.arrays import Lazy
+from ..stack.stacking import name_of
 from .tensors import CODE_OF, CODES, Mapped, check_shape, flat, nested, raw_bytes
 
 KEY = "liftax"

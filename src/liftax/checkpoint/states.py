@@ -13,19 +13,21 @@ state must at least be like one another.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
+from ..core.events import Path
 from ..errors import StackingError
-from .arrays import Lazy, Permuted, Taken, described, is_array
-from .roots import MISSING, Root, find_trees, get, names_of, put
-from .stacking import Path, Stackings, name_of
+from ..stack.arrays import Array, Lazy, View, described, is_array
+from ..stack.convert import Converter
+from ..stack.stacking import Stackings, name_of
+from ..stack.trees import arrays_in, get, opened, put
+from .roots import Root, find_trees
 from .tensors import unboxed
 
-Shapes = Mapping[Path, Lazy]
+Shapes = Mapping[Path, Array]
 """By place in the layers form: an array there."""
 
 
@@ -39,7 +41,8 @@ class _Named(Lazy):
     """Where an array lies, and its shape; there is nothing to read."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any):
-        self.path, self.shape, self.dtype = path, tuple(shape), dtype
+        # For messages: that of keys is one of JAX's, and a layout has its name alone.
+        self.path, self.shape, self.dtype = path, shape, dtype
 
     def read(self) -> np.ndarray:
         raise NotImplementedError
@@ -53,19 +56,13 @@ class _Known:
     source: str
 
 
-def check_states(
-    tree: Any,
-    stackings: Stackings,
-    collection: str | None,
-    unstacked: Callable[[Root], Any],
-) -> None:
+def check_states(tree: object, stackings: Stackings, collection: str | None) -> None:
     """Makes sure that the trees in a pytree which are taken for copies of the parameters are.
 
     Args:
       tree: any pytree.
       stackings: the layout.
       collection: as for `to_layers`.
-      unstacked: brings a root to the layers form.
 
     Raises:
       StackingError: something among the layers is like no parameter. The message names it.
@@ -80,13 +77,16 @@ def check_states(
         return
 
     def shapes(root: Root) -> Shapes:
-        named = dataclasses.replace(root, tree=_named(root.tree, root.path))
+        # The converter itself says what lies where: it works on names as it does on arrays.
+        convert = Converter("layers", root.collection)
         try:
-            return dict(_in_layers(unstacked(named), stackings))
+            layers = convert(_named(root.tree, root.path), stackings, root.path)
         except StackingError as error:
             if not any(root is one for one in states):
                 raise
             raise StackingError(f"{error}; {_WHY}") from None
+        places = [path for s in stackings for path in s.layers]
+        return {at: leaf for path in places for at, leaf in arrays_in(get(layers, path), path)}
 
     known = [_Known(shapes(root), name_of(root.path) if root.path else "it") for root in others]
     layout = _of_layout(stackings) if name == "params" else {}
@@ -104,38 +104,22 @@ def check_states(
             known.append(_Known(found, name_of(root.path)))
 
 
-def _named(node: Any, at: Path) -> Any:
-    """A tree with the places of arrays for the arrays."""
+def _named(node: object, at: Path) -> object:
+    """A tree with the places of arrays for the arrays, and no boxes."""
     node = unboxed(node)
-    if isinstance(node, Mapping):
-        return {name: _named(part, (*at, str(name))) for name, part in node.items()}
     if is_array(node):
-        return _Named(at, np.shape(node), node.dtype)
-    found, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-    if len(found) == 1 and found[0][1] is node:
+        return _Named(at, tuple(node.shape), node.dtype)
+    level = opened(node)
+    if level is None:
         return node
-    parts = [_named(part, at + names_of(keys)) for keys, part in found]
-    return jax.tree.unflatten(treedef, parts)
+    return level.rebuilt([_named(part, (*at, name)) for name, part in level.parts])
 
 
-def _in_layers(tree: Any, stackings: Stackings) -> Iterator[tuple[Path, Lazy]]:
-    """The arrays that lie in a layer of a stack."""
-    for stacking in stackings:
-        for path in stacking.layers:
-            node = get(tree, path)
-            if node is not MISSING:
-                for keys, leaf in jax.tree_util.tree_flatten_with_path(node)[0]:
-                    if isinstance(leaf, Lazy):
-                        yield path + names_of(keys), leaf
-
-
-def _of_layout(stackings: Stackings) -> dict[str, Any]:
+def _of_layout(stackings: Stackings) -> object:
     """The parameters in the stacks of a traced model, as a tree."""
-    tree: dict[str, Any] = {}
-    for stacking in stackings:
-        for path, (shape, dtype) in stacking.shapes.items():
-            tree = put(tree, path, _Named(path, shape, dtype))
-    return tree
+    known = {path: found for stacking in stackings for path, found in stacking.shapes.items()}
+    named = {path: _Named(path, shape, dtype) for path, (shape, dtype) in known.items()}
+    return put({}, named)
 
 
 def _first_unlike(found: Shapes, known: Shapes) -> Path | None:
@@ -146,7 +130,7 @@ def _first_unlike(found: Shapes, known: Shapes) -> Path | None:
     return None
 
 
-def _around(place: Path, known: Shapes) -> Lazy | None:
+def _around(place: Path, known: Shapes) -> Array | None:
     """The parameter at a place, or the one in whose place something more lies."""
     ends = range(len(place), 0, -1)
     return next((known[place[:end]] for end in ends if place[:end] in known), None)
@@ -186,8 +170,8 @@ def _refused(found: Shapes, known: list[_Known], told: bool) -> StackingError:
     )
 
 
-def _source(leaf: Lazy) -> _Named:
-    while isinstance(leaf, (Taken, Permuted)):
+def _source(leaf: Array | None) -> _Named:
+    while isinstance(leaf, View):
         leaf = leaf.base
     assert isinstance(leaf, _Named)
     return leaf

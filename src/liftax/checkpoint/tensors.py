@@ -13,8 +13,8 @@ import numpy as np
 
 from ..core.boxes import is_axis_metadata
 from ..errors import CheckpointError
-from .arrays import Lazy, described, is_array
-from .stacking import name_of
+from ..stack.arrays import Lazy, described, is_array
+from ..stack.stacking import name_of
 
 # The dtypes that a file may have, under the names of the safetensors format. Nothing else is ever
 # made from the name that stands in a file.
@@ -81,23 +81,19 @@ class Mapped(Lazy):
 
     def __init__(self, data: np.ndarray, start: int, dtype: np.dtype, shape: tuple[int, ...]):
         self.data, self.start, self.dtype, self.shape = data, start, dtype, shape
+        self.order = (start,)
 
     def read(self) -> np.ndarray:
         """A read-only view of the file."""
         raw = self.data[self.start : self.start + self.nbytes]
         return raw.view(self.dtype).reshape(self.shape)
 
-    @property
-    def order(self) -> tuple[int, ...]:
-        """By its place in the file."""
-        return (self.start,)
-
 
 class InMemory(Lazy):
     """An array that is in memory already, on whatever device."""
 
     def __init__(self, array: Any, number: int, keep: Keep):
-        self.array, self.number, self.keep = array, number, keep
+        self.array, self.order, self.keep = array, (number,), keep
         self.shape = tuple(array.shape)
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
 
@@ -107,17 +103,12 @@ class InMemory(Lazy):
             return self.array.astype(self.dtype, copy=False)
         return self.keep.get(self, lambda: np.asarray(self.array))
 
-    @property
-    def order(self) -> tuple[int, ...]:
-        """As in the tree."""
-        return (self.number,)
-
 
 class Summed(Lazy):
     """An array whose checksum is known once it has been read."""
 
     def __init__(self, base: Lazy):
-        self.base, self.shape, self.dtype = base, base.shape, base.dtype
+        self.base, self.shape, self.dtype, self.order = base, base.shape, base.dtype, base.order
         self.digest: str | None = None
 
     def read(self) -> np.ndarray:
@@ -144,11 +135,6 @@ class Summed(Lazy):
                 pass
         assert self.digest is not None
         return self.digest
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """As the array that it sums up."""
-        return self.base.order
 
 
 def _digest_of(lazy: Lazy) -> Any:

@@ -18,12 +18,13 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..files import replacing
-from .arrays import Lazy
+from ..stack.arrays import Lazy
+from ..stack.convert import form_of
+from ..stack.stacking import Stacking, Stackings, name_of
 from .convert import to_layers, to_stacked
 from .find import as_stackings
-from .roots import Root, form_of, roots_replaced
+from .roots import Root, roots_replaced
 from .safetensors import KEY, file_size, header_of, read_safetensors, tensors_of, write_safetensors
-from .stacking import Stacking, Stackings, name_of
 from .tensors import Summed, combined, escape, flat, nested
 
 _PARTS = {"version", "stackings", "values", "empty", "layers", "variables"}

@@ -17,8 +17,8 @@ from ._files import check_output
 
 if TYPE_CHECKING:
     from ..checkpoint.files import Checkpoint
-    from ..checkpoint.stacking import Stacking, Stackings
     from ..checkpoint.write import Plan
+    from ..stack.stacking import Stacking, Stackings
 
 EPILOG = """\
 SRC is a safetensors file, a msgpack file as Linen writes it, or a directory of Orbax. DST is a
@@ -99,8 +99,8 @@ def _whole(text: str) -> int:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Plans the conversion from shapes, carries it out tensor by tensor, and compares."""
     from ..checkpoint.files import open_checkpoint
-    from ..checkpoint.stacking import name_of
     from ..checkpoint.write import write
+    from ..stack.stacking import name_of
 
     check_output(args.target, ".safetensors")
     try:
@@ -227,7 +227,7 @@ def _stacks(texts: list[str], tree: Any, axis: int) -> Stackings:
     """The stacks that `PATH[=LAYERS]` name, with as many layers as the source has."""
     from ..checkpoint.convert import to_layers
     from ..checkpoint.find import as_stackings
-    from ..checkpoint.stacking import Stacking
+    from ..stack.stacking import Stacking
 
     given = sorted((text.partition("=") for text in texts), key=lambda parts: parts[0].count("/"))
     made: list[Stacking] = []
@@ -255,7 +255,7 @@ def _stacks(texts: list[str], tree: Any, axis: int) -> Stackings:
 
 def _located(path: str, outer: list[Stacking]) -> str:
     """Where a path of the stacked form lies in the first layers of the stacks around it."""
-    from ..checkpoint.stacking import split_path
+    from ..stack.stacking import split_path
 
     parts = split_path(path)
     for stack in outer:
@@ -267,10 +267,11 @@ def _located(path: str, outer: list[Stacking]) -> str:
 
 def _depth(path: str, layers: str, tree: Any, axis: int) -> int:
     """The number of layers that lie at a stack's place, in either form; 0 for none."""
-    from ..checkpoint.arrays import is_array
-    from ..checkpoint.roots import find_trees, get
-    from ..checkpoint.stacking import Stacking, split_path
+    from ..checkpoint.roots import find_trees
     from ..checkpoint.tensors import flat
+    from ..stack.arrays import is_array
+    from ..stack.stacking import Stacking, split_path
+    from ..stack.trees import get
 
     for root in find_trees(tree, (Stacking.of(path, 1, names=layers),)):
         numbers = _numbers(root.tree, split_path(layers))
@@ -284,7 +285,7 @@ def _depth(path: str, layers: str, tree: Any, axis: int) -> int:
             if is_array(leaf) and -leaf.ndim <= axis < leaf.ndim:
                 size = int(leaf.shape[axis])
                 # An empty array costs nothing in a file, however many layers it says there are.
-                if size <= _MOST_EMPTY or leaf.nbytes:
+                if size <= _MOST_EMPTY or 0 not in leaf.shape:
                     return size
                 raise CommandError(
                     f"{path or 'the root'}: an empty array of {list(leaf.shape)} does not tell "
@@ -295,7 +296,7 @@ def _depth(path: str, layers: str, tree: Any, axis: int) -> int:
 
 def _numbers(tree: Any, layers: tuple[str, ...]) -> set[int]:
     """The numbers of the layers that lie in a tree at a path with `{}` for the number."""
-    from ..checkpoint.roots import MISSING, get
+    from ..stack.trees import MISSING, get
 
     at = next(i for i, name in enumerate(layers) if "{}" in name)
     before, after = layers[at].split("{}")
@@ -314,7 +315,7 @@ def _numbers(tree: Any, layers: tuple[str, ...]) -> set[int]:
 
 def _describe(args: argparse.Namespace, found: Checkpoint, plan: Plan, console: Console) -> None:
     from ..checkpoint.safetensors import tensors_of
-    from ..checkpoint.stacking import name_of
+    from ..stack.stacking import name_of
 
     console.line(f"source: {args.source}, {found.kind}, {_counted(tensors_of(found.tree)[0])}")
     for s in plan.stackings:
@@ -330,7 +331,7 @@ def _counted(tensors: Mapping[str, Any]) -> str:
 
 
 def _table(plan: Plan, checksums: Mapping[str, str] | None, console: Console) -> None:
-    from ..checkpoint.stacking import name_of
+    from ..stack.stacking import name_of
 
     rows = []
     for layer, names in plan.layers.items():

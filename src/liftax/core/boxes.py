@@ -19,7 +19,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, Self, TypeVar, dataclass_transform
+from typing import Any, Generic, Self, TypeGuard, TypeVar, dataclass_transform
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
@@ -206,7 +206,7 @@ def with_partitioning(
     return boxed
 
 
-def is_axis_metadata(val: Any) -> bool:
+def is_axis_metadata(val: object) -> TypeGuard[AxisMetadata[Any]]:
     """Say whether `val` is a box."""
     # Much cheaper than isinstance on an abstract base class, and asked at every leaf.
     return AxisMetadata in type(val).__mro__

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from ..core import boxes
 from ..core.lift.scan import Plan as Scan
 from ..core.roles import Roles
 from ..core.scope import Scope
@@ -18,7 +19,7 @@ from .arguments import Arguments, ByPosition, gathered, split_pair
 from .declaration import Declaration
 from .nest import Plan
 from .options import in_force
-from .storage import StackLayout, take_layer
+from .storage import StackLayout
 from .templates import shared_outside
 
 
@@ -158,7 +159,7 @@ def layer_scope(scope: Scope, at: StackLayout, number: int, roles: Roles, still:
         elif name in node:
             part = node[name]
             if repeat is not None and axis is not None:
-                part = take_layer(part, axis, repeat, at.metadata_params)
+                part = _take_layer(part, axis, repeat, at.metadata_params)
             nodes[col] = part
     if still and "params" in nodes:
         nodes["params"] = jax.lax.stop_gradient(nodes["params"])
@@ -169,3 +170,8 @@ def layer_scope(scope: Scope, at: StackLayout, number: int, roles: Roles, still:
             key = jax.random.split(key, at.repeats)[repeat]
         rngs[stream] = Stream(key, (*given.path, name))
     return Scope(nodes, rngs, name=name, path=(*scope.path, name), flags=scope.flags)
+
+
+def _take_layer(tree: object, axis: int, index: int, params: Mapping[str, object]) -> object:
+    tree = boxes.remove_axis(tree, axis, params)
+    return jax.tree.map(lambda x: jax.lax.index_in_dim(x, index, axis, keepdims=False), tree)

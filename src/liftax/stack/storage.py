@@ -14,16 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import boxes
 from ..core.events import Path
 from ..core.lift.crossing import Opening
 from ..core.roles import THROUGH, through_roles
 from ..core.scope import Scope
-from ..errors import StackError, where
+from ..errors import StackError, StackingError, where
 from ..layout.build import layout
 from ..layout.data import StackNode
+from .convert import Converter, Form
+from .stacking import Around, AskedAxes, Stacking, Stackings, placed
 
-RoleOf = Callable[[str], Any]
+RoleOf = Callable[[str], int | str | None]
 Collections = dict[str, Any]
 
 
@@ -46,18 +47,7 @@ class Enclosing:
 
     def axis_of(self, collection: str) -> int | None:
         """Returns the axis that the lift adds to a collection's variables."""
-        role = self.role_of(collection)
-        return role if isinstance(role, int) else None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Told:
-    """The roles of collections, as a trace has found them."""
-
-    roles: Mapping[str, Any]
-
-    def __call__(self, collection: str) -> Any:
-        return self.roles.get(collection, self.roles["*"])
+        return _axis(self.role_of(collection))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,23 +79,16 @@ class StackLayout:
     after: int
     store: str
     role_of: RoleOf = dataclasses.field(compare=False)
-    metadata_params: Mapping[Any, Any] = dataclasses.field(default_factory=dict, compare=False)
+    metadata_params: Mapping[str, object] = dataclasses.field(default_factory=dict, compare=False)
     enclosing: tuple[Enclosing, ...] = ()
 
     @classmethod
     def of_node(cls, node: StackNode) -> StackLayout:
         """Returns what a layout knows of a stack, as a layout of that stack."""
-        return cls(
-            node.path,
-            node.before,
-            node.positions,
-            node.repeats,
-            node.after,
-            node.store,
-            _Told(node.roles),
-            node.metadata_params,
-            tuple(Enclosing(e.kind, e.size, _Told(e.roles), e.stack) for e in node.around),
-        )
+        around = [Enclosing(e.kind, e.size, _told(e.roles), e.stack) for e in node.around]
+        told = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+        del told["around"]
+        return cls(role_of=_told(told.pop("roles")), enclosing=tuple(around), **told)
 
     def __len__(self) -> int:
         return self.before + self.positions * self.repeats + self.after
@@ -124,23 +107,15 @@ class StackLayout:
         It counts in the stacked array, from its end where it is negative. None for a
         collection that all layers share or hand on.
         """
-        role = self.role_of(collection)
-        return role if isinstance(role, int) else None
+        return _axis(self.role_of(collection))
 
     def full_axis(self, collection: str, ndim: int) -> int | None:
         """Returns the axis among all ``ndim`` axes that an array has in the whole model."""
         axis = self.axis_of(collection)
         if axis is None:
             return None
-        outer = [lift.axis_of(collection) for lift in self.enclosing]
-        added = [a for a in outer if a is not None]
-        size = ndim - len(added)
-        axis = axis + size if axis < 0 else axis
-        for other in reversed(added):
-            size += 1
-            if (other + size if other < 0 else other) <= axis:
-                axis += 1
-        return axis
+        around = [lift.axis_of(collection) for lift in reversed(self.enclosing)]
+        return placed(axis, [a for a in around if a is not None], ndim).axis
 
     def place(self, layer: int) -> tuple[str, int | None]:
         """Returns the subtree of a layer in stacked storage, and its index on the axis.
@@ -168,24 +143,49 @@ class StackLayout:
         first = self.before + position
         return [first + repeat * self.positions for repeat in range(self.repeats)]
 
+    def stackings(self) -> Stackings:
+        """Returns what the layout says of each subtree of stacked storage, as `nn.Stacking`.
 
-def stack_trees(trees: Sequence[Any], axis: int, params: Mapping[Any, Any]) -> Any:
-    """Stacks the variables of layers along a new axis, and names it in boxes."""
-    stacked = jax.tree.map(lambda *parts: jnp.stack(parts, axis), *trees)
-    return boxes.add_axis(stacked, axis, params)
+        Every position of the pattern is one, and each layer before and after it, which only has
+        another name in the other storage.
+        """
+        members: dict[str, list[int]] = {}
+        for i in range(len(self)):
+            members.setdefault(self.place(i)[0], []).append(i)
+        around = tuple(
+            Around(AskedAxes(e.axis_of), e.stack if e.kind == "stack" else None)
+            for e in reversed(self.enclosing)
+        )
+        # Only a stack with more layers has these: they tell that a layout is another model's.
+        more = (
+            f"layers_{len(self)}",
+            f"before_{self.before}",
+            f"block_{self.positions}",
+            f"after_{self.after}",
+        )
+        return tuple(
+            Stacking(
+                path=(*self.path, name),
+                layers=tuple((*self.path, self.layer_name(i)) for i in numbers),
+                axes=AskedAxes(self.axis_of) if name.startswith("block_") else None,
+                metadata_params=dict(self.metadata_params),
+                owner=self.path,
+                numbers=tuple(numbers),
+                around=around,
+                beyond=tuple((*self.path, one) for one in more),
+                level=len(around),
+            )
+            for name, numbers in members.items()
+        )
 
 
-def unstack_trees(tree: Any, axis: int, size: int, params: Mapping[Any, Any]) -> list[Any]:
-    """Undoes `stack_trees`."""
-    leaves, treedef = jax.tree.flatten(boxes.remove_axis(tree, axis, params))
-    parts = [jnp.unstack(leaf, axis=axis) for leaf in leaves]
-    return [jax.tree.unflatten(treedef, [p[i] for p in parts]) for i in range(size)]
+def _axis(role: int | str | None) -> int | None:
+    return role if isinstance(role, int) else None
 
 
-def take_layer(tree: Any, axis: int, index: int, params: Mapping[Any, Any]) -> Any:
-    """Returns the variables of one layer."""
-    tree = boxes.remove_axis(tree, axis, params)
-    return jax.tree.map(lambda x: jax.lax.index_in_dim(x, index, axis, keepdims=False), tree)
+def _told(roles: Mapping[str, int | str | None]) -> RoleOf:
+    """The roles of collections, as a trace has found them."""
+    return lambda collection: roles.get(collection, roles["*"])
 
 
 def stacked(variables: Collections, at: StackLayout) -> Collections:
@@ -194,57 +194,52 @@ def stacked(variables: Collections, at: StackLayout) -> Collections:
     Raises:
       StackError: a layer lacks what others at its position have.
     """
-    return {col: _stacked(node, col, at) for col, node in variables.items()}
-
-
-def _stacked(node: Mapping[str, Any], col: str, at: StackLayout) -> dict[str, Any]:
-    found = dict(node)
-    layers = {i: found.pop(at.layer_name(i)) for i in range(len(at)) if at.layer_name(i) in found}
-    for i, part in layers.items():
-        name, index = at.place(i)
-        if index is None:
-            found[name] = part
-    axis = at.axis_of(col)
-    if axis is None:
-        return found
-    for position in range(at.positions):
-        numbers = at.numbers(position)
-        have = [i for i in numbers if i in layers]
-        if not have:
-            continue
-        trees = [layers.get(i) for i in numbers]
-        shape: Any = jax.tree.structure(layers[have[0]])
-        for i, tree in zip(numbers, trees, strict=True):
-            if tree is None or jax.tree.structure(tree) != shape:
-                raise StackError(
-                    f"{where(at.path)}: the layers of a stack differ.\n"
-                    f"found: {col}/{at.layer_name(i)} lacks or adds variables beside "
-                    f"{col}/{at.layer_name(have[0])}\n"
-                    f"expected: the same variables in layers {numbers}"
-                )
-        found[f"block_{position}"] = stack_trees(trees, axis, at.metadata_params)
-    return found
+    try:
+        return _in_form("stacked", variables, at)
+    except StackingError:
+        _check_layers(variables, at)
+        raise
 
 
 def by_layers(variables: Collections, at: StackLayout) -> Collections:
-    """Brings a stack's collections from stacked storage to storage by layers."""
-    return {col: _by_layers(node, col, at) for col, node in variables.items()}
+    """Brings a stack's collections from stacked storage to storage by layers, in their order."""
+    names = [at.layer_name(i) for i in range(len(at))]
+    made = _in_form("layers", variables, at)
+    for col, node in made.items():
+        layers = {name: node[name] for name in names if name in node}
+        rest = {name: part for name, part in node.items() if name not in layers}
+        made[col] = {**rest, **layers}
+    return made
 
 
-def _by_layers(node: Mapping[str, Any], col: str, at: StackLayout) -> dict[str, Any]:
-    found = dict(node)
-    axis = at.axis_of(col)
-    split: dict[str, list[Any]] = {}
-    for i in range(len(at)):
-        name, index = at.place(i)
-        if index is None:
-            if name in found:
-                found[at.layer_name(i)] = found.pop(name)
-        elif axis is not None and (name in found or name in split):
-            if name not in split:
-                split[name] = unstack_trees(found.pop(name), axis, at.repeats, at.metadata_params)
-            found[at.layer_name(i)] = split[name][index]
-    return found
+def _in_form(form: Form, variables: Collections, at: StackLayout) -> Collections:
+    # Inside of the model paths begin at the stack, and the axes of lifts around it are gone.
+    here = dataclasses.replace(at, path=(), enclosing=())
+    # Variables beside those of the layers are no mistake here: a module may leave some unused.
+    stackings = [dataclasses.replace(part, beyond=()) for part in here.stackings()]
+    return {
+        name: Converter(form, name)(tree, tuple(stackings), (name,))
+        for name, tree in variables.items()
+    }
+
+
+def _check_layers(variables: Collections, at: StackLayout) -> None:
+    """Raises StackError where the layers at one position are not alike."""
+    for col, node in variables.items():
+        for position in range(at.positions):
+            numbers = at.numbers(position)
+            first = next((i for i in numbers if at.layer_name(i) in node), at.before + position)
+            shapes: dict[int, object] = {
+                i: jax.tree.structure(node.get(at.layer_name(i))) for i in numbers
+            }
+            for i, shape in shapes.items():
+                if shape != shapes[first]:
+                    raise StackError(
+                        f"{where(at.path)}: the layers of a stack differ.\n"
+                        f"found: {col}/{at.layer_name(i)} lacks or adds variables beside "
+                        f"{col}/{at.layer_name(first)}\n"
+                        f"expected: the same variables in layers {numbers}"
+                    )
 
 
 def frozen(variables: Collections, at: StackLayout, layers: frozenset[int]) -> Collections:

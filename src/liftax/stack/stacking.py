@@ -8,37 +8,40 @@ Vocabulary
   around         what encloses a stacking: the axes that other lifts put into the same arrays
 
 A `Stacking` is plain data. It is taken from a model (`stackings_of`), from the layouts of stacks
-or of a traced model (`as_stackings`; both in `found.py`), given by hand (`Stacking.of`) or read
-from a checkpoint (`Stacking.from_dict`). Names of variables play no part in what a stacking means.
+or of a traced model (`as_stackings`; both in `checkpoint/find.py`), given by hand (`Stacking.of`)
+or read from a checkpoint (`Stacking.from_dict`). Names of variables play no part in what a stacking
+means.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+from ..core.events import Path
 from ..errors import StackingError
+from .arrays import Places
 
-Path = tuple[str, ...]
 Stackings = tuple["Stacking", ...]
-Axes = Mapping[Any, int | None]
+Axes = Mapping[str | bool, int | None]
 """Collection -> axis; `True` stands for every collection that is not named, None for no axis."""
+NONE_GONE: frozenset[Path] = frozenset()
 
 
-class AskedAxes(Mapping[Any, int | None]):
+class AskedAxes(Axes):
     """Axes that a function knows, of whatever collection it is asked for."""
 
     def __init__(self, ask: Callable[[str], int | None]):
         self.ask = ask
 
-    def __getitem__(self, name: Any) -> int | None:
-        return self.ask("any other" if name is True else name)
+    def __getitem__(self, name: str | bool) -> int | None:
+        return self.ask(name if isinstance(name, str) else "any other")
 
     def __contains__(self, name: object) -> bool:
         return name is True  # it names no collection
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[str | bool]:
         return iter((True,))
 
     def __len__(self) -> int:
@@ -57,20 +60,11 @@ class Around:
 
     def axis_of(self, collection: str) -> int | None:
         """The axis that the lift adds to `collection`."""
-        return self.axes.get(collection, self.axes.get(True))
+        return _axis_in(self.axes, collection)
 
 
-class Places(NamedTuple):
-    """The axes of one array in both forms.
-
-    Attributes:
-      axis: where the layer axis lies in the stacked array, at least 0.
-      order: for each axis of a layer's array, which one of the slice it is; None where they are
-        in the same order.
-    """
-
-    axis: int
-    order: tuple[int, ...] | None
+def _first_axis() -> Axes:
+    return {True: 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +98,8 @@ class Stacking:
 
     path: Path
     layers: tuple[Path, ...]
-    axes: Axes | None = dataclasses.field(default_factory=lambda: {True: 0})
-    metadata_params: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
+    axes: Axes | None = dataclasses.field(default_factory=_first_axis)
+    metadata_params: Mapping[str, object] = dataclasses.field(default_factory=dict)
     owner: Path = ()
     numbers: tuple[int, ...] = ()
     around: tuple[Around, ...] = ()
@@ -141,9 +135,9 @@ class Stacking:
         path: str | Path,
         depth: int,
         *,
-        axis: int | Axes = 0,
+        axis: int | Axes | Mapping[str, int | None] = 0,
         names: str = "layers_{}",
-        metadata_params: Mapping[Any, Any] | None = None,
+        metadata_params: Mapping[str, object] | None = None,
         inside: Iterable[Stacking] = (),
         keys: Iterable[str] | None = None,
     ) -> Stacking:
@@ -176,7 +170,7 @@ class Stacking:
         made = cls(
             path=at,
             layers=tuple(layers[:-1]),
-            axes=dict(axis) if isinstance(axis, Mapping) else {True: axis},
+            axes=dict(axis.items()) if isinstance(axis, Mapping) else {True: axis},
             metadata_params=dict(metadata_params or {}),
             owner=at,
             numbers=tuple(range(depth)),
@@ -208,9 +202,9 @@ class Stacking:
 
     def axis_of(self, collection: str) -> int | None:
         """The axis in the stack's own array; see `places` for the whole array."""
-        return None if self.axes is None else self.axes.get(collection, self.axes.get(True))
+        return None if self.axes is None else _axis_in(self.axes, collection)
 
-    def places(self, collection: str, ndim: int, removed: frozenset[Path]) -> Places:
+    def places(self, collection: str, ndim: int, removed: frozenset[Path] = NONE_GONE) -> Places:
         """Where the layer axis lies in a whole array of `ndim` axes, and what it leaves behind.
 
         Args:
@@ -223,34 +217,17 @@ class Stacking:
         """
         axis = self.axis_of(collection)
         assert axis is not None
-        around = self.present(collection, removed)
-        size = ndim - len(around)
-        if not -size <= axis < size:
-            raise StackingError(f"has {ndim} axes and so no layer axis at {axis}")
-        layer: list[Any] = list(range(size - 1))
-        whole = layer.copy()
-        whole.insert(axis % size, "layers")
-        for number, other in enumerate(around):
-            whole.insert(other % (len(whole) + 1), f"around {number}")
-        left = [part for part in whole if part != "layers"]
-        # A lift around layers that are stored one by one adds its axis to each of their arrays.
-        for number, other in enumerate(around):
-            if not -len(layer) - 1 <= other <= len(layer):
-                layer = left  # and cannot, where they have too few axes: then nothing moves
-                break
-            layer.insert(other % (len(layer) + 1), f"around {number}")
-        order = tuple(left.index(part) for part in layer)
-        moved = order != tuple(range(len(order)))
-        return Places(whole.index("layers"), order if moved else None)
+        return placed(axis, self.present(collection, removed), ndim)
 
     def present(self, collection: str, removed: frozenset[Path]) -> list[int]:
         """The axes that enclosing lifts have put into the arrays, innermost first."""
+        # A stack around this one, taken apart before it, has taken its axis along.
         axes = (a.axis_of(collection) for a in self.around if a.stack not in removed)
         return [axis for axis in axes if axis is not None]
 
     # -- plain data ------------------------------------------------------------------------
 
-    def to_dict(self, collections: Iterable[str] = ("params",)) -> dict[str, Any]:
+    def to_dict(self, collections: Iterable[str] = ("params",)) -> dict[str, object]:
         """Plain dicts, lists, strings and numbers, ready for JSON.
 
         Args:
@@ -278,42 +255,34 @@ class Stacking:
         }
 
     @classmethod
-    def from_dict(cls, plain: Any) -> Stacking:
+    def from_dict(cls, plain: Mapping[str, Any]) -> Stacking:
         """The stacking that `to_dict` wrote.
 
         Raises:
           StackingError: `plain` is something else.
         """
+        # The file may say anything: whatever is not as `to_dict` wrote it ends in one error.
         try:
-            return cls._from_dict(plain)
+            return cls(
+                path=_read_path(plain["path"]),
+                layers=tuple(map(_read_path, plain["layers"])),
+                axes=None if plain["axes"] is None else _read_axes(plain["axes"]),
+                metadata_params={
+                    k: tuple(v) if isinstance(v, list) else v
+                    for k, v in plain["metadata_params"].items()
+                },
+                owner=_read_path(plain["owner"]),
+                numbers=tuple(map(int, plain["numbers"])),
+                around=tuple(_read_around(a["axes"], a["stack"]) for a in plain["around"]),
+                inside=tuple(map(cls.from_dict, plain["inside"])),
+                keys=None if plain["keys"] is None else frozenset(plain["keys"]),
+                beyond=tuple(map(_read_path, plain["beyond"])),
+                mark=_read_path(plain.get("mark", [])),
+            )
+        except StackingError:
+            raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, StackingError):
-                raise
             raise StackingError(f"not the description of a stack: {error}") from error
-
-    @classmethod
-    def _from_dict(cls, plain: Any) -> Stacking:
-        return cls(
-            path=_read_path(plain["path"]),
-            layers=tuple(_read_path(layer) for layer in plain["layers"]),
-            axes=None if plain["axes"] is None else _read_axes(plain["axes"]),
-            metadata_params={
-                k: tuple(v) if isinstance(v, list) else v
-                for k, v in plain["metadata_params"].items()
-            },
-            owner=_read_path(plain["owner"]),
-            numbers=tuple(int(n) for n in plain["numbers"]),
-            around=tuple(
-                Around(
-                    _read_axes(a["axes"]), None if a["stack"] is None else _read_path(a["stack"])
-                )
-                for a in plain["around"]
-            ),
-            inside=tuple(cls._from_dict(inner) for inner in plain["inside"]),
-            keys=None if plain["keys"] is None else frozenset(plain["keys"]),
-            beyond=tuple(_read_path(path) for path in plain["beyond"]),
-            mark=_read_path(plain.get("mark", [])),
-        )
 
     def along(self, axis: int) -> Stacking:
         """The same layers, stacked along another axis in every collection that is stacked."""
@@ -337,6 +306,42 @@ class Stacking:
             yield from inner.walk()
 
 
+def placed(axis: int, around: Sequence[int], ndim: int) -> Places:
+    """Where a layer axis lies in a whole array, and what it leaves behind.
+
+    Args:
+      axis: the axis in the stack's own array.
+      around: the axes that lifts around the stack add, from the inside out, each in the array
+        that its lift makes.
+      ndim: the number of axes of the whole array.
+
+    Raises:
+      StackingError: there is no such axis.
+
+    Example:
+      >>> placed(0, [0], 3).axis  # an ensemble of stacks
+      1
+    """
+    size = ndim - len(around)
+    if not -size <= axis < size:
+        raise StackingError(f"has {ndim} axes and so no layer axis at {axis}")
+    # The axes, called by what they come from, in the order in which the lifts add them.
+    layer: list[int | str] = list(range(size - 1))
+    whole = [*layer]
+    whole.insert(axis % size, "layers")
+    for number, other in enumerate(around):
+        whole.insert(other % (len(whole) + 1), f"around {number}")
+    left = [part for part in whole if part != "layers"]
+    # A lift around layers that are stored one by one adds its axis to each of their arrays.
+    for number, other in enumerate(around):
+        if not -len(layer) - 1 <= other <= len(layer):
+            layer = left  # and cannot, where they have too few axes: then nothing moves
+            break
+        layer.insert(other % (len(layer) + 1), f"around {number}")
+    order = tuple(left.index(part) for part in layer)
+    return Places(whole.index("layers"), None if order == tuple(range(len(order))) else order)
+
+
 def name_of(path: str | Iterable[str]) -> str:
     """A path with slashes, for reading; names in files may hold anything.
 
@@ -357,6 +362,10 @@ def split_path(path: str | Iterable[str]) -> Path:
     return tuple(path)
 
 
+def _axis_in(axes: Axes, collection: str) -> int | None:
+    return axes.get(collection, axes.get(True))
+
+
 def _plain_axes(axes: Axes, collections: Iterable[str]) -> dict[str, int | None]:
     named: dict[str, int | None] = {}
     if isinstance(axes, AskedAxes):
@@ -370,14 +379,20 @@ def _put_along(axes: Axes, axis: int) -> Axes:
     return {name: None if old is None else axis for name, old in axes.items()}
 
 
-def _read_axes(plain: Mapping[str, Any]) -> dict[Any, int | None]:
-    for axis in plain.values():
+def _read_around(axes: Mapping[str, object], stack: object) -> Around:
+    return Around(_read_axes(axes), None if stack is None else _read_path(stack))
+
+
+def _read_axes(plain: Mapping[str, object]) -> Axes:
+    axes: dict[str | bool, int | None] = {}
+    for name, axis in plain.items():
         if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool)):
             raise TypeError(f"an axis is {axis!r}, not a whole number")
-    return {True if name == "*" else name: axis for name, axis in plain.items()}
+        axes[True if name == "*" else name] = axis
+    return axes
 
 
-def _read_path(plain: Any) -> Path:
+def _read_path(plain: object) -> Path:
     if not isinstance(plain, list) or not all(isinstance(part, str) for part in plain):
         raise TypeError("a path is not a list of names")
     return tuple(plain)
