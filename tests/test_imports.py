@@ -19,7 +19,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import from the rooms in front of it, and rooms on one line from each other.
 ORDER = [
-    {"errors", "words", "equations", "jax_private", "files", "lazy", "absent", "tracebacks"},
+    {
+        "errors",
+        "words",
+        "pytrees",
+        "equations",
+        "jax_private",
+        "files",
+        "lazy",
+        "absent",
+        "tracebacks",
+    },
     {"core"},
     {"core.lift"},  # nothing else in core imports it
     {"module"},

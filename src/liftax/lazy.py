@@ -39,12 +39,12 @@ def lazy(
     """
     homes = _homes(Path(file).with_suffix(".pyi"))
 
-    def load(name: str) -> Any:
+    def load(name: str) -> object:
         if name not in homes:
             raise refusal(package, name, homes)
         home, original = homes[name]
         if not home.strip("."):  # `from . import errors`: a module of the package itself
-            value: Any = importlib.import_module(home + original, package)
+            value: object = importlib.import_module(home + original, package)
         else:
             value = getattr(importlib.import_module(home, package), original)
         vars(sys.modules[package])[name] = value
@@ -58,11 +58,15 @@ def lazy(
     held = frozenset(name for name, (home, _) in homes.items() if home.strip("."))
 
     class Package(types.ModuleType):
-        def __setattr__(self, name: str, value: Any) -> None:
+        def __setattr__(self, name: str, value: object) -> None:
             if not (name in held and isinstance(value, types.ModuleType)):
                 super().__setattr__(name, value)
 
-        def __reduce__(self) -> Any:  # by its name, as cloudpickle does with plain modules
+        def __reduce__(
+            self,
+        ) -> tuple[
+            Callable[[str], types.ModuleType], tuple[str]
+        ]:  # by its name, as cloudpickle does with plain modules
             return importlib.import_module, (self.__name__,)
 
     sys.modules[package].__class__ = Package

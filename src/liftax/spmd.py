@@ -27,6 +27,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from .core import boxes
+from .core.types import Function, Tree
 from .errors import PartitioningMismatchError
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
 
 LogicalRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 LogicalPartitionSpec = PartitionSpec | tuple[Any, ...] | None
+Names = tuple[object, ...]
+"""For each axis of an array a logical name, None, or `PartitionSpec.UNCONSTRAINED`."""
 
 
 class RulesFallback(enum.Enum):
@@ -65,12 +68,12 @@ _context = _Context()
 
 
 def get_logical_axis_rules() -> LogicalRules:
-    """Return the rules of this thread's context."""
+    """Returns the rules of this thread's context."""
     return _context.rules
 
 
 def set_logical_axis_rules(rules: LogicalRules) -> None:
-    """Set the rules of this thread's context until they are set again or a surrounding
+    """Sets the rules of this thread's context until they are set again or a surrounding
     `logical_axis_rules` ends.
 
     Raises:
@@ -82,12 +85,13 @@ def set_logical_axis_rules(rules: LogicalRules) -> None:
 
 @contextlib.contextmanager
 def logical_axis_rules(rules: LogicalRules) -> Iterator[None]:
-    """Use `rules` in this thread for the length of a `with` block.
+    """Uses `rules` in this thread for the length of a `with` block.
 
-    >>> from liftax import spmd
-    >>> with spmd.logical_axis_rules((("batch", "data"), ("embed", None))):
-    ...     spmd.logical_to_mesh_axes(("batch", "length", "embed"))
-    P('data', None, None)
+    Example:
+      >>> from liftax import spmd
+      >>> with spmd.logical_axis_rules((("batch", "data"), ("embed", None))):
+      ...     spmd.logical_to_mesh_axes(("batch", "length", "embed"))
+      P('data', None, None)
     """
     before = _context.rules
     set_logical_axis_rules(rules)
@@ -98,9 +102,9 @@ def logical_axis_rules(rules: LogicalRules) -> Iterator[None]:
 
 
 def logical_to_mesh_axes(
-    array_dim_names: Sequence[Any] | PartitionSpec | None, rules: LogicalRules | None = None
+    array_dim_names: Sequence[object] | PartitionSpec | None, rules: LogicalRules | None = None
 ) -> PartitionSpec | None:
-    """Translate the logical names of one array's axes to a `PartitionSpec` of mesh axes.
+    """Translates the logical names of one array's axes to a `PartitionSpec` of mesh axes.
 
     Names to which no rule applies become None; entries that are None or
     `PartitionSpec.UNCONSTRAINED` stay. `array_dim_names=None` gives None.
@@ -108,10 +112,11 @@ def logical_to_mesh_axes(
     Raises:
       PartitioningMismatchError: a name occurs twice, or names or rules are malformed.
 
-    >>> from liftax.spmd import logical_to_mesh_axes
-    >>> rules = (("batch", "x"), ("embed", "x"), ("heads", "y"), ("batch", "z"))
-    >>> logical_to_mesh_axes(("batch", "length", "heads", "embed"), rules)
-    P('x', None, 'y', None)
+    Example:
+      >>> from liftax.spmd import logical_to_mesh_axes
+      >>> rules = (("batch", "x"), ("embed", "x"), ("heads", "y"), ("batch", "z"))
+      >>> logical_to_mesh_axes(("batch", "length", "heads", "embed"), rules)
+      P('x', None, 'y', None)
     """
     if array_dim_names is None:
         return None
@@ -120,8 +125,9 @@ def logical_to_mesh_axes(
     return PartitionSpec(*placed.values())
 
 
-def _place(names: tuple[Any, ...], rules: LogicalRules) -> tuple[dict[int, Any], list[Any]]:
-    """Give the mesh axes of every array axis, and the names to which no rule applies."""
+def _place(names: Names, rules: LogicalRules) -> tuple[dict[int, object], list[str]]:
+    """Gives the mesh axes of every array axis, and the names to which no rule applies."""
+    # By rule and not by axis: their order is what the user ranks them by.
     waiting = {name: i for i, name in enumerate(names) if isinstance(name, str)}
     found = {i: None if isinstance(name, str) else name for i, name in enumerate(names)}
     taken: set[str] = set()
@@ -143,7 +149,7 @@ def _rules(rules: LogicalRules | None) -> LogicalRules:
     return rules
 
 
-def _check_rules(rules: Any) -> None:
+def _check_rules(rules: object) -> None:
     if isinstance(rules, (list, tuple)):
         for rule in rules:
             if not (isinstance(rule, (list, tuple)) and len(rule) == 2):
@@ -166,11 +172,11 @@ def _check_rules(rules: Any) -> None:
     )
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_entry(entry: object) -> bool:
     return entry is None or isinstance(entry, str) or entry is PartitionSpec.UNCONSTRAINED
 
 
-def _check_names(names: Any) -> tuple[Any, ...]:
+def _check_names(names: object) -> Names:
     if not isinstance(names, (list, tuple, PartitionSpec)):
         raise PartitioningMismatchError(
             f"axis names must be a tuple or PartitionSpec with one entry for each axis, but got "
@@ -194,21 +200,22 @@ def _check_names(names: Any) -> tuple[Any, ...]:
     return entries
 
 
-def _is_names(x: Any) -> bool:
+def _is_names(x: object) -> bool:
     return isinstance(x, PartitionSpec) or (isinstance(x, tuple) and all(map(_is_entry, x)))
 
 
-def logical_to_mesh(tree: Any, rules: LogicalRules | None = None) -> Any:
-    """Translate every `PartitionSpec` of logical names in `tree`; None stays None.
+def logical_to_mesh(tree: Tree, rules: LogicalRules | None = None) -> Any:
+    """Translates every `PartitionSpec` of logical names in `tree`; None stays None.
 
-    >>> import jax
-    >>> from liftax.spmd import logical_to_mesh
-    >>> logical_to_mesh({"kernel": jax.P("embed", "mlp")}, (("mlp", "model"),))
-    {'kernel': P(None, 'model')}
+    Example:
+      >>> import jax
+      >>> from liftax.spmd import logical_to_mesh
+      >>> logical_to_mesh({"kernel": jax.P("embed", "mlp")}, (("mlp", "model"),))
+      {'kernel': P(None, 'model')}
     """
     chosen = _rules(rules)
 
-    def translate(spec: Any) -> PartitionSpec | None:
+    def translate(spec: object) -> PartitionSpec | None:
         if not isinstance(spec, PartitionSpec):
             raise PartitioningMismatchError(
                 f"logical_to_mesh takes a tree of PartitionSpecs, but a leaf is a "
@@ -224,21 +231,22 @@ def logical_to_mesh(tree: Any, rules: LogicalRules | None = None) -> Any:
 
 
 def logical_to_mesh_sharding(
-    tree: Any, mesh: Mesh | AbstractMesh, rules: LogicalRules | None = None
+    tree: Tree, mesh: Mesh | AbstractMesh, rules: LogicalRules | None = None
 ) -> Any:
-    """Translate every `PartitionSpec` of logical names in `tree` to a `NamedSharding` on `mesh`.
+    """Translates every `PartitionSpec` of logical names in `tree` to a `NamedSharding` on `mesh`.
 
     The usual way to the shardings of a model's variables, before any of them exists:
 
-    >>> import jax, jax.numpy as jnp
-    >>> from liftax import spmd
-    >>> from liftax.core import meta
-    >>> init = spmd.with_logical_partitioning(jax.nn.initializers.ones, ("embed", "mlp"))
-    >>> boxes = jax.eval_shape(lambda key: {"kernel": init(key, (4, 8))}, jax.random.key(0))
-    >>> mesh = jax.make_mesh((1,), ("model",))
-    >>> spmd.logical_to_mesh_sharding(
-    ...     meta.get_partition_spec(boxes), mesh, (("mlp", "model"),))["kernel"].spec
-    P(None, 'model')
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from liftax import spmd
+      >>> from liftax.core import meta
+      >>> init = spmd.with_logical_partitioning(jax.nn.initializers.ones, ("embed", "mlp"))
+      >>> boxes = jax.eval_shape(lambda key: {"kernel": init(key, (4, 8))}, jax.random.key(0))
+      >>> mesh = jax.make_mesh((1,), ("model",))
+      >>> spmd.logical_to_mesh_sharding(
+      ...     meta.get_partition_spec(boxes), mesh, (("mlp", "model"),))["kernel"].spec
+      P(None, 'model')
     """
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
@@ -248,13 +256,13 @@ def logical_to_mesh_sharding(
 
 
 def with_logical_constraint(
-    x: Any,
-    logical_axis_resources: Any,
+    x: Tree,
+    logical_axis_resources: Tree,
     rules: LogicalRules | None = None,
     mesh: Mesh | AbstractMesh | None = None,
     fallback: RulesFallback = RulesFallback.AXIS_IS_UNSHARDED,
 ) -> Any:
-    """Ask for arrays to be laid out as their logical axis names and the rules say.
+    """Asks for arrays to be laid out as their logical axis names and the rules say.
 
     Args:
       x: an array or a tree of arrays.
@@ -273,19 +281,20 @@ def with_logical_constraint(
       PartitioningMismatchError: malformed names or rules; a mesh axis that the mesh lacks; more
         names than the array has axes; no rule, with `RulesFallback.RAISE_ERROR`.
 
-    >>> import jax, jax.numpy as jnp
-    >>> from liftax.spmd import with_logical_constraint
-    >>> mesh, rules = jax.make_mesh((1,), ("data",)), (("batch", "data"),)
-    >>> with jax.set_mesh(mesh):
-    ...     y = with_logical_constraint(jnp.ones((4, 2)), ("batch", None), rules=rules)
-    >>> y.sharding.spec
-    P('data', None)
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from liftax.spmd import with_logical_constraint
+      >>> mesh, rules = jax.make_mesh((1,), ("data",)), (("batch", "data"),)
+      >>> with jax.set_mesh(mesh):
+      ...     y = with_logical_constraint(jnp.ones((4, 2)), ("batch", None), rules=rules)
+      >>> y.sharding.spec
+      P('data', None)
     """
     chosen, fallback = _rules(rules), RulesFallback(fallback)
     if not chosen or logical_axis_resources is None:
         return x
 
-    def constrain(names: Any, part: Any) -> Any:
+    def constrain(names: object, part: object) -> object:
         if names is None:
             return part
         entries = _check_names(names)
@@ -327,13 +336,13 @@ class LogicallyPartitioned(boxes.Partitioned[Any]):
             object.__setattr__(self, "rules", frozen)
 
     def unbox(self, apply_constraint: bool = True) -> Any:
-        """Return the value, constrained where rules and a mesh are known."""
+        """Returns the value, constrained where rules and a mesh are known."""
         if not apply_constraint:
             return self.value
         return with_logical_constraint(self.value, self.names, rules=self.rules, mesh=self.mesh)
 
     def get_sharding(self, mesh: Mesh | AbstractMesh) -> Sharding:
-        """Return the `NamedSharding` that the rules give; with no rules, names are mesh axes."""
+        """Returns the `NamedSharding` that the rules give; with no rules, names are mesh axes."""
         rules = _rules(self.rules)
         if not rules:
             return super().get_sharding(mesh)
@@ -342,23 +351,24 @@ class LogicallyPartitioned(boxes.Partitioned[Any]):
 
 
 def with_logical_partitioning(
-    fn: Callable[..., Any],
-    names: Iterable[Any],
+    fn: Function,
+    names: Iterable[object],
     mesh: Mesh | AbstractMesh | None = None,
     rules: LogicalRules | None = None,
 ) -> Callable[..., LogicallyPartitioned]:
-    """Make `fn` (usually an initializer) return its result in a `LogicallyPartitioned` box.
+    """Makes `fn` (usually an initializer) return its result in a `LogicallyPartitioned` box.
 
-    >>> import jax
-    >>> from liftax.spmd import with_logical_partitioning
-    >>> init = with_logical_partitioning(jax.nn.initializers.ones, ("embed", "mlp"))
-    >>> init(jax.random.key(0), (4, 8)).names
-    ('embed', 'mlp')
+    Example:
+      >>> import jax
+      >>> from liftax.spmd import with_logical_partitioning
+      >>> init = with_logical_partitioning(jax.nn.initializers.ones, ("embed", "mlp"))
+      >>> init(jax.random.key(0), (4, 8)).names
+      ('embed', 'mlp')
     """
     fixed = names if isinstance(names, str) else tuple(names)
 
     @functools.wraps(fn)
-    def boxed(*args: Any, **kwargs: Any) -> LogicallyPartitioned:
+    def boxed(*args: object, **kwargs: object) -> LogicallyPartitioned:
         return LogicallyPartitioned(fn(*args, **kwargs), fixed, mesh, rules)  # type: ignore[arg-type]
 
     return boxed

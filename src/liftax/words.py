@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import difflib
+from collections.abc import Iterable, Mapping
 
 
-def describe(value: Any) -> str:
+def array_text(value: object) -> str | None:
+    """Names an array, or whatever has a shape and a dtype; None for anything else.
+
+    Example:
+      >>> import jax
+      >>> array_text(jax.ShapeDtypeStruct((2, 3), 'float32')), array_text('text')
+      ('float32[2,3]', None)
+    """
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    return None if shape is None or dtype is None else f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def describe(value: object) -> str:
     """Names a value by type, dtype and shape, never by its contents.
 
     Example:
@@ -14,13 +26,10 @@ def describe(value: Any) -> str:
       >>> describe(np.zeros((2, 3)))
       'float64[2,3]'
     """
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape is None or dtype is None:
-        return type(value).__name__
-    return f"{dtype}[{','.join(map(str, shape))}]"
+    return array_text(value) or type(value).__name__
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Shows an option's value: what it is if it is short and plain, else as `describe` does.
 
     Example:
@@ -32,11 +41,11 @@ def shown(value: Any) -> str:
     parts = value if isinstance(value, (tuple, list)) else (value,)
     text = repr(value) if all(isinstance(part, plain) for part in parts) else ""
     if isinstance(value, type):
-        return f"the class {value.__name__}"
+        return class_or_type(value)
     return text if 0 < len(text) <= 60 else describe(value)
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """Names a value by its container, or by its dtype and shape; never by its contents."""
     if value is None:
         return "None"
@@ -48,11 +57,37 @@ def kind_of(value: Any) -> str:
     return describe(value)
 
 
-def _structure(treedef: Any) -> str:
+def class_or_type(value: object) -> str:
+    """Names a class by its name, and any other value by its type.
+
+    Example:
+      >>> class_or_type(int), class_or_type(3)
+      ('the class int', 'int')
+    """
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def did_you_mean(name: object, known: Iterable[str], like: float = 0.6) -> str:
+    """Asks back where a name is much like a known one, else is empty.
+
+    Args:
+      name: what was given.
+      known: the names that there are.
+      like: how much they must be alike, from 0 to 1.
+
+    Example:
+      >>> did_you_mean('kernal', ['bias', 'kernel']), did_you_mean('x', ['bias'])
+      ("; did you mean 'kernel'?", '')
+    """
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=like)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _structure(treedef: object) -> str:
     text = str(treedef).removeprefix("PyTreeDef(").removesuffix(")")
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def names_on(path: Any) -> list[str]:
+def names_on(path: Iterable[object]) -> list[str]:
     """Returns the names on a path of JAX's, as text."""
     return [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]

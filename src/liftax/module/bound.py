@@ -1,21 +1,29 @@
-"""What a module does with its variables and keys."""
+"""What a module does with its variables and keys.
+
+Each method asks the module's scope, and says first what only a module can get wrong: that it is
+bound to no variables, or declares one in a method that is not compact.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from ..core.scope import Scope, Variable
+from ..core.types import Function
 from ..errors import NameInUseError, PerturbationNotFoundError, UnboundModuleError, UndeclaredError
 from ..tracebacks import boundary
-from .state import State
+from .state import Standing, State
 
 T = TypeVar("T")
+M = TypeVar("M", bound="Variables")
+Clones = dict[int, tuple[object, "Variables"]]
+"""By its identity, a module (held, so that the identity stays its own) and its clone."""
 
 
 @typing.dataclass_transform(field_specifiers=(dataclasses.field,))
@@ -29,15 +37,24 @@ class Variables:
 
     if typing.TYPE_CHECKING:  # what Module adds, for the files between this one and it
         preserve_adopted_names: typing.ClassVar[bool]
-        clone: Callable[..., Any]
-        _adopt_fields: Callable[..., None]
-        _fingerprint: Callable[[], Any]
+        _field_names: typing.ClassVar[tuple[str, ...]]
+        _clone_names: typing.ClassVar[tuple[str, ...]]
+        _plain_init: typing.ClassVar[bool]
 
-    def _at(self) -> str:
-        scope = self.scope
-        if scope is None:
-            return f"module {type(self).__name__} (unbound)"
-        return f"{scope.where()} ({type(self).__name__})"
+        def __post_init__(self) -> None: ...
+        def clone(
+            self: M,
+            *,
+            parent: object = None,
+            _deep_clone: bool | Clones = False,
+            _reset_names: bool = False,
+            **updates: object,
+        ) -> M: ...
+        def _adopt_fields(self, names: Iterable[str] | None = None) -> None: ...
+        def _rebound(
+            self, cls: type[M], scope: Scope, changes: dict[str, object], standing: Standing
+        ) -> M: ...
+        def _try_setup(self) -> None: ...
 
     def _bound_scope(self, use: str) -> Scope:
         if self.scope is None:
@@ -50,24 +67,26 @@ class Variables:
     def _declaring_scope(self, what: str, name: str, col: str) -> Scope:
         scope = self._bound_scope(what)
         state = self._state
+        # In any other method a second call would meet the name that the first one took: names are
+        # free again at the end of a compact method only.
         if not (state.in_compact or state.in_setup):
             raise UndeclaredError(
-                f"{self._at()}: {what} {name!r} was declared outside setup and outside a "
+                f"{whose(self)}: {what} {name!r} was declared outside setup and outside a "
                 f"compact method; move it to setup, or decorate the method with @nn.compact"
             )
         if scope.name_reserved(name, col):
             raise NameInUseError(
-                f"{self._at()}: the name {name!r} is in use and cannot also be {what} {name!r}"
+                f"{whose(self)}: the name {name!r} is in use and cannot also be {what} {name!r}"
             )
         return scope
 
     def param(
         self,
         name: str,
-        init_fn: Callable[..., Any],
-        *init_args: Any,
+        init_fn: Function,
+        *init_args: object,
         unbox: bool = True,
-        **init_kwargs: Any,
+        **init_kwargs: object,
     ) -> Any:
         """Declares a parameter and returns its value; see ``Scope.param``.
 
@@ -99,10 +118,10 @@ class Variables:
         self,
         col: str,
         name: str,
-        init_fn: Callable[..., Any] | None = None,
-        *init_args: Any,
+        init_fn: Function | None = None,
+        *init_args: object,
         unbox: bool = True,
-        **init_kwargs: Any,
+        **init_kwargs: object,
     ) -> Variable:
         """Declares a variable in a collection; see ``Scope.variable``.
 
@@ -132,11 +151,11 @@ class Variables:
         """Tells whether the module has the variable."""
         return self._bound_scope("has_variable").has_variable(col, name)
 
-    def get_variable(self, col: str, name: str, default: Any = None) -> Any:
+    def get_variable(self, col: str, name: str, default: object = None) -> Any:
         """Returns a variable's value, boxed if it is, or ``default`` if it is missing."""
         return self._bound_scope("get_variable").get_variable(col, name, default)
 
-    def put_variable(self, col: str, name: str, value: Any) -> None:
+    def put_variable(self, col: str, name: str, value: object) -> None:
         """Writes a variable of a mutable collection, making it if it is missing."""
         self._bound_scope("put_variable").put_variable(col, name, value)
 
@@ -188,9 +207,9 @@ class Variables:
         self,
         col: str,
         name: str,
-        value: Any,
-        reduce_fn: Callable[[Any, Any], Any] = lambda xs, x: (*xs, x),
-        init_fn: Callable[[], Any] = tuple,
+        value: object,
+        reduce_fn: Callable[[Any, Any], object] = lambda xs, x: (*xs, x),
+        init_fn: Callable[[], object] = tuple,
     ) -> bool:
         """Stores a value in a collection, if the caller asked for that collection.
 
@@ -216,6 +235,7 @@ class Variables:
           >>> Probe().apply({}, 3.0, mutable='intermediates')
           (3.0, {'intermediates': {'x': (3.0,)}})
         """
+        # A lift that leaves the collection outside would lose the value: that is no False.
         scope = self._bound_scope("sow")
         if not scope.is_mutable_collection(col):
             scope.check_named(col)
@@ -254,13 +274,15 @@ class Variables:
           >>> float(jax.grad(loss)(variables['perturbations'])['h'])
           6.0
         """
+        # The zeros are there, or are made now, or nobody asked for any; that some were given and
+        # not these is a mistake, since the gradient would be of something else.
         scope = self._bound_scope("perturb")
         if not scope.has_variable(collection, name):
             if not scope.is_mutable_collection(collection):
                 scope.check_named(collection)
                 if collection in scope.collections():
                     raise PerturbationNotFoundError(
-                        f"{self._at()}: perturbation {name!r} is missing in collection "
+                        f"{whose(self)}: perturbation {name!r} is missing in collection "
                         f"{collection!r}, which is given; pass all that init made, or leave the "
                         f"collection out"
                     )
@@ -269,3 +291,10 @@ class Variables:
             self._state.children[name] = None
             scope.put_variable(collection, name, jax.tree.map(jnp.zeros_like, value))
         return jax.tree.map(jnp.add, value, scope.get_variable(collection, name))
+
+
+def whose(module: Variables) -> str:
+    """Names a module by its place, the lift in force there and its class, for messages."""
+    if module.scope is None:
+        return f"module {type(module).__name__} (unbound)"
+    return f"{module.scope.where()} ({type(module).__name__})"

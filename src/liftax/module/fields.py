@@ -6,8 +6,8 @@ import copy
 import dataclasses
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,12 @@ from jax.tree_util import all_leaves
 
 from ..errors import ReservedModuleAttributeError
 from ..tracebacks import boundary
+from ..words import array_text
+from .bound import M, Variables
+from .state import state_of
+
+T = TypeVar("T")
+Leaf = TypeVar("Leaf")
 
 
 class _Unset:
@@ -26,14 +32,15 @@ class _Unset:
 
 UNSET = _Unset()
 
-_ATOMS = frozenset(
+ATOMS = frozenset(
     (str, int, float, bool, type(None), type, type(inspect.isfunction), type(jnp.float32))
 )
+"""The classes of most values by far: neither a container nor a module, and quickly told."""
 ARRAYS = (jax.core.Tracer, jax.Array)  # a tracer is told quickly by its class
 RESERVED = ("parent", "name")
 
 
-def declare(cls: type, kw_only: bool) -> None:
+def declare(cls: type[Variables], kw_only: bool) -> None:
     """Makes a dataclass of a module class, with ``parent`` and ``name`` as keywords.
 
     A class may say once more that ``name`` is a text, or None.
@@ -49,40 +56,37 @@ def declare(cls: type, kw_only: bool) -> None:
         raise ReservedModuleAttributeError(
             f"{cls.__name__}: the fields {RESERVED} are reserved, found {clash}; rename the field"
         )
+
+    # Every class declares the two anew, so that they are keywords and have their defaults,
+    # whatever the classes above it did. A subclass may then add fields without a default.
     cls.__annotations__ = {**annotations, "parent": Any, "name": "str | None"}
-    cls.parent = dataclasses.field(  # type: ignore[attr-defined]
-        default=UNSET, repr=False, compare=False, kw_only=True
-    )
-    cls.name = dataclasses.field(default=None, kw_only=True)  # type: ignore[attr-defined]
+    cls.parent = dataclasses.field(default=UNSET, repr=False, compare=False, kw_only=True)
+    cls.name = dataclasses.field(default=None, kw_only=True)
     for name in annotations:
         field = cls.__dict__.get(name)
         if isinstance(field, dataclasses.Field) and not field.init:
             field.compare = False  # made of the other fields, perhaps by a setup that never ran
-    own_hash = cls.__dict__.get("__hash__")
-    own_init = "__init__" in cls.__dict__
-    own_eq = "__eq__" in cls.__dict__
-    own_match = "__match_args__" in cls.__dict__
+
+    # `dataclass` replaces what a class wrote itself: looked at before, put back afterwards.
+    own = dict(cls.__dict__)
     dataclasses.dataclass(cls, kw_only=kw_only, repr=False)
-    if not (own_match or kw_only):
+    if not ("__match_args__" in own or kw_only):
         cls.__match_args__ += RESERVED  # type: ignore[attr-defined, misc]
-    if own_hash is not None:
-        cls.__hash__ = own_hash  # type: ignore[method-assign]
-    elif not own_eq:
+    if own.get("__hash__") is not None:
+        cls.__hash__ = own["__hash__"]  # type: ignore[method-assign]
+    elif "__eq__" not in own:
         cls.__hash__ = _hash  # type: ignore[method-assign, assignment]
+
     # The two keywords come last wherever fields are listed.
+    by_name: dict[str, object] = cls.__dataclass_fields__  # type: ignore[attr-defined]
     for name in RESERVED:
-        _fields_of(cls)[name] = _fields_of(cls).pop(name)
-    names = [f.name for f in dataclasses.fields(cls) if f.name not in RESERVED]
-    cls._field_names = tuple(names)  # type: ignore[attr-defined]
-    # Whether __init__ does no more than to store the fields.
-    cls._plain_init = (  # type: ignore[attr-defined]
-        not own_init
-        and all(f.init for f in dataclasses.fields(cls))
-        and all(getattr(f, "_field_type", None) is not _INITVAR for f in _fields_of(cls).values())
-    )
-    cls._clone_names = tuple(  # type: ignore[attr-defined]
-        f.name for f in dataclasses.fields(cls) if f.init and f.name != "parent"
-    )
+        by_name[name] = by_name.pop(name)
+    listed = dataclasses.fields(cls)  # type: ignore[arg-type]
+    cls._field_names = tuple(f.name for f in listed if f.name not in RESERVED)
+    cls._clone_names = tuple(f.name for f in listed if f.init and f.name != "parent")
+    # Whether __init__ does no more than to store the fields: `remake` may then leave it out.
+    stored = all(getattr(f, "_field_type", None) is not _INITVAR for f in by_name.values())
+    cls._plain_init = "__init__" not in own and stored and all(f.init for f in listed)
 
 
 _INITVAR = getattr(dataclasses, "_FIELD_INITVAR", None)
@@ -96,14 +100,17 @@ def _repeats_name(cls: type, name: str) -> bool:
     return name == "name" and default is None and cls.__annotations__[name] in _TEXT_OR_NONE
 
 
-def _fields_of(cls: Any) -> dict[str, Any]:
-    return cls.__dataclass_fields__
+def field_names(module: Variables | type[Variables]) -> tuple[str, ...]:
+    """Returns the names of a module's own fields, without ``parent`` and ``name``."""
+    return module._field_names
 
 
-def remake(cls: Any, values: dict[str, Any]) -> Any:
+def remake(cls: type[M], values: dict[str, object]) -> M:
     """Makes an instance of a module class from the values of all its fields."""
     if not cls._plain_init:
         return cls(**values)
+    # A clone is made for each call of each module: the generated __init__ would send every
+    # field through the check of __setattr__, which a module in the making cannot fail.
     made = object.__new__(cls)
     made.__dict__.update(values)
     made.__post_init__()
@@ -115,17 +122,17 @@ def _inherits(cls: type) -> bool:
 
 
 @boundary
-def _hash(self: Any) -> int:
+def _hash(self: Variables) -> int:
     if self.scope is not None or getattr(self.parent, "scope", None) is not None:
         raise TypeError(
             f"{type(self).__name__}: a module that stands in a model is not hashable, since it "
             f"holds variables; take its path as the key, or id(module)"
         )
-    names = [f.name for f in dataclasses.fields(self) if f.compare]
+    names = [f.name for f in dataclasses.fields(self) if f.compare]  # type: ignore[arg-type]
     return hash((type(self), *(_hashable(getattr(self, name)) for name in names)))
 
 
-def _hashable(value: Any) -> Any:
+def _hashable(value: object) -> Hashable:
     if isinstance(value, Mapping):
         return frozenset((k, _hashable(v)) for k, v in value.items())
     if isinstance(value, (list, tuple)):
@@ -133,23 +140,24 @@ def _hashable(value: Any) -> Any:
     return value
 
 
-def freeze(value: Any) -> Any:
+def freeze(value: object) -> object:
     """Returns the value as a field holds it: tuples for lists, fresh plain dicts for dicts."""
     if isinstance(value, (list, tuple)):
         parts = tuple(map(freeze, value))
-        return type(value)(*parts) if hasattr(value, "_fields") else parts
+        return type(value)(*parts) if hasattr(value, "_fields") else parts  # type: ignore[arg-type]
     if isinstance(value, dict):
         return {k: freeze(v) for k, v in value.items()}
     return value
 
 
-def is_atom(value: Any) -> bool:
-    """Tells quickly that a value is neither a container nor a module."""
-    return type(value) in _ATOMS
-
-
-def opened(value: Any) -> tuple[Sequence[Any], Sequence[Any], Callable[[Sequence[Any]], Any]]:
+def opened(
+    value: object,
+) -> tuple[Sequence[object], Sequence[object], Callable[[Sequence[object]], object]]:
     """Opens a container by one level; what is none is empty.
+
+    Every walk over fields and arguments goes by this one function, so that all of them see the
+    same containers: those of Python, and any class that JAX knows as a pytree. They are opened by
+    one level at a time and not flattened, since what is looked for may be a container itself.
 
     Returns:
       the keys of its parts (of a NamedTuple the names of its fields), the parts, and a function
@@ -171,25 +179,27 @@ def opened(value: Any) -> tuple[Sequence[Any], Sequence[Any], Callable[[Sequence
     return keys, [part for _, part in found], lambda parts: jax.tree.unflatten(tree, parts)
 
 
-def _mapping_like(value: Any, keys: Sequence[Any], parts: Sequence[Any]) -> Any:
+def _mapping_like(
+    value: Mapping[Any, object], keys: Iterable[object], parts: Iterable[object]
+) -> object:
     items = dict(zip(keys, parts, strict=True))
     if type(value) is dict:
         return items
     if not isinstance(value, dict):
-        return type(value)(items)
+        return type(value)(items)  # type: ignore[call-arg]
     made = copy.copy(value)  # a defaultdict keeps its factory
     for key, part in items.items():
         made[key] = part
     return made
 
 
-def _key(entry: Any) -> Any:
+def _key(entry: object) -> object:
     return getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))
 
 
-def leaves(value: Any, is_leaf: Callable[[Any], bool]) -> Iterator[Any]:
+def leaves(value: object, is_leaf: Callable[[object], TypeGuard[Leaf]]) -> Iterator[Leaf]:
     """Yields the leaves that ``is_leaf`` has, in containers."""
-    if type(value) in _ATOMS:
+    if type(value) in ATOMS:
         return
     if is_leaf(value):
         yield value
@@ -198,13 +208,15 @@ def leaves(value: Any, is_leaf: Callable[[Any], bool]) -> Iterator[Any]:
             yield from leaves(part, is_leaf)
 
 
-def named_leaves(value: Any, is_leaf: Callable[[Any], bool], name: str) -> Iterator[Any]:
+def named_leaves(
+    value: object, is_leaf: Callable[[object], TypeGuard[Leaf]], name: str
+) -> Iterator[tuple[str, Leaf]]:
     """Yields ``(name, leaf)``, where the name spells out the place: ``layers_0``, ``heads_left``.
 
     They come in the order of the keys as text (``10`` before ``9``): Linen names a module that
     stands in two places by the first of them in this order.
     """
-    if type(value) in _ATOMS:
+    if type(value) in ATOMS:
         return
     if is_leaf(value):
         yield name, value
@@ -214,20 +226,22 @@ def named_leaves(value: Any, is_leaf: Callable[[Any], bool], name: str) -> Itera
             yield from named_leaves(part, is_leaf, f"{name}_{key}")
 
 
-def replaced(value: Any, is_leaf: Callable[[Any], bool], new: Callable[[Any], Any]) -> Any:
+def replaced(
+    value: T, is_leaf: Callable[[object], TypeGuard[Leaf]], new: Callable[[Leaf], object]
+) -> T:
     """Returns the value with ``new(leaf)`` for the leaves that ``is_leaf`` has.
 
     A container in which nothing changes is returned as it is.
     """
-    if type(value) in _ATOMS:
+    if type(value) in ATOMS:
         return value
     if is_leaf(value):
-        return new(value)
+        return new(value)  # type: ignore[return-value]
     if isinstance(value, ARRAYS):
         return value
     _, parts, like = opened(value)
     found = [replaced(part, is_leaf, new) for part in parts]
-    return value if all(map(operator.is_, found, parts)) else like(found)
+    return value if all(map(operator.is_, found, parts)) else like(found)  # type: ignore[return-value]
 
 
 def descriptor_of(cls: type, name: str) -> str | None:
@@ -240,7 +254,7 @@ def descriptor_of(cls: type, name: str) -> str | None:
     return None
 
 
-def show(module: Any, indent: int = 4) -> str:
+def show(module: Variables, indent: int = 4) -> str:
     """Shows a module: its class, its fields, and the submodules it has so far."""
     pad = " " * indent
     lines = []
@@ -250,27 +264,26 @@ def show(module: Any, indent: int = 4) -> str:
         for name, value in values.items():
             text = getattr(value, "__name__", None) if callable(value) else None
             lines.append(f"{name} = {text or _text(value)}")
-    children = {name: child for name, child in module._state.children.items() if child is not None}
+    children = [(n, child) for n, child in state_of(module).children.items() if child is not None]
     if children:
         lines.append("# children")
-        lines += [f"{name} = {_text(child)}" for name, child in children.items()]
+        lines += [f"{name} = {_text(child)}" for name, child in children]
     if not lines:
         return f"{type(module).__name__}()"
     body = "\n".join(lines).replace("\n", "\n" + pad)
     return f"{type(module).__name__}(\n{pad}{body}\n)"
 
 
-def _shown(module: Any) -> dict[str, Any]:
+def _shown(module: Variables) -> dict[str, object]:
     """The fields that a module has a value for, without a ``setup`` to make more."""
-    shown = [f for f in dataclasses.fields(module) if f.repr and f.init]
+    listed = dataclasses.fields(module)  # type: ignore[arg-type]
+    shown = [f for f in listed if f.repr and f.init]
     names = [f.name for f in shown if f.name not in RESERVED]
     known = {name: module.__dict__.get(name, getattr(type(module), name, UNSET)) for name in names}
     return {name: value for name, value in known.items() if value is not UNSET}
 
 
-def _text(value: Any) -> str:
-    if hasattr(type(value), "_liftax_module"):
-        return repr(value)  # to ask it for more would run its setup
-    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type):
-        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
-    return repr(value)
+def _text(value: object) -> str:
+    # Of a module no attribute may be asked, which would run its setup.
+    plain = isinstance(value, (Variables, type))
+    return repr(value) if plain else array_text(value) or repr(value)

@@ -1,15 +1,20 @@
-"""Calls of a module's methods: everything that happens around the user's code."""
+"""Calls of a module's methods: everything that happens around the user's code.
+
+A class's methods are wrapped once, when the class is made. What a call then does (``setup`` first,
+automatic names, interceptors, captures, names in profiles) stands in `call_method`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
+from ..core.types import Fn, Function
 from ..errors import (
     CallCompactUnboundModuleError,
     CallSetupUnboundModuleError,
@@ -17,12 +22,10 @@ from ..errors import (
 )
 from ..tracebacks import say_where, shorten
 from .bound import Variables
-from .state import local, watch
-
-F = TypeVar("F", bound=Callable[..., Any])
+from .state import NEW, Interceptor, local, state_of, watch
 
 
-def compact(fun: F) -> F:
+def compact(fun: Fn) -> Fn:
     """Lets a method declare submodules and variables where it uses them.
 
     Submodules made in the method without a ``name`` are numbered by class, in the
@@ -45,7 +48,7 @@ def compact(fun: F) -> F:
     return fun
 
 
-def nowrap(fun: F) -> F:
+def nowrap(fun: Fn) -> Fn:
     """Leaves a method alone: no setup before it, no interception, no capture.
 
     For methods that don't use variables or submodules, such as ones that make a
@@ -68,7 +71,7 @@ def nowrap(fun: F) -> F:
     return fun
 
 
-def compact_name_scope(fun: F) -> F:
+def compact_name_scope(fun: Fn) -> Fn:
     """Puts the submodules of a method under the method's own name.
 
     Like `compact`, but the submodules of the method live one level deeper, and their
@@ -95,10 +98,11 @@ def compact_name_scope(fun: F) -> F:
     """
 
     @functools.wraps(fun)
-    def scoped(self: Variables, *args: Any, **kwargs: Any) -> Any:
-        state = self._state
+    def scoped(self: Variables, *args: object, **kwargs: object) -> object:
+        state = state_of(self)
         before = state.cursors, state.within
         assert self.scope is not None  # a compact method is called on bound modules only
+        # Reused: the method may be called again, and its submodules are the same ones then.
         state.cursors, state.within = {}, self.scope.push(fun.__name__, reuse=True)
         try:
             return fun(self, *args, **kwargs)
@@ -132,33 +136,28 @@ def wrap_methods(cls: type, names: Iterable[str]) -> None:
             setattr(cls, name, wrapped(method))
 
 
-def _guarded(setup: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns ``setup`` so that it runs on bound modules only, and is intercepted."""
+def _guarded(setup: Function) -> Function:
+    """Returns ``setup`` so that it runs on bound modules only, and is intercepted.
+
+    Raises:
+      CallSetupUnboundModuleError: by what is returned, where the module is not bound.
+    """
 
     @functools.wraps(setup)
-    def call(self: Any) -> Any:
-        return call_setup(setup, self)
+    def call(self: Variables) -> object:
+        if self.scope is None:
+            raise CallSetupUnboundModuleError(
+                f"{type(self).__name__}: setup was called on an unbound module; it runs by "
+                f"itself inside init and apply"
+            )
+        if watch().interceptors:
+            return intercepted(setup, "setup", self, (), {})
+        return setup(self)
 
     return call
 
 
-def call_setup(setup: Callable[..., Any], module: Any) -> Any:
-    """Calls ``setup`` on a module.
-
-    Raises:
-      CallSetupUnboundModuleError: the module is not bound.
-    """
-    if module.scope is None:
-        raise CallSetupUnboundModuleError(
-            f"{type(module).__name__}: setup was called on an unbound module; it runs by "
-            f"itself inside init and apply"
-        )
-    if watch().interceptors:
-        return intercepted(setup, "setup", module, (), {})
-    return setup(module)
-
-
-def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+def wrapped(method: Function) -> Function:
     """Returns the method with everything that happens around its calls."""
     if getattr(method, "wrapped_method", False):
         return method
@@ -167,7 +166,9 @@ def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
     name = getattr(method, "__name__", "unnamed_function")
 
     @functools.wraps(method)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: Any, *args: object, **kwargs: object) -> object:
+        # A function may be lifted whose first argument is a container of modules; and a class may
+        # share a method with one that is no module.
         if not hasattr(type(self), "_liftax_module"):
             return method(self, *args, **kwargs)
         return call_method(method, name, is_compact, self, args, kwargs)
@@ -177,13 +178,13 @@ def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def call_method(
-    method: Callable[..., Any],
+    method: Function,
     name: str,
     is_compact: bool,
-    module: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
+    module: Variables,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> object:
     """Calls a method on a module.
 
     Raises:
@@ -194,6 +195,9 @@ def call_method(
         state = module.__dict__["_state"]
     except KeyError:
         raise no_post_init(module) from None
+
+    # Unbound, a plain method may run, e.g. one that computes with the fields. ``setup`` comes
+    # before the first method of a bound one.
     scope = module.scope
     if scope is None:
         if is_compact:
@@ -201,8 +205,11 @@ def call_method(
                 f"{type(module).__name__}: the compact method {name!r} was called on an unbound "
                 f"module; use module.init(key, ...) and module.apply(variables, ...)"
             )
-    elif state.setup == 0:
+    elif state.setup == NEW:
         module._try_setup()
+
+    # While the method runs, modules that are made belong to this one. A compact method may call
+    # another: names go on counting until the outermost has ended.
     stack = local.stack
     stack.append(module)
     outermost = is_compact and not state.in_compact
@@ -217,6 +224,7 @@ def call_method(
                 y = method(module, *args, **kwargs)
         else:
             y = method(module, *args, **kwargs)
+
         if scope is not None:
             capture = scope.call.flags.get("capture_intermediates")
             if capture is not None and capture(module, name):
@@ -231,12 +239,14 @@ def call_method(
     finally:
         stack.pop()
         if outermost:
+            # A second call of the method finds the variables of the first, under the same names.
             state.in_compact = False
             state.cursors = {}
-            scope.reservations = {}
+            if scope is not None:
+                scope.reservations = {}
 
 
-def no_post_init(module: Any) -> IncorrectPostInitOverrideError:
+def no_post_init(module: object) -> IncorrectPostInitOverrideError:
     """A module whose own ``__post_init__``, or ``__init__``, left out the base class's."""
     return IncorrectPostInitOverrideError(
         f"{type(module).__name__} overrides __post_init__ without calling "
@@ -245,39 +255,41 @@ def no_post_init(module: Any) -> IncorrectPostInitOverrideError:
 
 
 def intercepted(
-    method: Callable[..., Any],
+    method: Function,
     name: str,
     module: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> object:
     """Calls a method by way of the interceptors."""
     named, interceptors = watch()
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: object, **kwargs: object) -> object:
+        # The name in profiles is the method's own: what interceptors do is outside.
         if not named or module.scope is None:
             return method(module, *args, **kwargs)
         with jax.named_scope(_profile_name(module, name)):
             return method(module, *args, **kwargs)
 
     context = InterceptorContext(module, name, functools.partial(method, module))
+    call: Function = run
     for interceptor in reversed(interceptors):
-        run = functools.partial(_intercepted, interceptor, run, context)
-    return run(*args, **kwargs)
+        call = functools.partial(_intercepted, interceptor, call, context)
+    return call(*args, **kwargs)
 
 
 def _intercepted(
-    interceptor: Callable[..., Any],
-    inner: Callable[..., Any],
+    interceptor: Interceptor,
+    inner: Function,
     context: InterceptorContext,
     /,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
+    *args: object,
+    **kwargs: object,
+) -> object:
     return interceptor(inner, args, kwargs, context)
 
 
-def _profile_name(module: Any, name: str) -> str:
+def _profile_name(module: Variables, name: str) -> str:
     own = module.name or type(module).__name__
     return own if name == "__call__" else f"{own}.{name}"
 
@@ -294,4 +306,4 @@ class InterceptorContext:
 
     module: Variables
     method_name: str
-    orig_method: Callable[..., Any]
+    orig_method: Function

@@ -1,16 +1,23 @@
-"""Module: a layer as a dataclass with variables."""
+"""Module: a layer as a dataclass with variables.
+
+A module is a value: its fields say what it computes, and two with equal fields are equal. It is
+bound by being cloned onto a scope, and so the module that the user made is never changed. What it
+does with variables stands in bound.py, how it finds its place in attach.py, what happens around the
+calls of its methods in methods.py.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeGuard, TypeVar
 
 from ..core import run
 from ..core.filters import Filter
 from ..core.scope import Scope, Variable
+from ..core.types import Function
 from ..errors import (
     CallUnbindOnUnboundModuleError,
     DescriptorAttributeError,
@@ -20,13 +27,18 @@ from ..errors import (
 from ..tracebacks import boundary
 from . import fields
 from .attach import is_module, place, register
-from .bound import Variables
+from .bound import Clones, Variables, whose
 from .detach import fingerprint
 from .methods import no_post_init, wrap_methods
-from .run import INIT_COLLECTIONS, apply, check_instance, function_of, init, init_with_output
-from .state import DONE, NEW, RUNNING, Standing, State, local
+from .run import INIT_COLLECTIONS, Rngs, apply, check_instance, function_of, init, init_with_output
+from .state import DONE, NEW, RUNNING, Standing, State, local, state_of
 
 M = TypeVar("M", bound="Module")
+B = TypeVar("B", bound=Variables)
+
+
+def _is_variable(value: object) -> TypeGuard[Variable]:
+    return isinstance(value, Variable)
 
 
 class Module(Variables):
@@ -64,15 +76,13 @@ class Module(Variables):
     _plain_init = True
 
     if typing.TYPE_CHECKING:
-        _field_names: ClassVar[tuple[str, ...]]
-        _clone_names: ClassVar[tuple[str, ...]]
         parent: Any = dataclasses.field(default=None, kw_only=True, repr=False)
         name: str | None = dataclasses.field(default=None, kw_only=True)
         _state: State = dataclasses.field(init=False, repr=False)
 
     @boundary
     def __init_subclass__(
-        cls, kw_only: bool = False, _as_base: bool = False, **kwargs: Any
+        cls, kw_only: bool = False, _as_base: bool = False, **kwargs: object
     ) -> None:
         super().__init_subclass__(**kwargs)
         if _as_base:  # a lifted class: its fields and other methods are the target's
@@ -81,8 +91,6 @@ class Module(Variables):
         fields.declare(cls, kw_only)
         known = cls.__dataclass_fields__
         wrap_methods(cls, [name for name in written if name not in known])
-
-    # --- making and binding -----------------------------------------------------
 
     def __post_init__(self) -> None:
         own = self.__dict__
@@ -94,7 +102,7 @@ class Module(Variables):
             if self.scope is not None:
                 self._adopt_fields()
 
-    def _adopt_fields(self, names: Sequence[str] | None = None) -> None:
+    def _adopt_fields(self, names: Iterable[str] | None = None) -> None:
         """Takes the modules in the fields as submodules, once this module is bound.
 
         Args:
@@ -104,14 +112,16 @@ class Module(Variables):
         held = own["_state"].held = []
         for name in self._field_names if names is None else names:
             value = own.get(name)
-            if not fields.is_atom(value):
+            if type(value) not in fields.ATOMS:
                 kept, has_modules = register(self, name, value)
                 if has_modules:
                     held.append(name)
                 if kept is not value:
                     own[name] = kept
 
-    def _rebound(self, cls: Any, scope: Scope, changes: dict[str, Any], standing: Standing) -> Any:
+    def _rebound(
+        self, cls: type[B], scope: Scope, changes: dict[str, object], standing: Standing
+    ) -> B:
         """Returns this bound module once more, on another scope.
 
         Args:
@@ -125,14 +135,15 @@ class Module(Variables):
         values["parent"] = scope
         if cls._plain_init and cls.__post_init__ is Module.__post_init__:
             # The quick way to the same end: the place is known, and which fields hold modules.
-            made: Any = object.__new__(cls)
+            made = object.__new__(cls)
             made.__dict__.update(values, scope=scope, _state=State())
             made._adopt_fields(state.held)
         else:
             made = fields.remake(cls, values)
-        made._state.go_on(standing)
+        made_state = state_of(made)
+        made_state.go_on(standing)
         if standing.within is not None:
-            made._state.within = scope.push(standing.within, reuse=True)
+            made_state.within = scope.push(standing.within, reuse=True)
         return made
 
     def __copy__(self: M) -> M:
@@ -151,25 +162,26 @@ class Module(Variables):
             own[name] = memo.get(id(own.get(name)), own.get(name))
         for name, value in own.items():
             if name not in place and name != "_state":
-                for handle in fields.leaves(value, lambda part: isinstance(part, Variable)):
+                for handle in fields.leaves(value, _is_variable):
                     memo[id(handle)] = handle
                 own[name] = copy.deepcopy(value, memo)
         return made
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         state = self.__dict__.get("_state")
         if state is not None and not name.startswith("__"):
             if state.in_setup:
                 field = type(self).__dataclass_fields__.get(name)
                 if field is not None and field.init:
                     raise SetAttributeInModuleSetupError(
-                        f"{self._at()}: setup assigns the field {name!r}; fields are set when "
+                        f"{whose(self)}: setup assigns the field {name!r}; fields are set when "
                         f"the module is made, give the attribute another name"
                     )
                 value, _ = register(self, name, value)
             elif self.scope is not None:
+                # What a call would leave there, the next one would not find: it has a clone.
                 raise SetAttributeFrozenModuleError(
-                    f"{self._at()}: attribute {name!r} was assigned outside setup. Modules "
+                    f"{whose(self)}: attribute {name!r} was assigned outside setup. Modules "
                     f"are frozen: return the value, or keep it with self.variable('cache', "
                     f"{name!r}, ...) or self.sow"
                 )
@@ -187,7 +199,7 @@ class Module(Variables):
             found = fields.descriptor_of(type(self), name)
             if found is not None:
                 raise DescriptorAttributeError(
-                    f"{self._at()}: the {found} {name!r} reads an attribute that does not exist"
+                    f"{whose(self)}: the {found} {name!r} reads an attribute that does not exist"
                 )
         raise AttributeError(
             f"{type(self).__name__!r} object has no attribute {name!r}. What setup defines is "
@@ -243,10 +255,10 @@ class Module(Variables):
     def clone(
         self: M,
         *,
-        parent: Any = None,
-        _deep_clone: bool | dict[int, Any] = False,
+        parent: object = None,
+        _deep_clone: bool | Clones = False,
         _reset_names: bool = False,
-        **updates: Any,
+        **updates: object,
     ) -> M:
         """Returns a copy of the module with other fields.
 
@@ -272,9 +284,11 @@ class Module(Variables):
             attrs.update(updates)
         attrs["parent"] = parent
         if _deep_clone is not False:
-            memo = _deep_clone if isinstance(_deep_clone, dict) else {}
+            # Each module in fields is cloned once, in however many places it stands: a tie of
+            # weights is one instance in two places, and must be one in the clone.
+            memo: Clones = _deep_clone if isinstance(_deep_clone, dict) else {}
 
-            def copy(module: Any) -> Any:
+            def copy(module: Variables) -> Variables:
                 if id(module) not in memo:
                     name = {"name": None} if _reset_names else {}
                     cloned = module.clone(_deep_clone=memo, _reset_names=_reset_names, **name)
@@ -282,12 +296,14 @@ class Module(Variables):
                 return memo[id(module)][1]
 
             for name, value in attrs.items():
-                if name != "parent" and not fields.is_atom(value):
+                if name != "parent" and type(value) not in fields.ATOMS:
                     attrs[name] = fields.replaced(value, is_module, copy)
         return fields.remake(type(self), attrs)
 
     @boundary
-    def copy(self: M, *, parent: Any = fields.UNSET, name: str | None = None, **updates: Any) -> M:
+    def copy(
+        self: M, *, parent: object = fields.UNSET, name: str | None = None, **updates: object
+    ) -> M:
         """Like `clone`, for use as a submodule of the module that runs now.
 
         Example:
@@ -300,9 +316,9 @@ class Module(Variables):
     @boundary
     def bind(
         self: M,
-        variables: Mapping[str, Any],
-        *args: Any,
-        rngs: Any = None,
+        variables: Mapping[str, object],
+        *args: object,
+        rngs: Rngs = None,
         mutable: Filter = False,
     ) -> M:
         """Returns the module bound to variables, for interactive use.
@@ -348,18 +364,16 @@ class Module(Variables):
         variables = self.variables
         return self.clone(name=None, _deep_clone=True, _reset_names=True), variables
 
-    # --- running ------------------------------------------------------------------
-
     @boundary
     def apply(
         self,
-        variables: Mapping[str, Any],
-        *args: Any,
-        rngs: Any = None,
-        method: Callable[..., Any] | str | None = None,
+        variables: Mapping[str, object],
+        *args: object,
+        rngs: Rngs = None,
+        method: Function | str | None = None,
         mutable: Filter = False,
         capture_intermediates: bool | Callable[[Module, str], bool] = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Calls a method of the module with variables.
 
@@ -392,12 +406,12 @@ class Module(Variables):
     @boundary
     def init_with_output(
         self,
-        rngs: Any,
-        *args: Any,
-        method: Callable[..., Any] | str | None = None,
+        rngs: Rngs,
+        *args: object,
+        method: Function | str | None = None,
         mutable: Filter = INIT_COLLECTIONS,
         capture_intermediates: bool | Callable[[Module, str], bool] = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> tuple[Any, dict[str, Any]]:
         """Makes the module's variables; returns what the method returns and them.
 
@@ -416,12 +430,12 @@ class Module(Variables):
     @boundary
     def init(
         self,
-        rngs: Any,
-        *args: Any,
-        method: Callable[..., Any] | str | None = None,
+        rngs: Rngs,
+        *args: object,
+        method: Function | str | None = None,
         mutable: Filter = INIT_COLLECTIONS,
         capture_intermediates: bool | Callable[[Module, str], bool] = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> dict[str, Any]:
         """Makes the module's variables.
 
@@ -452,11 +466,11 @@ class Module(Variables):
     @boundary
     def lazy_init(
         self,
-        rngs: Any,
-        *args: Any,
-        method: Callable[..., Any] | None = None,
+        rngs: Rngs,
+        *args: object,
+        method: Function | None = None,
         mutable: Filter = INIT_COLLECTIONS,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> dict[str, Any]:
         """Makes the module's variables from the shapes of the inputs.
 
@@ -477,24 +491,24 @@ class Module(Variables):
         fn = function_of(self, method)
         return init(fn, self, mutable)(rngs, *args, **kwargs)
 
-    def _fingerprint(self) -> Any:
+    def _fingerprint(self) -> Hashable:
         """Returns a key: equal for modules that compute alike, whatever their names."""
         return fingerprint(self, {})
 
     @boundary
     def tabulate(
         self,
-        rngs: Any,
-        *args: Any,
+        rngs: Rngs,
+        *args: object,
         depth: int | None = None,
         show_repeated: bool = False,
         mutable: Filter = INIT_COLLECTIONS,
-        console_kwargs: Mapping[str, Any] | None = None,
-        table_kwargs: Mapping[str, Any] = {},
-        column_kwargs: Mapping[str, Any] = {},
+        console_kwargs: Mapping[str, object] | None = None,
+        table_kwargs: Mapping[str, object] = {},
+        column_kwargs: Mapping[str, object] = {},
         compute_flops: bool = False,
         compute_vjp_flops: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> str:
         """Returns a table of the module and its submodules; see `liftax.tabulate`."""
         from .summary import tabulate
@@ -516,11 +530,11 @@ class Module(Variables):
     @boundary
     def module_paths(
         self,
-        rngs: Any,
-        *args: Any,
+        rngs: Rngs,
+        *args: object,
         show_repeated: bool = False,
         mutable: Filter = INIT_COLLECTIONS,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> dict[str, Module]:
         """Returns path -> module for the modules that ``init`` calls, unbound."""
         from .summary import module_paths

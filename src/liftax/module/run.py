@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import jax
+import jax.typing
 
 from ..core import run
 from ..core.filters import DenyList, Filter, union
 from ..core.making.kept import KeptLoops
 from ..core.making.program import staged
 from ..core.scope import Scope
+from ..core.types import Function
 from ..errors import (
     ApplyModuleInvalidMethodError,
     InvalidInstanceModuleError,
     NotCallableMethodError,
 )
+from ..words import did_you_mean
 from .attach import is_module, own_methods
 from .bound import Variables
+from .state import state_of
 
-Capture = bool | Callable[[Any, str], bool]
+Rngs = Mapping[str, object] | jax.typing.ArrayLike | None
+"""Stream -> key, one key for the stream ``params``, or none."""
+
+Capture = bool | Callable[..., bool]
+"""Whether, or of which ``(module, name of the method)``, what methods return is kept."""
 
 INIT_COLLECTIONS = DenyList("intermediates")
 """What ``init`` makes unless it is told: everything but captured values."""
 
 
-def _flags(capture: bool | Callable[..., bool]) -> dict[str, Any]:
+def _captured(mutable: Filter, capture: Capture) -> tuple[Filter, dict[str, object]]:
+    """Returns what may be written, captures among it, and the flag that asks for them."""
     if not capture:
-        return {}
-    return {"capture_intermediates": _calls if capture is True else capture}
+        return mutable, {}
+    chosen = _calls if capture is True else capture
+    return union(mutable, "intermediates"), {"capture_intermediates": chosen}
 
 
 def _calls(module: Variables, method: str) -> bool:
     return method == "__call__"
 
 
-def function_of(module: Any, method: Any) -> Callable[..., Any]:
+def function_of(module: object, method: object) -> Function:
     """Returns what ``method=`` of `apply` and `init` stands for: a function of a module.
 
     Raises:
@@ -57,32 +68,35 @@ def function_of(module: Any, method: Any) -> Callable[..., Any]:
                 break
         if method is None:
             own = own_methods(cls)
-            near = difflib.get_close_matches(name, own, n=1)
             raise ApplyModuleInvalidMethodError(
                 f"{cls.__name__}: method={name!r} is no method of it"
-                + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(own)}")
+                + (did_you_mean(name, own) or f"; it has {', '.join(own)}")
             )
         if isinstance(method, (staticmethod, classmethod, property)):
             method = method.__get__(module, cls)
         if is_module(method):
             method = _Submodule(name)
-    if is_module(getattr(method, "__self__", None)):
+
+    # A method bound to some instance stands for the function of its class: the module that it is
+    # called with is a bound clone of this one.
+    if inspect.ismethod(method) and is_module(method.__self__):
         method = method.__func__
     if not callable(method):
         raise NotCallableMethodError(
             f"{cls.__name__}: method= expected a method, its name or a function of the module; "
             f"found {type(method).__name__}"
         )
+    # Python's own message would speak of the arguments that liftax passed.
     code = getattr(method, "__code__", None)
     if code is not None and code.co_argcount == 0 and not code.co_flags & inspect.CO_VARARGS:
         raise ApplyModuleInvalidMethodError(
             f"{cls.__name__}: method= expected a function of the module; found "
-            f"{method.__name__}, which takes no argument by position"
+            f"{code.co_name}, which takes no argument by position"
         )
     return method
 
 
-def check_instance(module: Any) -> None:
+def check_instance(module: object) -> None:
     """Raises InvalidInstanceModuleError for a class that stands where its instance belongs."""
     if not is_module(module):
         raise InvalidInstanceModuleError(
@@ -92,31 +106,36 @@ def check_instance(module: Any) -> None:
 
 
 class _Submodule(NamedTuple):
-    """The call of a module in a field, as a function of the module that has it."""
+    """The call of a module in a field, as a function of the module that has it.
+
+    By name: the field of the bound clone has a clone of its own. A tuple, since two of them that
+    are equal are one function to the caches.
+    """
 
     name: str
 
-    def __call__(self, module: Any, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, module: object, /, *args: object, **kwargs: object) -> object:
         return getattr(module, self.name)(*args, **kwargs)
 
 
-def _on_scope(fn: Callable[..., Any], module: Variables) -> Callable[..., Any]:
+def _on_scope(fn: Function, module: Variables) -> Function:
     """Returns ``fn`` as a function of a scope."""
 
-    def body(scope: Scope, *args: Any, **kwargs: Any) -> Any:
+    def body(scope: Scope, *args: object, **kwargs: object) -> object:
+        # A clone for each call: the user's module stays unbound, whatever happens in here.
         bound = module.clone(parent=scope, _deep_clone=True)
         y = fn(bound, *args, **kwargs)
-        bound._state.forget()
+        state_of(bound).forget()
         return y
 
     return body
 
 
 def apply(
-    fn: Callable[..., Any],
+    fn: Function,
     module: Variables,
     mutable: Filter = False,
-    capture_intermediates: bool | Callable[..., bool] = False,
+    capture_intermediates: Capture = False,
 ) -> Callable[..., Any]:
     """Returns ``run(variables, *args, rngs=None, **kwargs)`` for a function of a module.
 
@@ -135,17 +154,14 @@ def apply(
       >>> twice(variables, jnp.ones(3)).shape
       (2,)
     """
-    if capture_intermediates:
-        mutable = union(mutable, "intermediates")
-
-    return run.apply(_on_scope(fn, module), mutable, _flags(capture_intermediates))
+    return run.apply(_on_scope(fn, module), *_captured(mutable, capture_intermediates))
 
 
 def init_with_output(
-    fn: Callable[..., Any],
+    fn: Function,
     module: Variables,
     mutable: Filter = INIT_COLLECTIONS,
-    capture_intermediates: bool | Callable[..., bool] = False,
+    capture_intermediates: Capture = False,
 ) -> Callable[..., Any]:
     """Returns ``run(rngs, *args, **kwargs) -> (y, variables)`` for a function of a module.
 
@@ -159,17 +175,14 @@ def init_with_output(
       >>> y.shape
       (2,)
     """
-    if capture_intermediates:
-        mutable = union(mutable, "intermediates")
-
-    return run.init(_on_scope(fn, module), mutable, _flags(capture_intermediates))
+    return run.init(_on_scope(fn, module), *_captured(mutable, capture_intermediates))
 
 
 def init(
-    fn: Callable[..., Any],
+    fn: Function,
     module: Variables,
     mutable: Filter = INIT_COLLECTIONS,
-    capture_intermediates: bool | Callable[..., bool] = False,
+    capture_intermediates: Capture = False,
 ) -> Callable[..., Any]:
     """Returns ``run(rngs, *args, **kwargs) -> variables`` for a function of a module.
 
@@ -182,13 +195,14 @@ def init(
       >>> sorted(make(jax.random.key(0), jnp.ones(3))['params'])
       ['bias', 'kernel']
     """
-
     run = init_with_output(fn, module, mutable, capture_intermediates)
     return staged(run, _kept_loops(type(module)))
 
 
 def _kept_loops(cls: type) -> KeptLoops:
     """Returns the compiled loops of a module's class; they go with the class."""
+    # Past the class's own __setattr__ and not inherited: a metaclass may forbid the one, and the
+    # loops of a base class are those of other code.
     kept: KeptLoops | None = cls.__dict__.get("_init_loops")
     if kept is None:
         kept = KeptLoops()

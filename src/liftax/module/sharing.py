@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from ..core.scope import Scope
 from ..errors import CallShareScopeOnUnboundModuleError
+from .bound import Variables
+from .state import state_of
 
 T = TypeVar("T")
 
@@ -35,7 +38,7 @@ def merge_param(name: str, a: T | None, b: T | None) -> T:
     return a if a is not None else b  # type: ignore[return-value]
 
 
-def share_scope(module: Any, other: Any, /) -> None:
+def share_scope(module: Variables, other: Variables, /) -> None:
     """Puts ``other`` at the place of ``module``: both have one set of variables and names.
 
     Call it in ``setup``. It lets a module wrap another without a level of its own in
@@ -60,31 +63,29 @@ def share_scope(module: Any, other: Any, /) -> None:
       >>> sorted(Wrapped().init(jax.random.key(0), jax.numpy.ones(3))['params'])
       ['bias', 'kernel']
     """
-    for given in (module, other):
-        if given.scope is None:
-            raise CallShareScopeOnUnboundModuleError(
-                f"share_scope: {type(given).__name__} is not bound; call share_scope in setup "
-                f"or in a compact method"
-            )
-    if _lies_in(other, module):
+    if module.scope is None or other.scope is None:
+        unbound = module if module.scope is None else other
+        raise CallShareScopeOnUnboundModuleError(
+            f"share_scope: {type(unbound).__name__} is not bound; call share_scope in setup "
+            f"or in a compact method"
+        )
+    # A submodule comes up to the place of the module that has it: that place stays.
+    if _lies_in(other.scope, module.scope):
         _move(other, module.scope)
     else:
         _move(module, other.scope)
 
 
-def _lies_in(module: Any, outer: Any) -> bool:
-    scope = module.scope
-    while scope is not None:
-        if scope is outer.scope:
-            return True
+def _lies_in(scope: Scope | None, outer: Scope) -> bool:
+    while scope is not None and scope is not outer:
         scope = scope.parent
-    return False
+    return scope is not None
 
 
-def _move(module: Any, scope: Any) -> None:
+def _move(module: Variables, scope: Scope) -> None:
     """Gives a module, and the submodules it has already, another place."""
     object.__setattr__(module, "scope", scope)
-    for name, child in list(module._state.children.items()):
-        if child is not None and child.scope is not None:
+    for name, child in list(state_of(module).children.items()):
+        if isinstance(child, Variables) and child.scope is not None:
             scope.reserve(name)
             _move(child, scope._child(name))

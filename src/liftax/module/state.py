@@ -1,4 +1,9 @@
-"""What modules remember while they run, and where: per instance and per thread."""
+"""What modules remember while they run, and where: per instance and per thread.
+
+What Python remembers of a call must not outlive it, nor be seen by another one: a body may be
+traced twice, cached, or run by a thread of its own. So a module's memory is one `State`, which a
+clone does not share, and what is true of all modules is a context variable or a thread's own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from ..core.scope import Scope
+from ..core.types import Function
+
 NEW, RUNNING, DONE = range(3)
+"""How far the ``setup`` of a module is."""
+
+Interceptor = Callable[[Function, tuple[Any, ...], dict[str, Any], Any], object]
+"""The user's ``(next_fun, args, kwargs, context)``, free to look into all four."""
 
 
 class Standing(NamedTuple):
@@ -41,7 +53,7 @@ class State:
       in_compact: whether a compact method of it runs now.
       in_setup: whether its ``setup`` runs now.
       cursors: class name -> how many submodules were named after it so far.
-      children: the submodules and variables by name, for display.
+      children: the submodules by name, and None for each variable, for display.
       held: the fields that have modules in them, None before the module is bound.
       within: the scope of a ``compact_name_scope`` method that runs now, or None.
       again: whether ``setup`` ran outside already, of a clone inside a lift.
@@ -51,12 +63,12 @@ class State:
     in_compact = False
     in_setup = False
     held: list[str] | None = None
-    within: Any = None
+    within: Scope | None = None
     again = False
 
     def __init__(self) -> None:
         self.cursors: dict[str, int] = {}
-        self.children: dict[str, Any] = {}
+        self.children: dict[str, object] = {}
 
     def reset(self) -> None:
         """Ends a compact method or ``setup``: automatic names start over."""
@@ -72,6 +84,7 @@ class State:
 
     def standing(self) -> Standing:
         """Returns where the module stands now."""
+        # The name alone: a scope of now would be held by bodies that JAX keeps in its caches.
         within = None if self.within is None else self.within.name
         return Standing(self.setup, self.in_compact, dict(self.cursors), within)
 
@@ -94,7 +107,13 @@ class State:
         children, self.children = self.children, {}
         for child in children.values():
             if child is not None:
-                child._state.forget()
+                state_of(child).forget()
+
+
+def state_of(module: object) -> State:
+    """Returns what a module remembers; for the files of the engine, modules say `self._state`."""
+    state: State = module.__dict__["_state"]
+    return state
 
 
 class _Local(threading.local):
@@ -116,7 +135,7 @@ class Watch(NamedTuple):
     """
 
     named_call: bool = True
-    interceptors: tuple[Callable[..., Any], ...] = ()
+    interceptors: tuple[Interceptor, ...] = ()
 
 
 # In the context and not in the thread: an asyncio task sets what it alone sees.
@@ -130,7 +149,7 @@ def watch() -> Watch:
 
 
 @contextlib.contextmanager
-def intercept_methods(interceptor: Callable[..., Any]) -> Iterator[None]:
+def intercept_methods(interceptor: Interceptor) -> Iterator[None]:
     """Calls ``interceptor`` in place of every method of every module, in a ``with`` block.
 
     Args:

@@ -11,17 +11,33 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
-from ..core.filters import DenyList
+from ..core.filters import Filter
 from ..core.trees import abstract
+from ..core.types import Function
 from ..errors import MissingExtraError
+from ..pytrees import Rest, split
+from .bound import Variables
+from .methods import InterceptorContext
+from .run import INIT_COLLECTIONS, Rngs
 from .state import LIFTED, intercept_methods
-from .summary_table import draw, is_array, size_and_bytes
+from .summary_table import draw, is_array
 
-_NOT_INTERMEDIATES = DenyList("intermediates")
+T = TypeVar("T")
+Path = tuple[str, ...]
+Tree = dict[str, Any]
+"""Variables as shapes, by name: a tree for the user to look into."""
+
+
+def size_and_bytes(tree: object) -> tuple[int, int]:
+    """How many numbers the arrays of `tree` hold, and how many bytes."""
+    leaves = [x for x in jax.tree.leaves(tree) if hasattr(x, "shape") and hasattr(x, "dtype")]
+    sizes = [int(np.prod(x.shape, dtype=np.int64)) for x in leaves]
+    return sum(sizes), sum(n * x.dtype.itemsize for n, x in zip(sizes, leaves, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +60,13 @@ class Row:
         is differentiable.
     """
 
-    path: tuple[str, ...]
+    path: Path
     module_copy: Any
     method: str
     inputs: Any
     outputs: Any
-    module_variables: dict[str, dict[str, Any]]
-    counted_variables: dict[str, dict[str, Any]]
+    module_variables: dict[str, Tree]
+    counted_variables: dict[str, Tree]
     flops: int | None = None
     vjp_flops: int | None = None
 
@@ -69,7 +85,7 @@ class Summary(Sequence[Row]):
     """The rows of a module, and all its variables as shapes, collection by collection."""
 
     module: Any
-    variables: dict[str, dict[str, Any]]
+    variables: dict[str, Tree]
     rows: tuple[Row, ...]
 
     @property
@@ -88,75 +104,58 @@ class Summary(Sequence[Row]):
         return len(self.rows)
 
 
-# --- tracing ---------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    path: tuple[str, ...]
+    path: Path
     module: Any
     method: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: Any
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+    outputs: object
 
 
-def _shape(x: Any) -> Any:
-    return abstract(x) if is_array(x) else x
-
-
-def _shapes(tree: Any) -> Any:
+def _shapes(tree: T) -> T:
     """The same tree with shapes for arrays; other leaves stay."""
-    return jax.tree.map(_shape, tree)
-
-
-def _split(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
-    """The arrays of a tree as shapes, and the function that puts other arrays in their place."""
-    leaves, structure = jax.tree.flatten(tree)
-    at = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
-
-    def join(arrays: Sequence[Any]) -> Any:
-        filled = list(leaves)
-        for i, array in zip(at, arrays, strict=True):
-            filled[i] = array
-        return jax.tree.unflatten(structure, filled)
-
-    return [_shape(leaves[i]) for i in at], join
-
-
-def _unbound(module: Any) -> Any:
-    return module.clone(name=None, _deep_clone=True, _reset_names=True)
+    shapes: T = jax.tree.map(lambda x: abstract(x) if is_array(x) else x, tree)
+    return shapes
 
 
 def _trace(
-    module: Any, rngs: Any, mutable: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[list[_Call], dict[str, Any]]:
-    """Run `init` on shapes; return its calls in the order of their beginnings, and the variables.
+    module: Any, rngs: Rngs, mutable: Filter, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[list[_Call], dict[str, Tree]]:
+    """Runs `init` on shapes; returns its calls in the order of their beginnings, and the variables.
 
     Both leave by the side, since neither need be made of arrays only.
     """
     calls: list[_Call | None] = []
-    variables: dict[str, Any] = {}
+    variables: dict[str, Tree] = {}
 
+    # A pure function of shapes alone would not do: methods are called on modules, with whatever
+    # arguments, so the calls are heard of by an interceptor while `init` is traced.
     def record(
-        next_fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
-    ) -> Any:
+        next_fun: Function,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        context: InterceptorContext,
+    ) -> object:
         called = context.module
         # A lifted method has no row beside that of the method inside.
         if context.method_name in ("setup", LIFTED) or called.scope is None:
             return next_fun(*args, **kwargs)
+        # The place is kept now, and the row filled in when the call has an output. The copy is of
+        # now too: the module goes on.
         at = len(calls)
         calls.append(None)
-        copy, path = _unbound(called), tuple(called.path)
+        copy = called.clone(name=None, _deep_clone=True, _reset_names=True)
         args_in, kwargs_in = _shapes((args, kwargs))
         out = next_fun(*args, **kwargs)
-        calls[at] = _Call(path, copy, context.method_name, args_in, kwargs_in, _shapes(out))
+        calls[at] = _Call(called.path, copy, context.method_name, args_in, kwargs_in, _shapes(out))
         return out
 
-    arrays, join = _split((rngs, args, dict(kwargs)))
+    arrays, rest = _arrays((rngs, args, kwargs))
 
-    def init(arrays: list[Any]) -> None:
-        rngs, args, kwargs = join(arrays)
+    def init(arrays: list[jax.Array]) -> None:
+        rngs, args, kwargs = rest.filled(arrays)
         with intercept_methods(record):
             variables.update(_shapes(module.init(rngs, *args, mutable=mutable, **kwargs)))
 
@@ -164,21 +163,27 @@ def _trace(
     return [call for call in calls if call is not None], variables
 
 
+def _arrays(tree: object) -> tuple[list[jax.ShapeDtypeStruct], Rest]:
+    """The arrays of a tree as shapes, and the rest of it, to be filled with others."""
+    arrays, rest = split(tree, is_array)
+    return _shapes(arrays), rest
+
+
 def _first_of_each_path(calls: list[_Call]) -> list[_Call]:
-    first: dict[tuple[str, ...], _Call] = {}
+    first: dict[Path, _Call] = {}
     for call in calls:
         first.setdefault(call.path, call)
     return list(first.values())
 
 
 def module_paths(
-    module: Any,
-    rngs: Any,
+    module: Variables,
+    rngs: Rngs,
     show_repeated: bool = False,
-    mutable: Any = _NOT_INTERMEDIATES,
-    **kwargs: Any,
+    mutable: Filter = INIT_COLLECTIONS,
+    **kwargs: object,
 ) -> Callable[..., dict[str, Any]]:
-    """Return a function of the arguments of a call that maps paths to unbound copies of modules.
+    """Returns a function of the arguments of a call that maps paths to unbound copies of modules.
 
     It has an entry for every module that runs in `init`.
 
@@ -189,15 +194,16 @@ def module_paths(
       mutable: the collections that may change, as for `init`.
       **kwargs: further arguments of `init`, such as `method`.
 
-    >>> import jax, liftax as nn
-    >>> x = jax.ShapeDtypeStruct((2, 3), "float32")
-    >>> paths = nn.Sequential([nn.Dense(4), nn.Dense(1)]).module_paths(jax.random.key(0), x)
-    >>> {path: type(module).__name__ for path, module in paths.items()}
-    {'': 'Sequential', 'layers_0': 'Dense', 'layers_1': 'Dense'}
+    Example:
+      >>> import jax, liftax as nn
+      >>> x = jax.ShapeDtypeStruct((2, 3), "float32")
+      >>> paths = nn.Sequential([nn.Dense(4), nn.Dense(1)]).module_paths(jax.random.key(0), x)
+      >>> {path: type(module).__name__ for path, module in paths.items()}
+      {'': 'Sequential', 'layers_0': 'Dense', 'layers_1': 'Dense'}
     """
     init_kwargs = kwargs
 
-    def find(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    def find(*args: object, **kwargs: object) -> dict[str, Any]:
         calls, _ = _trace(module, rngs, mutable, args, {**init_kwargs, **kwargs})
         if not show_repeated:
             calls = _first_of_each_path(calls)
@@ -207,16 +213,16 @@ def module_paths(
 
 
 def summary(
-    module: Any,
-    rngs: Any,
+    module: Variables,
+    rngs: Rngs,
     depth: int | None = None,
     show_repeated: bool = False,
-    mutable: Any = _NOT_INTERMEDIATES,
+    mutable: Filter = INIT_COLLECTIONS,
     compute_flops: bool = False,
     compute_vjp_flops: bool = False,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Callable[..., Summary]:
-    """Return a function that takes the arguments of a call and returns the rows of the module.
+    """Returns a function that takes the arguments of a call and returns the rows of the module.
 
     Args:
       module: an unbound module.
@@ -231,13 +237,14 @@ def summary(
     Raises:
       ValueError: `depth` is negative.
 
-    >>> import jax, liftax as nn
-    >>> x = jax.ShapeDtypeStruct((2, 3), "float32")
-    >>> for row in nn.summary(nn.Sequential([nn.Dense(4), nn.Dense(1)]), jax.random.key(0))(x):
-    ...     print(row.path, row.class_name, row.outputs.shape, row.count("params"))
-    () Sequential (2, 1) (0, 0)
-    ('layers_0',) Dense (2, 4) (16, 64)
-    ('layers_1',) Dense (2, 1) (5, 20)
+    Example:
+      >>> import jax, liftax as nn
+      >>> x = jax.ShapeDtypeStruct((2, 3), "float32")
+      >>> for row in nn.summary(nn.Sequential([nn.Dense(4), nn.Dense(1)]), jax.random.key(0))(x):
+      ...     print(row.path, row.class_name, row.outputs.shape, row.count("params"))
+      () Sequential (2, 1) (0, 0)
+      ('layers_0',) Dense (2, 4) (16, 64)
+      ('layers_1',) Dense (2, 1) (5, 20)
     """
     if depth is not None and depth < 0:
         raise ValueError(
@@ -246,11 +253,13 @@ def summary(
         )
     init_kwargs = kwargs
 
-    def summarize(*args: Any, **kwargs: Any) -> Summary:
+    def summarize(*args: object, **kwargs: object) -> Summary:
         calls, variables = _trace(module, rngs, mutable, args, {**init_kwargs, **kwargs})
         shown = calls if show_repeated else _first_of_each_path(calls)
         if depth is not None:
             shown = [call for call in shown if len(call.path) <= depth]
+
+        # A variable belongs to its module, and is counted by the nearest row at or above that.
         owned = _by_owner(variables, {call.path for call in calls})
         counted = _by_owner(variables, {call.path for call in shown})
         rows = []
@@ -276,27 +285,25 @@ def summary(
     return summarize
 
 
-def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _inputs(args: tuple[object, ...], kwargs: dict[str, object]) -> object:
     if kwargs and not args:
         return kwargs
     everything = (*args, kwargs) if kwargs else args
     return everything[0] if len(everything) == 1 else everything
 
 
-def _by_owner(
-    variables: Mapping[str, Any], paths: set[tuple[str, ...]]
-) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
-    """Divide the variables among modules: each goes to the nearest of `paths` at or above it."""
-    owned: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+def _by_owner(variables: Mapping[str, Tree], paths: set[Path]) -> dict[Path, dict[str, Tree]]:
+    """Divides the variables among modules: each goes to the nearest of `paths` at or above it."""
+    owned: dict[Path, dict[str, Tree]] = {}
 
-    def walk(tree: Any, path: tuple[str, ...], owner: tuple[str, ...], collection: str) -> None:
+    def walk(tree: object, path: Path, owner: Path, collection: str) -> None:
         if path in paths:
             owner = path
         if isinstance(tree, Mapping) and (tree or not path):
             for name, value in tree.items():
                 walk(value, (*path, name), owner, collection)
             return
-        into: dict[str, Any] = owned.setdefault(owner, {}).setdefault(collection, {})
+        into = owned.setdefault(owner, {}).setdefault(collection, {})
         *parents, name = path[len(owner) :] or ("",)
         for parent in parents:
             into = into.setdefault(parent, {})
@@ -308,108 +315,107 @@ def _by_owner(
     return owned
 
 
-# --- cost ------------------------------------------------------------------------------------
-
-
 def _costs(
-    call: _Call, rngs: Any, mutable: Any, flops: bool, vjp_flops: bool
+    call: _Call, rngs: Rngs, mutable: Filter, flops: bool, vjp_flops: bool
 ) -> tuple[int | None, int | None]:
     if not (flops or vjp_flops):
         return None, None
     try:
-        run, variables, arrays, keys = _repeated(call, rngs, mutable)
+        run, operands = _repeated(call, rngs, mutable)
     # The call went well inside the model. If it fails alone, it needs something from around it:
     # an axis name of a vmap, a bound module. That is no mistake of anybody.
     except Exception:
         return None, None
-    forward = both = None
-    if flops:
-        forward = _cost(run, variables, arrays, keys)
-    if vjp_flops:
-        both = _vjp_cost(run, variables, arrays, keys)
-    return forward, both
+    return (
+        _cost(run, operands) if flops else None,
+        _vjp_cost(run, operands) if vjp_flops else None,
+    )
+
+
+_Arrays = list[jax.Array] | list[jax.ShapeDtypeStruct]
+_Run = Callable[[tuple[_Arrays, _Arrays, _Arrays]], list[jax.Array]]
 
 
 def _repeated(
-    call: _Call, rngs: Any, mutable: Any
-) -> tuple[Callable[..., list[Any]], list[Any], list[Any], list[Any]]:
-    """One call as a function of (variables, arrays, keys), with shapes to call it on."""
-    keys, join_keys = _split(rngs)
-    arrays, join = _split((call.args, call.kwargs))
-    initial: dict[str, Any] = {}
+    call: _Call, rngs: Rngs, mutable: Filter
+) -> tuple[_Run, tuple[_Arrays, _Arrays, _Arrays]]:
+    """One call as a function of (variables, arguments, keys), and the shapes of those."""
+    keys, rest_of_keys = _arrays(rngs)
+    arrays, rest = _arrays((call.args, call.kwargs))
+    initial: dict[str, Tree] = {}
 
-    def method(module: Any, arrays: Sequence[Any]) -> Any:
-        args, kwargs = join(arrays)
+    def method(module: object, arrays: Sequence[object]) -> object:
+        args, kwargs = rest.filled(arrays)
         return getattr(module, call.method)(*args, **kwargs)
 
-    def init(arrays: list[Any], keys: list[Any]) -> None:
-        variables = call.module.init(join_keys(keys), arrays, method=method, mutable=mutable)
-        initial.update(_shapes(variables))
+    def init(arrays: list[jax.Array], keys: list[jax.Array]) -> None:
+        rngs = rest_of_keys.filled(keys)
+        initial.update(_shapes(call.module.init(rngs, arrays, method=method, mutable=mutable)))
 
     jax.eval_shape(init, arrays, keys)
-    variables, join_variables = _split(initial)
+    variables, rest_of_variables = _arrays(initial)
 
-    def run(variables: list[Any], arrays: list[Any], keys: list[Any]) -> list[Any]:
+    def run(operands: tuple[_Arrays, _Arrays, _Arrays]) -> list[jax.Array]:
+        variables, arrays, keys = operands
         out = call.module.apply(
-            join_variables(variables), arrays, rngs=join_keys(keys), method=method, mutable=mutable
+            rest_of_variables.filled(variables),
+            arrays,
+            rngs=rest_of_keys.filled(keys),
+            method=method,
+            mutable=mutable,
         )
         return [leaf for leaf in jax.tree.leaves(out) if isinstance(leaf, jax.Array)]
 
-    jax.eval_shape(run, variables, arrays, keys)
-    return run, variables, arrays, keys
+    operands = variables, arrays, keys
+    jax.eval_shape(run, operands)
+    return run, operands
 
 
-def _cost(fn: Callable[..., Any], *operands: Any) -> int | None:
+def _cost(fn: Function, operands: object) -> int | None:
     """XLA's estimate of the floating-point operations, before it optimises the program."""
-    analysis = jax.jit(fn).lower(*operands).cost_analysis()
+    # Lowered and not compiled: an estimate is asked for, of every call in a model.
+    analysis = jax.jit(fn).lower(operands).cost_analysis()
     return None if analysis is None else int(analysis.get("flops", 0))
 
 
-def _vjp_cost(
-    run: Callable[..., list[Any]], variables: list[Any], arrays: list[Any], keys: list[Any]
-) -> int | None:
-    def inexact(x: Any) -> bool:
-        return bool(jax.numpy.issubdtype(x.dtype, jax.numpy.inexact))
+def _is_inexact(x: Any) -> bool:
+    return bool(jax.numpy.issubdtype(x.dtype, jax.numpy.inexact))
 
-    operands = [*variables, *arrays]
-    at = [i for i, x in enumerate(operands) if inexact(x)]
-    if not at or not any(map(inexact, jax.eval_shape(run, variables, arrays, keys))):
+
+def _vjp_cost(run: _Run, operands: tuple[_Arrays, _Arrays, _Arrays]) -> int | None:
+    # Keys are no numbers, so they are not among what is differentiated, as integers are not.
+    if not any(map(_is_inexact, jax.tree.leaves(operands))):
+        return 0
+    if not any(map(_is_inexact, jax.eval_shape(run, operands))):
         return 0
 
-    def back(operands: list[Any], keys: list[Any]) -> Any:
-        def forward(*chosen: Any) -> list[Any]:
-            filled = list(operands)
-            for i, x in zip(at, chosen, strict=True):
-                filled[i] = x
-            n = len(variables)
-            return [y for y in run(filled[:n], filled[n:], keys) if inexact(y)]
-
-        out, pull = jax.vjp(forward, *(operands[i] for i in at))
+    def back(operands: tuple[_Arrays, _Arrays, _Arrays]) -> object:
+        chosen, rest = split(operands, _is_inexact)
+        out, pull = jax.vjp(
+            lambda chosen: [y for y in run(rest.filled(chosen)) if _is_inexact(y)], chosen
+        )
         return pull(out)
 
     try:
-        return _cost(back, operands, keys)
+        return _cost(back, operands)
     except (ValueError, TypeError, NotImplementedError):
         return None  # it has no reverse-mode derivative, as for a while loop
 
 
-# --- the table -------------------------------------------------------------------------------
-
-
 def tabulate(
-    module: Any,
-    rngs: Any,
+    module: Variables,
+    rngs: Rngs,
     depth: int | None = None,
     show_repeated: bool = False,
-    mutable: Any = _NOT_INTERMEDIATES,
-    console_kwargs: Mapping[str, Any] | None = None,
-    table_kwargs: Mapping[str, Any] = {},
-    column_kwargs: Mapping[str, Any] = {},
+    mutable: Filter = INIT_COLLECTIONS,
+    console_kwargs: Mapping[str, object] | None = None,
+    table_kwargs: Mapping[str, object] = {},
+    column_kwargs: Mapping[str, object] = {},
     compute_flops: bool = False,
     compute_vjp_flops: bool = False,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Callable[..., str]:
-    """Return a function that takes the arguments of a call and returns a table of the module.
+    """Returns a function that takes the arguments of a call and returns a table of the module.
 
     The other arguments are those of `summary`; these are about looks:
 
@@ -422,12 +428,13 @@ def tabulate(
     Raises:
       MissingExtraError: rich is not installed.
 
-    >>> import jax, liftax as nn
-    >>> x = jax.ShapeDtypeStruct((2, 3), "float32")
-    >>> plain = {"force_terminal": False, "width": 80}
-    >>> table = nn.tabulate(nn.Dense(4), jax.random.key(0), console_kwargs=plain)(x)
-    >>> table.split()[:2]
-    ['Dense', 'Summary']
+    Example:
+      >>> import jax, liftax as nn
+      >>> x = jax.ShapeDtypeStruct((2, 3), "float32")
+      >>> plain = {"force_terminal": False, "width": 80}
+      >>> table = nn.tabulate(nn.Dense(4), jax.random.key(0), console_kwargs=plain)(x)
+      >>> table.split()[:2]
+      ['Dense', 'Summary']
     """
     if importlib.util.find_spec("rich") is None:
         raise MissingExtraError(
@@ -438,7 +445,7 @@ def tabulate(
         module, rngs, depth, show_repeated, mutable, compute_flops, compute_vjp_flops, **kwargs
     )
 
-    def drawn(*args: Any, **kwargs: Any) -> str:
+    def drawn(*args: object, **kwargs: object) -> str:
         costs = {"flops": compute_flops, "vjp_flops": compute_vjp_flops}
         shown = tuple(name for name, wanted in costs.items() if wanted)
         table = rows(*args, **kwargs)

@@ -11,33 +11,30 @@ import jax
 import numpy as np
 
 from ..core import boxes
+from ..words import array_text
 
 _LEAF = (bool, int, float, complex, str, bytes, type(None))
 
 
-def is_array(x: Any) -> bool:
+def is_array(x: object) -> bool:
+    """Tells whether a value is an array, or the shape of one."""
     return isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
-
-
-def size_and_bytes(tree: Any) -> tuple[int, int]:
-    """How many numbers the arrays of `tree` hold, and how many bytes."""
-    leaves = [x for x in jax.tree.leaves(tree) if hasattr(x, "shape") and hasattr(x, "dtype")]
-    sizes = [int(np.prod(x.shape, dtype=np.int64)) for x in leaves]
-    return sum(sizes), sum(n * x.dtype.itemsize for n, x in zip(sizes, leaves, strict=True))
 
 
 def draw(
     table: Any,
     costs: tuple[str, ...],
-    console_kwargs: Mapping[str, Any],
-    table_kwargs: Mapping[str, Any],
+    console_kwargs: Mapping[str, object],
+    table_kwargs: Mapping[str, object],
     column_kwargs: Mapping[str, Any],
 ) -> str:
-    """Draw a `Summary` with rich; `costs` are the names of the columns of costs."""
+    """Draws a `Summary` with rich; `costs` are the names of the columns of costs."""
+    # Here and not above: it is an extra, and takes as long to import as all of liftax.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    # What the user says of the looks comes last, and wins.
     looks: dict[str, Any] = {
         "show_header": True,
         "show_lines": True,
@@ -81,7 +78,7 @@ def _amount(size: int, size_in_bytes: int) -> str:
     return f"{size:,} ({number:,.0f} B)" if unit == "B" else f"{size:,} ({number:,.1f} {unit})"
 
 
-def _lines(tree: Any) -> list[str]:
+def _lines(tree: object) -> list[str]:
     """A tree as text in the manner of YAML."""
     items = _items(tree)
     if items is None:
@@ -94,6 +91,8 @@ def _lines(tree: Any) -> list[str]:
         if not name:
             first, *rest = _lines(value)
             lines += [f"- {first}", *(f"  {line}" for line in rest)]
+        # A short value stands on the line of its name, a container below it; a sequence is not
+        # indented, since its dashes are.
         elif not below:
             lines.append(f"{name}: {_lines(value)[0]}")
         else:
@@ -102,7 +101,7 @@ def _lines(tree: Any) -> list[str]:
     return lines
 
 
-def _items(tree: Any) -> list[tuple[str, Any]] | None:
+def _items(tree: object) -> list[tuple[str, object]] | None:
     """The parts of a container by name ("" in a sequence); None for what is no container."""
     if isinstance(tree, Mapping):
         return [(str(name), value) for name, value in tree.items()]
@@ -117,13 +116,13 @@ def _items(tree: Any) -> list[tuple[str, Any]] | None:
     return None
 
 
-def _word(leaf: Any) -> str:
+def _word(leaf: object) -> str:
     if boxes.is_axis_metadata(leaf):
         inside = "\n".join(_lines(boxes.unbox(leaf)))
         names = getattr(leaf, "names", None)
         return inside if names is None else f"{inside} P({', '.join(map(str, names))})"
     if is_array(leaf):
-        return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        return str(array_text(leaf))
     if isinstance(leaf, _LEAF):
         return str(leaf)
     # The repr of anything else may hold whole arrays, or an address that changes from run to run.

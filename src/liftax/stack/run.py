@@ -14,6 +14,7 @@ from ..core.roles import Roles
 from ..core.scope import Scope
 from ..core.streams import Stream
 from ..errors import StackError
+from ..module.bound import whose
 from ..module.detach import Detached, without_modules
 from .arguments import Arguments, ByPosition, gathered, split_pair
 from .declaration import Declaration
@@ -30,7 +31,7 @@ def check_outside(stack: Declaration, scopes: Sequence[Scope]) -> None:
     for scope in scopes:
         if scope.call is stack.scope.call and here[: len(scope.path)] == scope.path:
             raise StackError(
-                f"{stack._at()}: the layers were handed a module or variable of "
+                f"{whose(stack)}: the layers were handed a module or variable of "
                 f"{scope.path_text}, which contains the stack.\n"
                 f"expected: a module beside the stack, or a variable's value"
             )
@@ -38,7 +39,7 @@ def check_outside(stack: Declaration, scopes: Sequence[Scope]) -> None:
 
 def run_stacked(stack: Declaration, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs a stack whose variables are stacked."""
-    place = stack._at()
+    place = whose(stack)
     at = stack._stack_layout(stack.path)
     plan = Plan(*in_force(stack.run, stack.unroll, stack.remat))
     call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs)
@@ -70,7 +71,7 @@ def _single(
     """Runs a layer before or after the pattern."""
     if plan.remat is None or plan.remat.positions is not None:
         args, kwargs = call.filled(slices, call.args, call.kwargs)
-        return split_pair(layer(x, *args, **kwargs), bool(stack.outputs), layer, stack._at())
+        return split_pair(layer(x, *args, **kwargs), bool(stack.outputs), layer, whose(stack))
     plain, fill, taken = without_modules(call.args, call.kwargs)
     detached = Detached([layer, *taken])
     check_outside(stack, detached.scopes[1:])
@@ -79,7 +80,7 @@ def _single(
         rebuilt = detached.rebuild(scopes)
         args, kwargs = call.filled(slices, *fill(plain, rebuilt[1:]))
         out = rebuilt[0](x, *args, **kwargs)
-        return split_pair(out, bool(stack.outputs), layer, stack._at())
+        return split_pair(out, bool(stack.outputs), layer, whose(stack))
 
     body.__name__ = type(layer).__name__
     return plan.layer(body, detached.scopes, x, in_scan=False)
@@ -92,7 +93,7 @@ def _pattern(stack: Declaration, plan: Plan, x: Any, call: Arguments) -> tuple[A
     detached = Detached([*blocks, *taken])
     shared = shared_outside(stack, detached, taken)
     check_outside(stack, shared)
-    outputs, place = bool(stack.outputs), stack._at()
+    outputs, place = bool(stack.outputs), whose(stack)
     positions = plan.remat.positions if plan.remat is not None else None
     in_scan = plan.run.kind == "scan" and stack.repeats != 1
 

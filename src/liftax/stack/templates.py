@@ -8,9 +8,11 @@ from typing import Any
 from ..core.scope import Scope
 from ..errors import StackError
 from ..module.attach import is_module
+from ..module.bound import Variables
 from ..module.detach import Detached
-from ..module.fields import is_atom, named_leaves
-from ..module.state import DONE
+from ..module.fields import ATOMS, field_names, named_leaves
+from ..module.state import DONE, state_of
+from ..words import class_or_type
 from .declaration import Declaration
 
 FIELDS = ("before", "block", "after")
@@ -30,8 +32,8 @@ def own_layers(stack: Declaration) -> None:
     own = stack.__dict__
     own["shared"] = tuple(own["shared"]) if not is_module(own["shared"]) else (own["shared"],)
     shared = {id(module): module for module in own["shared"]}
-    seen: dict[int, Any] = {}
-    taken: list[Any] = []
+    seen: dict[int, Variables] = {}
+    taken: list[Variables] = []
     for field in FIELDS:
         given = own[field]
         layers = []
@@ -42,7 +44,9 @@ def own_layers(stack: Declaration) -> None:
                     if isinstance(layer, type)
                     else ""
                 )
-                raise StackError(f"Stack: {field} expected modules; found {_kind(layer)}{hint}")
+                raise StackError(
+                    f"Stack: {field} expected modules; found {class_or_type(layer)}{hint}"
+                )
             if id(layer) not in shared:
                 _check_fields(layer, shared)
                 if layer.parent is not None and layer.scope is not None:
@@ -64,22 +68,18 @@ def _listed(given: Any, field: str) -> Sequence[Any]:
     if isinstance(given, type):
         hint = f"; make an instance of it: {given.__name__}(...)"
     raise StackError(
-        f"Stack: {field} expected a module or a list of them; found {_kind(given)}{hint}"
+        f"Stack: {field} expected a module or a list of them; found {class_or_type(given)}{hint}"
     )
 
 
-def _kind(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-
-
-def _held(module: Any) -> Iterator[tuple[str, Any]]:
-    for name in module._field_names:
+def _held(module: Variables) -> Iterator[tuple[str, Variables]]:
+    for name in field_names(module):
         value = module.__dict__.get(name)
-        if not is_atom(value):
+        if type(value) not in ATOMS:
             yield from named_leaves(value, is_module, name)
 
 
-def _check_fields(layer: Any, shared: dict[int, Any]) -> None:
+def _check_fields(layer: Variables, shared: dict[int, Variables]) -> None:
     """Raises StackError where a layer holds a module that belongs elsewhere."""
     for name, found in _held(layer):
         if id(found) in shared:
@@ -97,19 +97,21 @@ def _check_fields(layer: Any, shared: dict[int, Any]) -> None:
         )
 
 
-def _give_back(layer: Any) -> None:
+def _give_back(layer: Variables) -> None:
     """Takes a layer off the place that it took when it was made in a method."""
-    parent, name = layer.parent, layer.name
-    if not is_module(parent) or name is None or parent._state.children.get(name) is not layer:
+    parent, name, own = layer.parent, layer.name, state_of(layer)
+    if not is_module(parent) or name is None or layer.scope is None or parent.scope is None:
         return
-    used = any(child is not None for child in layer._state.children.values())
-    if used or layer._state.setup == DONE or layer.scope.reservations:
+    state = state_of(parent)
+    if state.children.get(name) is not layer:
+        return
+    used = any(child is not None for child in own.children.values())
+    if used or own.setup == DONE or layer.scope.reservations:
         raise StackError(
             f"Stack: the layer {layer.scope.path_text} is used outside the stack as well; hand "
             f"the stack one of its own, {type(layer).__name__}(..., parent=None), or name it in "
             f"shared=[...] to use one in all places"
         )
-    state = parent._state
     del state.children[name]
     parent.scope.reservations.pop(name, None)
     prefix, _, number = name.rpartition("_")

@@ -1,0 +1,70 @@
+"""Pytrees taken apart: the leaves that are wanted, and a rest that they can be put back into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.tree_util import PyTreeDef
+
+
+class Rest(NamedTuple):
+    """A tree without some of its leaves.
+
+    Attributes:
+      leaves: all of them, None where one was taken out: it may be traced, and what holds on to a
+        rest must not hold on to a trace.
+      taken: which were taken out.
+      treedef: the structure of the whole.
+    """
+
+    leaves: tuple[Any, ...]
+    taken: tuple[int, ...]
+    treedef: PyTreeDef
+
+    def filled(self, values: Iterable[object]) -> Any:
+        """Returns the whole tree, with ``values`` for the leaves that were taken out."""
+        leaves = list(self.leaves)
+        for i, value in zip(self.taken, values, strict=True):
+            leaves[i] = value
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+def split(tree: object, wanted: Callable[[Any], bool]) -> tuple[list[Any], Rest]:
+    """Returns the leaves that are wanted, and the rest of the tree.
+
+    Args:
+      tree: any pytree.
+      wanted: ``leaf -> bool``.
+
+    Example:
+      >>> texts, rest = split({'a': 1, 'b': 'two'}, lambda leaf: isinstance(leaf, str))
+      >>> texts, rest.filled(['three'])
+      (['two'], {'a': 1, 'b': 'three'})
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    return _split(leaves, treedef, map(wanted, leaves))
+
+
+def split_by(tree: object, wanted: Sequence[bool]) -> tuple[list[Any], Rest]:
+    """Returns the leaves that are wanted, and the rest of the tree.
+
+    Args:
+      tree: any pytree.
+      wanted: one bool for each of its leaves.
+
+    Example:
+      >>> split_by([1, (2, 3)], [True, False, True])[0]
+      [1, 3]
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    return _split(leaves, treedef, wanted)
+
+
+def _split(leaves: list[Any], treedef: PyTreeDef, wanted: Iterable[bool]) -> tuple[list[Any], Rest]:
+    taken = tuple([i for i, is_wanted in enumerate(wanted) if is_wanted])
+    found = [leaves[i] for i in taken]
+    for i in taken:
+        leaves[i] = None
+    return found, Rest(tuple(leaves), taken, treedef)
