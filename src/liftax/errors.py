@@ -561,7 +561,6 @@ _ERRORS = {
 
 _WARNINGS = {
     "LX202": "A stream is not split while its parameters are stacked",
-    "LX206": "static_argnums counted with the module, as Linen counts",
     "LX207": "The carry of a recurrent cell has another width than the cell's features",
     "LX208": "Classes of flax's Module, made before liftax stood in its place",
 }

@@ -592,25 +592,12 @@ def parameter_of_the_example(mdl, x, wrong):
 
 @misuse(errors.StaticArgumentError, "remat of Switchable", "static_argnums has 5", at="saved")
 def static_argument_out_of_range(mdl, x, wrong):
-    return nn.remat(Switchable, static_argnums=5 if wrong else 1)(name="saved")(x, True)
+    return nn.remat(Switchable, static_argnums=5 if wrong else 2)(name="saved")(x, True)
 
 
-@misuse(errors.StaticArgumentError, "jit of Switchable", "static_argnums has -3", at="fast")
+@misuse(errors.StaticArgumentError, "jit of Switchable", "static_argnums has -4", at="fast")
 def negative_static_argument_out_of_range(mdl, x, wrong):
-    return nn.jit(Switchable, static_argnums=-3 if wrong else -1)(name="fast")(x, True)
-
-
-@misuse(errors.StaticArgumentError, "remat", "static_argnums has 0", "the module itself", at=None)
-def module_as_a_static_argument(mdl, x, wrong):
-    def body(mdl, x, train):
-        return 2 * x if train else x
-
-    return nn.remat(body, static_argnums=0 if wrong else 2)(mdl, x, True)
-
-
-@misuse(nn.LiftWarning, "LX206", "remat of Switchable", "static_argnums=(1,)", at=None)
-def static_arguments_counted_with_the_module(mdl, x, wrong):
-    return nn.remat(Switchable, static_argnums=2 if wrong else 1)(name="saved")(x, True)
+    return nn.jit(Switchable, static_argnums=-4 if wrong else -1)(name="fast")(x, True)
 
 
 class Unkeyed:
@@ -669,7 +656,7 @@ def donated_argument_out_of_range(mdl, x, wrong):
     at="fast",
 )
 def branch_on_a_traced_argument(mdl, x, wrong):
-    fast = nn.jit(Switchable, static_argnums=() if wrong else 1)(name="fast")
+    fast = nn.jit(Switchable, static_argnums=() if wrong else 2)(name="fast")
     return fast(x, True)
 
 
@@ -683,7 +670,7 @@ def branch_on_a_traced_argument(mdl, x, wrong):
     apply=True,
 )
 def branch_on_a_traced_argument_of_remat(mdl, x, wrong):
-    saved = nn.remat(Switchable, static_argnums=() if wrong else 1)(name="saved")
+    saved = nn.remat(Switchable, static_argnums=() if wrong else 2)(name="saved")
     return saved(x, True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -51,17 +50,14 @@ class Mode(liftax.Module):
 
 
 @pytest.mark.parametrize("lift_name", ["remat", "jit"])
-@pytest.mark.parametrize("number", [1, 2], ids=["as_called", "as_linen_counts"])
-def test_a_static_argument_left_to_its_default(lift_name: str, number: int) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "LX206")
-        model = getattr(liftax, lift_name)(Mode, static_argnums=number)()
-        x = ramp(WIDTH)
-        variables = model.init(jax.random.key(0), x)
-        assert_same(model.apply(variables, x), model.apply(variables, x, "sum"))
-        model.apply(variables, x, "mean")
-        with pytest.raises(liftax.errors.StaticArgumentError, match="static_argnums has 7"):
-            getattr(liftax, lift_name)(Mode, static_argnums=7)().init(jax.random.key(0), x)
+def test_a_static_argument_left_to_its_default(lift_name: str) -> None:
+    model = getattr(liftax, lift_name)(Mode, static_argnums=2)()
+    x = ramp(WIDTH)
+    variables = model.init(jax.random.key(0), x)
+    assert_same(model.apply(variables, x), model.apply(variables, x, "sum"))
+    model.apply(variables, x, "mean")
+    with pytest.raises(liftax.errors.StaticArgumentError, match="static_argnums has 7"):
+        getattr(liftax, lift_name)(Mode, static_argnums=7)().init(jax.random.key(0), x)
 
 
 @pytest.mark.parametrize("lift_name", ["remat", "jit"])

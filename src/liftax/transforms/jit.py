@@ -58,8 +58,8 @@ def jit(
       (4, 2)
     """
     options = jit_options(device, backend, inline)
-    counted = _counted(target, "jit", "static_argnums", static_argnums)
-    donated = _counted(target, "jit", "donate_argnums", donate_argnums)
+    counted = _counted("jit", "static_argnums", static_argnums)
+    donated = _counted("jit", "donate_argnums", donate_argnums)
 
     def make() -> CoreLift:
         # One cache for each method, kept for the life of the lifted class.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-
-import jax
-import numpy as np
 
 from ..core.filters import Filter
 from ..core.lift.remat import rematter
 from ..core.lift.static_arguments import positional
-from ..errors import LiftWarning, StaticArgumentError
+from ..errors import StaticArgumentError
 from .target import lift_target, remembered
 from .views import Target
 
@@ -30,56 +27,31 @@ def _numbers(lift: str, argument: str, numbers: int | Iterable[int]) -> tuple[in
 
 
 def _counted(
-    target: Any, lift: str, argument: str, numbers: int | Iterable[int]
+    lift: str, argument: str, numbers: int | Iterable[int]
 ) -> Callable[[Any, tuple[Any, ...]], tuple[int, ...]]:
     """Returns the argument numbers, without the module, for a body and the arguments of a call.
 
-    A function is called with the module, so the module is number 0. A module is
-    called without it. Linen counts it there too: a number that only Linen's way
-    of counting has is taken that way, with a warning.
+    Linen's way of counting: the module is number 0, of a class as of a function; negative numbers
+    count from the end of the signature, and where that takes any number of arguments, of the call.
     """
     given = _numbers(lift, argument, numbers)
-    if not isinstance(target, type):
-        if 0 in given:
-            raise StaticArgumentError(
-                f"{lift}: {argument} has 0, which is the module itself; the arguments after it "
-                f"count from 1"
-            )
 
-        def after(fn: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
-            passed = []
-            for n in given:
-                if -len(args) <= n <= len(args):
-                    passed.append(n - 1 if n > 0 else n)
-                elif 0 < n < positional(target):
-                    passed.append(n - 1)  # left to its default, or passed by keyword
-                else:
-                    name = getattr(target, "__name__", "a function")
-                    raise StaticArgumentError(
-                        f"{lift} of {name}: {argument} has {n}, the call has {len(args)} "
-                        f"positional arguments after the module; expected 1 to {len(args)}, or "
-                        f"{-len(args)} to -1 from the end"
-                    )
-            return tuple(passed)
-
-        return after
-
-    def counted(fn: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
-        if all(-len(args) <= n < len(args) for n in given):
-            return given
-        if len(args) in given and all(0 < n <= len(args) for n in given):
-            shifted = tuple(n - 1 for n in given)
-            # An array is not static: the argument after it is meant, which has its default.
-            arrays = any(isinstance(args[n], (jax.Array, np.ndarray)) for n in shifted)
-            if argument != "static_argnums" or not arrays:
-                text = (
-                    f"{lift} of {target.__name__}: {argument}={given} counts the module as "
-                    f"argument 0, as Linen does; count the arguments of the call, "
-                    f"{argument}={shifted}"
+    def counted(body: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
+        known = positional(body.method)
+        last = len(args) if known == math.inf else int(known) - 1
+        found = []
+        for number in given:
+            place = number if number >= 0 else last + 1 + number
+            if not 0 <= place < max(known, len(args) + 1):
+                raise StaticArgumentError(
+                    f"{body.detached.scopes[0].where()}, {lift} of {body.__name__}: {argument} "
+                    f"has {number}, and there are {last} arguments after the module.\n"
+                    f"expected: 1 to {last}, or {-last} to -1 from the end; 0 is the module itself"
                 )
-                warnings.warn(LiftWarning("LX206", text), stacklevel=4)
-                return shifted
-        return given
+            # What is left to its default has no buffer to be donated.
+            if place and not (argument == "donate_argnums" and place > len(args)):
+                found.append(place - 1)
+        return tuple(found)
 
     return counted
 
@@ -105,10 +77,9 @@ def remat(
       concrete: as in `jax.checkpoint`.
       prevent_cse: False lets the compiler share work between the two passes; safe
         inside a scan.
-      static_argnums: the positions of arguments that are not traced, as the
-        caller counts them: ``0`` is the first argument of a module's call, and
-        the first one after the module of a function's is ``1``. Negative ones
-        count from the end.
+      static_argnums: the positions of arguments that are not traced, counted as in Linen: ``0``
+        is the module, ``1`` the first argument after it. Negative ones count from the end of
+        the signature.
       policy: what may be stored, from ``jax.checkpoint_policies``.
       methods: for a class, the methods to lift instead of ``__call__``.
       static_argnames: the names of arguments that are not traced. A number or a
@@ -126,13 +97,13 @@ def remat(
       ...     @nn.compact
       ...     def __call__(self, x, train):
       ...         return nn.Dropout(0.5, deterministic=not train)(nn.Dense(4)(x))
-      >>> block = nn.remat(Block, static_argnums=1)()
+      >>> block = nn.remat(Block, static_argnums=2)()
       >>> x = jax.numpy.ones(3)
       >>> variables = block.init(jax.random.key(0), x, False)
       >>> block.apply(variables, x, True, rngs={'dropout': jax.random.key(1)}).shape
       (4,)
     """
-    counted = _counted(target, "remat", "static_argnums", static_argnums)
+    counted = _counted("remat", "static_argnums", static_argnums)
 
     rematted = rematter(variables, rngs, concrete, prevent_cse, policy, static_argnames)
 

@@ -136,19 +136,17 @@ class Static:
         """Adds what is named and passed by position to ``fixed``, and the reverse to ``names``."""
         target = getattr(self.at, "target", None)
         own = _positional_names(getattr(target, "method", target))
-        # Linen counts the module too, so there may be one number more.
-        limit = len(own.names) + hasattr(target, "method") if not own.more else math.inf
+        limit = len(own.names) if not own.more else math.inf
         by_position = [i for i, name in enumerate(own.names[: len(args)]) if name in names]
         for number in absent:
             if not 0 <= number < limit:
                 raise StaticArgumentError(
                     f"{self.at.place}: static_argnums has {number}, the call has {len(args)} "
-                    f"positional arguments besides the module; expected {-len(args)} to "
-                    f"{len(args) - 1} (the module itself is not counted), or static_argnames for "
-                    f"keywords"
+                    f"positional arguments; expected {-len(args)} to {len(args) - 1} (the scope or "
+                    f"module itself is not counted), or static_argnames for keywords"
                 )
             # An argument that is left to its default is in neither place.
-            name = own.names[min(number, len(own.names) - 1)] if own.names else ""
+            name = own.names[number] if number < len(own.names) else ""
             if name in kwargs and not _has_arrays(kwargs[name]):
                 names.add(name)
         fixed.update(i for i in by_position if not _has_arrays(args[i]))
@@ -191,18 +189,29 @@ class Static:
             return f"argument {names[key.idx + 1].name!r}"
         return f"argument {key.idx + 1}"
 
+    def _number(self, leaf: int) -> int | None:
+        """Returns the number of the positional argument that a leaf belongs to, as users count."""
+        marked = jax.tree.unflatten(self.treedef, range(len(self.leaves)))
+        key = jax.tree_util.tree_leaves_with_path(marked)[leaf][0][1]
+        if not isinstance(key, jax.tree_util.SequenceKey):
+            return None
+        return key.idx + hasattr(getattr(self.at, "target", None), "method")
+
     def check_needed(self, opening: Opening, cause: Exception) -> None:
         """Raises StaticArgumentError where Python needed the value of a traced argument."""
         found = _NEEDED.search(str(cause))
         if found is None or int(found[1]) >= len(self.where):
             return
         i = self.where[int(found[1])]
+        name, number = self._name(i), self._number(i)
+        ways = f"static_argnums={number}, or " if number is not None else ""
+        if name.endswith("'"):
+            ways += f"static_argnames={name.split()[-1]}, or "
         raise StaticArgumentError(
-            f"{opening.place}: Python needs the value of {self._name(i)}, e.g. in an if or for a "
+            f"{opening.place}: Python needs the value of {name}, e.g. in an if or for a "
             f"shape, but it is traced.\n"
             f"found: {describe(jax.typeof(self.leaves[i]))}\n"
-            f"expected: it in static_argnums (by keyword: static_argnames), or nn.cond or "
-            f"jnp.where to choose by a traced value"
+            f"expected: {ways}nn.cond or jnp.where to choose by a traced value"
         ) from cause
 
 
