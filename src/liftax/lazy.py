@@ -38,6 +38,7 @@ def lazy(
       'relu'
     """
     homes = _homes(Path(file).with_suffix(".pyi"))
+    public = sorted(name for name in homes if not name.startswith("_"))
 
     def load(name: str) -> object:
         if name not in homes:
@@ -51,7 +52,8 @@ def lazy(
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *homes})
+        # Completion offers what the stub does, not each file that something has imported by now.
+        return sorted({*filter(_is_dunder, vars(sys.modules[package])), *public})
 
     # Importing `package.scan` sets the attribute `scan` of the package to that module, whoever
     # imports it. Where the stub says that `scan` is a function in it, the function it stays.
@@ -70,7 +72,11 @@ def lazy(
             return importlib.import_module, (self.__name__,)
 
     sys.modules[package].__class__ = Package
-    return load, names, sorted(name for name in homes if not name.startswith("_"))
+    return load, names, public
+
+
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
 
 
 def _homes(stub: Path) -> dict[str, tuple[str, str]]:

@@ -24,6 +24,7 @@ import jax
 
 from .. import jax_private
 from ..errors import InvalidNameError, NameInUseError, where
+from ..words import describe
 from . import boxes, refusals
 from .call import Call
 from .filters import Filter
@@ -538,6 +539,12 @@ class Variable:
         self.collection = collection
         self.name = name
         self.unbox = unbox
+
+    def __repr__(self) -> str:
+        place = "/".join((self.collection, *self.scope.path, self.name))
+        held = self.scope.get_variable(self.collection, self.name, _UNSET)
+        said = "no value yet" if held is _UNSET else ", ".join(map(describe, jax.tree.leaves(held)))
+        return f"Variable({place}: {said})"
 
     @property
     def value(self) -> Any:

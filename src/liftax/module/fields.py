@@ -26,6 +26,9 @@ Leaf = TypeVar("Leaf")
 class _Unset:
     """The default of ``parent``: the module whose method runs when the new one is made."""
 
+    def __repr__(self) -> str:
+        return "<the module that runs>"
+
     def __reduce__(self) -> str:
         return "UNSET"  # there is one: a class that travels by value must find it again
 
