@@ -111,9 +111,9 @@ from .layers.weight_norm import WeightNorm as WeightNorm
 from .layout.build import layout as layout
 from .layout.shown import Layout as Layout
 from .module.methods import compact as compact
-from .module.methods import compact_name_scope as compact_name_scope
 from .module.methods import nowrap as nowrap
 from .module.module import Module as Module
+from .module.name_scope import compact_name_scope as compact_name_scope
 from .module.run import apply as apply
 from .module.run import init as init
 from .module.run import init_with_output as init_with_output

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -194,24 +195,21 @@ def save_checkpoint(path: str | os.PathLike[str], tree: Any, *, layout: Any = No
 
 def _wrapped(tree: Any) -> Any:
     """A pytree as nested dicts of arrays that are to be read one by one."""
-    keep, count = Keep(), 0
+    return _readable(tree, (), Keep(), itertools.count(1))
 
-    def walk(node: Any, at: tuple[str, ...]) -> Any:
-        nonlocal count
-        node = unboxed(node)
-        parts = children(node)
-        if parts is not None:
-            return {name: walk(part, (*at, name)) for name, part in parts}
-        if not is_array(node):
-            return node
-        name = name_of(at) if at else "the tree"
-        if isinstance(node, jax.core.Tracer):
-            raise CheckpointError(f"{name} is traced: save outside of jit and grad")
-        if isinstance(node, jax.ShapeDtypeStruct):
-            raise CheckpointError(f"{name} is only a shape, {described(node)}")
-        if jax.dtypes.issubdtype(node.dtype, jax.dtypes.prng_key):
-            raise CheckpointError(f"{name} holds random keys: save jax.random.key_data of them")
-        count += 1
-        return InMemory(node, count, keep)
 
-    return walk(tree, ())
+def _readable(node: Any, at: tuple[str, ...], keep: Keep, numbers: Iterator[int]) -> Any:
+    node = unboxed(node)
+    parts = children(node)
+    if parts is not None:
+        return {name: _readable(part, (*at, name), keep, numbers) for name, part in parts}
+    if not is_array(node):
+        return node
+    name = name_of(at) if at else "the tree"
+    if isinstance(node, jax.core.Tracer):
+        raise CheckpointError(f"{name} is traced: save outside of jit and grad")
+    if isinstance(node, jax.ShapeDtypeStruct):
+        raise CheckpointError(f"{name} is only a shape, {described(node)}")
+    if jax.dtypes.issubdtype(node.dtype, jax.dtypes.prng_key):
+        raise CheckpointError(f"{name} holds random keys: save jax.random.key_data of them")
+    return InMemory(node, next(numbers), keep)

@@ -92,6 +92,21 @@ class Call:
         self.adopted: dict[int, tuple[Any, Any]] = {}
         # The variables that this call made without a lift, to notice ties that a lift cuts.
         self.made_plain: set[tuple[str, tuple[str, ...]]] = set()
+        # What the scopes of the call hold of variables and keys; None for one that does not end.
+        self.held: list[dict[str, Any]] | None = None
+
+    def end(self) -> None:
+        """Ends the call: its scopes let go of all arrays.
+
+        A module and those that its ``setup`` made hold each other, and their scopes, until the
+        garbage collector comes.
+        """
+        self.valid = False
+        self.on_birth = None
+        self.adopted.clear()
+        for held in self.held or ():
+            held.clear()
+        self.held = None
 
     def is_mutable(self, col: str) -> bool:
         found = self._mutable.get(col)
@@ -127,6 +142,7 @@ class LiftedCall(Call):
         self.counters = outer.counters
         self.log = outer.log
         self.boxed = outer.boxed
+        self.held = []
 
     @property
     def lift(self) -> str:  # type: ignore[override]

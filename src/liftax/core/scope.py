@@ -120,15 +120,16 @@ class Scope:
 
     def invalidate(self) -> None:
         """Ends the scope: any later use raises InvalidScopeError."""
-        self.call.valid = False
+        self.call.end()
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[Scope]:
         """Yields the scope and ends it afterwards."""
+        self.call.held = [self._nodes, self.rngs]
         try:
             yield self
         finally:
-            self.invalidate()
+            self.call.end()
 
     def has_flag(self, key: str) -> bool:
         return key in self.call.flags
@@ -221,6 +222,8 @@ class Scope:
         made.call = root
         made.reservations = {}
         made._rewound = None
+        if root.held is not None:
+            root.held += nodes, rngs
         return made
 
     def rewound(self, rewind_rngs: bool = False) -> Scope:
@@ -359,6 +362,8 @@ class Scope:
 
     def has_variable(self, col: str, name: str) -> bool:
         """Tells whether the variable exists here; refuses one that a lift leaves outside."""
+        if self.call.held is None and not self.call.valid:
+            raise refusals.not_valid(self)
         node = self.node(col)
         if node is not None and name in node:
             return True

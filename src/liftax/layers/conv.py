@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..errors import LayerError
-from ..module import Module, compact
+from ..module import Module, compact, nowrap
 from . import initializers, linear
 from ._util import add_bias, check_size, fail, sizes, to_tuple
 from .dtypes import (
@@ -227,6 +227,7 @@ class _Conv(Module):
             y = add_bias(y, bias)
         return y if len(batch) == 1 else jnp.reshape(y, (*batch, *y.shape[1:]))
 
+    @nowrap
     def _convolution(self) -> Callable[..., Any]:
         """The convolution that the options ask for."""
         if self.conv_general_dilated_cls is not None:
@@ -241,6 +242,7 @@ class _Conv(Module):
             return self.conv_general_dilated
         return lax.conv_general_dilated if self.shared_weights else lax.conv_general_dilated_local
 
+    @nowrap
     def _padding(
         self, size: tuple[int, ...], dilation: tuple[int, ...], input_dilation: tuple[int, ...]
     ) -> tuple[str | Pads, Callable[[Array], Array]]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..module import Module, compact
+from ..module import Module, compact, nowrap
 from . import initializers
 from ._util import (
     add_bias,
@@ -293,8 +293,8 @@ class Einsum(Module):
         """Applies the einsum; ``einsum_str`` is given here or to the constructor."""
         equation = merge_option(self, "einsum_str", self.einsum_str, einsum_str).replace(" ", "")
         shape = sizes(self, "shape", self.shape)
-        bias_shape, broadcast_shape = self._bias_shapes(equation, jnp.shape(inputs), shape)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias_shape, broadcast_shape = self._get_bias_shape(equation, inputs, kernel)
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, bias_shape, self.param_dtype)
@@ -312,8 +312,9 @@ class Einsum(Module):
         self, einsum_str: str, lhs: Any, rhs: Any
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """As `_bias_shapes`, of arrays: wrappers that are written for Linen call it."""
-        return self._bias_shapes(einsum_str, lhs.shape, rhs.shape)
+        return self._bias_shapes(einsum_str, jnp.shape(lhs), jnp.shape(rhs))
 
+    @nowrap
     def _bias_shapes(
         self, equation: str, lhs: tuple[int, ...], rhs: tuple[int, ...]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from ..module import Module, compact
+from ..module import Module, compact, nowrap
 from . import initializers
 from ._util import (
     add,
@@ -316,6 +316,7 @@ class GroupNorm(Module):
         over = tuple(i for i in axes if i != last)
         return _rescale(self, x, mean, var, over, (last,), self.use_bias)
 
+    @nowrap
     def _groups(self, channels: int) -> int:
         groups, size = self.num_groups, self.group_size
         if (groups is None) == (size is None):

@@ -122,7 +122,7 @@ class LSTMCell(_LSTM):
         return self._step(c, [gate(name) for name in "ifgo"])
 
 
-class _Weights(Module):
+class DenseParams(Module):
     """The kernel and bias of a map that is applied elsewhere."""
 
     features: int
@@ -132,8 +132,8 @@ class _Weights(Module):
     bias_init: Initializer
 
     @compact
-    def __call__(self, width: int) -> tuple[Array, Array | None]:
-        shape = (width, self.features)
+    def __call__(self, x: Array) -> tuple[Array, Array | None]:
+        shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         if not self.use_bias:
             return kernel, None
@@ -169,22 +169,22 @@ class OptimizedLSTMCell(_LSTM):
         c, h = pair_of(self, carry)
         width = width_of(self, h)
 
-        def joined(x: Array, prefix: str, use_bias: bool, init: Initializer) -> list[Array]:
-            """The sums of ``x`` that go into the gates."""
-            kernels, biases = zip(
-                *(
-                    _Weights(
-                        width,
-                        use_bias,
-                        self.param_dtype,
-                        init,
-                        self.bias_init,
-                        name=prefix + name,
-                    )(x.shape[-1])
-                    for name in "ifgo"
-                ),
-                strict=True,
+        def weights(name: str, x: Array, use_bias: bool, init: Initializer) -> Any:
+            made = DenseParams(width, use_bias, self.param_dtype, init, self.bias_init, name=name)
+            return made(x)
+
+        # In the order in which the variables stand in what init returns.
+        gates = [
+            (
+                weights("i" + name, inputs, False, self.kernel_init),
+                weights("h" + name, h, True, self.recurrent_kernel_init),
             )
+            for name in "ifgo"
+        ]
+
+        def joined(x: Array, side: int, use_bias: bool) -> list[Array]:
+            """The sums of ``x`` that go into the gates."""
+            kernels, biases = zip(*(gate[side] for gate in gates), strict=True)
             bias = jnp.concatenate(biases, axis=-1) if use_bias else None
             x, kernel, bias = promote_dtype(
                 x, jnp.concatenate(kernels, axis=-1), bias, dtype=self.dtype
@@ -193,8 +193,7 @@ class OptimizedLSTMCell(_LSTM):
             y = dot(x, kernel)
             return jnp.split(y if bias is None else add_bias(y, bias), 4, axis=-1)
 
-        from_state = joined(h, "h", True, self.recurrent_kernel_init)
-        from_input = joined(inputs, "i", False, self.kernel_init)
+        from_state, from_input = joined(h, 1, True), joined(inputs, 0, False)
         return self._step(c, [a + b for a, b in zip(from_state, from_input, strict=True)])
 
 

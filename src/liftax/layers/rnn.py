@@ -187,12 +187,12 @@ class RNN(Module):
             carry = self.cell.initialize_carry(key, step_shape)
         keep_history = seq_lengths is not None and return_carry and inputs.shape[axis] != 0
 
-        def step(cell: RNNCellBase, carry: Any, x: Array) -> Any:
+        def scan_fn(cell: RNNCellBase, carry: Any, x: Array) -> Any:
             carry, y = cell(carry, x)
             return carry, ((carry, y) if keep_history else y)
 
         run = scan(
-            step,
+            scan_fn,
             in_axes=axis,
             out_axes=(0, axis) if keep_history else axis,
             unroll=self.unroll,

@@ -89,11 +89,14 @@ class SpectralNorm(Module):
 
         def normalize(variables: Any) -> Any:
             return jax.tree_util.tree_map_with_path(
-                lambda path, x: self._normalize(path, x, update_stats), variables
+                lambda path, x: self._spectral_normalize(path, x, update_stats), variables
             )
 
+        def layer_forward(layer: Module) -> Any:
+            return layer(*args, **kwargs)
+
         run = map_variables(
-            lambda layer: layer(*args, **kwargs),
+            layer_forward,
             "params",
             trans_in_fn=normalize,
             init=self.is_initializing(),
@@ -101,7 +104,7 @@ class SpectralNorm(Module):
         )
         return run(self.layer_instance)
 
-    def _normalize(self, path: Any, x: Any, update_stats: bool) -> Any:
+    def _spectral_normalize(self, path: Any, x: Any, update_stats: bool) -> Any:
         x = as_array(x)
         if x.ndim <= 1:
             return x
@@ -189,17 +192,20 @@ class WeightNorm(Module):
             )
 
         def normalize(variables: Any) -> Any:
-            return jax.tree_util.tree_map_with_path(self._normalize, variables)
+            return jax.tree_util.tree_map_with_path(self._l2_normalize, variables)
+
+        def layer_forward(layer: Module) -> Any:
+            return layer(*args, **kwargs)
 
         run = map_variables(
-            lambda layer: layer(*args, **kwargs),
+            layer_forward,
             "params",
             trans_in_fn=normalize,
             init=self.is_initializing(),
         )
         return run(self.layer_instance)
 
-    def _normalize(self, path: Any, x: Any) -> Any:
+    def _l2_normalize(self, path: Any, x: Any) -> Any:
         x = as_array(x)
         name = _path_in(self.layer_instance, path)
         if self.variable_filter and not any(part in name for part in self.variable_filter):

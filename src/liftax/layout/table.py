@@ -61,18 +61,15 @@ def as_rich(layout: LayoutData) -> Any:
         )
 
     tree = Tree(coloured(_module_line(layout)), guide_style="dim")
-
-    def grow(branch: Tree, parent: int | None) -> None:
-        for index in layout.children.get(parent, ()):
-            lift = layout.lifts[index]
-            where = f"  · {lift.where}" if lift.where else ""
-            extras = f"\n{lift_extras(lift)}" if lift_extras(lift) else ""
-            text = Text.assemble(
-                (lift_title(lift), f"bold {_colour(index)}"), (where, "dim"), (extras, "dim")
-            )
-            grow(branch.add(text), index)
-
-    grow(tree, None)
+    branches: dict[int | None, Tree] = {None: tree}
+    for parent, index in _downward(layout):
+        lift = layout.lifts[index]
+        where = f"  · {lift.where}" if lift.where else ""
+        extras = f"\n{lift_extras(lift)}" if lift_extras(lift) else ""
+        text = Text.assemble(
+            (lift_title(lift), f"bold {_colour(index)}"), (where, "dim"), (extras, "dim")
+        )
+        branches[index] = branches[parent].add(text)
 
     table = Table(box=_box(), pad_edge=False, header_style="bold", expand=False)
     longest = max((len(f.name) for f in fold(layout.variables)), default=0)
@@ -203,6 +200,13 @@ def _colour(lift: int) -> str:
     return _COLOURS[lift % len(_COLOURS)]
 
 
+def _downward(layout: LayoutData, parent: int | None = None) -> Iterator[tuple[int | None, int]]:
+    """Yields each lift after the one around it, with that."""
+    for index in layout.children.get(parent, ()):
+        yield parent, index
+        yield from _downward(layout, index)
+
+
 def _box() -> Any:
     from rich import box
 
@@ -214,20 +218,15 @@ def _box() -> Any:
 
 def _plain_text(layout: LayoutData, width: int) -> str:
     lines = ["".join(s.text for s in _module_line(layout))]
-
-    def grow(parent: int | None, prefix: str) -> None:
-        inside = layout.children.get(parent, ())
-        for index in inside:
-            last = index == inside[-1]
-            lift = layout.lifts[index]
-            where = f"  · {lift.where}" if lift.where else ""
-            lines.append(f"{prefix}{'└── ' if last else '├── '}{lift_title(lift)}{where}")
-            deeper = prefix + ("    " if last else "│   ")
-            if lift_extras(lift):
-                lines.append(deeper + lift_extras(lift))
-            grow(index, deeper)
-
-    grow(None, "")
+    prefixes: dict[int | None, str] = {None: ""}
+    for parent, index in _downward(layout):
+        last = index == layout.children[parent][-1]
+        lift, prefix = layout.lifts[index], prefixes[parent]
+        where = f"  · {lift.where}" if lift.where else ""
+        lines.append(f"{prefix}{'└── ' if last else '├── '}{lift_title(lift)}{where}")
+        prefixes[index] = prefix + ("    " if last else "│   ")
+        if lift_extras(lift):
+            lines.append(prefixes[index] + lift_extras(lift))
     if layout.variables:
         rows = [["variable", "axes", "dtype", "bytes", "along"]]
         for total in layout.collections:

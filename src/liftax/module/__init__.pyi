@@ -10,9 +10,9 @@ from .linen_names import _get_unbound_fn as _get_unbound_fn
 from .linen_names import run_interceptors as run_interceptors
 from .linen_names import wrap_method_once as wrap_method_once
 from .methods import compact as compact
-from .methods import compact_name_scope as compact_name_scope
 from .methods import nowrap as nowrap
 from .module import Module as Module
+from .name_scope import compact_name_scope as compact_name_scope
 from .run import apply as apply
 from .run import init as init
 from .run import init_with_output as init_with_output

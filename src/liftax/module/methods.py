@@ -71,48 +71,6 @@ def nowrap(fun: Fn) -> Fn:
     return fun
 
 
-def compact_name_scope(fun: Fn) -> Fn:
-    """Puts the submodules of a method under the method's own name.
-
-    Like `compact`, but the submodules of the method live one level deeper, and their
-    automatic names start over there; its own variables stay the module's. A module may have any
-    number of such methods.
-
-    Args:
-      fun: a method of a module.
-
-    Example:
-      >>> import jax, liftax as nn
-      >>> class Two(nn.Module):
-      ...     @nn.compact_name_scope
-      ...     def up(self, x):
-      ...         return nn.Dense(8)(x)
-      ...     @nn.compact_name_scope
-      ...     def down(self, x):
-      ...         return nn.Dense(2)(x)
-      ...     def __call__(self, x):
-      ...         return self.down(self.up(x))
-      >>> variables = Two().init(jax.random.key(0), jax.numpy.ones(3))
-      >>> {name: sorted(sub) for name, sub in sorted(variables['params'].items())}
-      {'down': ['Dense_0'], 'up': ['Dense_0']}
-    """
-
-    @functools.wraps(fun)
-    def scoped(self: Variables, *args: object, **kwargs: object) -> object:
-        state = state_of(self)
-        before = state.cursors, state.within
-        assert self.scope is not None  # a compact method is called on bound modules only
-        # Reused: the method may be called again, and its submodules are the same ones then.
-        state.cursors, state.within = {}, self.scope.push(fun.__name__, reuse=True)
-        try:
-            return fun(self, *args, **kwargs)
-        finally:
-            state.cursors, state.within = before
-
-    scoped.compact = True  # type: ignore[attr-defined]
-    return scoped  # type: ignore[return-value]
-
-
 _LEFT_ALONE = frozenset(
     """__init__ __post_init__ __eq__ __ne__ __hash__ __repr__ __str__ __format__ __dir__ __del__
     __getattr__ __getattribute__ __setattr__ __delattr__ __getstate__ __setstate__ __reduce__
@@ -227,8 +185,10 @@ def call_method(
 
         if scope is not None:
             capture = scope.call.flags.get("capture_intermediates")
-            if capture is not None and capture(module, name):
-                module.sow("intermediates", name, y)
+            if capture is not None:
+                called, told = _told(method, module, name)
+                if capture(called, told):
+                    called.sow("intermediates", told, y)
         return y
     except Exception as error:
         if scope is not None:
@@ -271,11 +231,18 @@ def intercepted(
         with jax.named_scope(_profile_name(module, name)):
             return method(module, *args, **kwargs)
 
-    context = InterceptorContext(module, name, functools.partial(method, module))
+    called, told = _told(method, module, name)
+    context = InterceptorContext(called, told, functools.partial(method, module))
     call: Function = run
     for interceptor in reversed(interceptors):
         call = functools.partial(_intercepted, interceptor, call, context)
     return call(*args, **kwargs)
+
+
+def _told(method: Function, module: Variables, name: str) -> tuple[Variables, str]:
+    """Returns which module's method those who watch are told of; see name_scope.py."""
+    told_as = getattr(method, "told_as", None)
+    return (module, name) if told_as is None else (told_as(module), "__call__")
 
 
 def _intercepted(

@@ -42,7 +42,7 @@ class Standing(NamedTuple):
 
 
 LIFTED = "<lambda>"
-"""What interceptors are told of a lifted method; the method inside has its own name."""
+"""What interceptors are told of a module that a lift takes; methods inside have their names."""
 
 
 class State:
@@ -56,6 +56,7 @@ class State:
       children: the submodules by name, and None for each variable, for display.
       held: the fields that have modules in them, None before the module is bound.
       within: the scope of a ``compact_name_scope`` method that runs now, or None.
+      announced: whether interceptors heard that a lift takes it.
       again: whether ``setup`` ran outside already, of a clone inside a lift.
     """
 
@@ -65,6 +66,7 @@ class State:
     held: list[str] | None = None
     within: Scope | None = None
     again = False
+    announced = False
 
     def __init__(self) -> None:
         self.cursors: dict[str, int] = {}

@@ -31,6 +31,7 @@ T = TypeVar("T")
 Path = tuple[str, ...]
 Tree = dict[str, Any]
 """Variables as shapes, by name: a tree for the user to look into."""
+_Owned = dict[Path, dict[str, Tree]]
 
 
 def size_and_bytes(tree: object) -> tuple[int, int]:
@@ -292,27 +293,29 @@ def _inputs(args: tuple[object, ...], kwargs: dict[str, object]) -> object:
     return everything[0] if len(everything) == 1 else everything
 
 
-def _by_owner(variables: Mapping[str, Tree], paths: set[Path]) -> dict[Path, dict[str, Tree]]:
+def _by_owner(variables: Mapping[str, Tree], paths: set[Path]) -> _Owned:
     """Divides the variables among modules: each goes to the nearest of `paths` at or above it."""
-    owned: dict[Path, dict[str, Tree]] = {}
-
-    def walk(tree: object, path: Path, owner: Path, collection: str) -> None:
-        if path in paths:
-            owner = path
-        if isinstance(tree, Mapping) and (tree or not path):
-            for name, value in tree.items():
-                walk(value, (*path, name), owner, collection)
-            return
-        into = owned.setdefault(owner, {}).setdefault(collection, {})
-        *parents, name = path[len(owner) :] or ("",)
-        for parent in parents:
-            into = into.setdefault(parent, {})
-        if path != owner:
-            into[name] = tree
-
+    owned: _Owned = {}
     for collection, tree in variables.items():
-        walk(tree, (), (), collection)
+        _divide(tree, (), (), collection, paths, owned)
     return owned
+
+
+def _divide(
+    tree: object, path: Path, owner: Path, collection: str, paths: set[Path], owned: _Owned
+) -> None:
+    if path in paths:
+        owner = path
+    if isinstance(tree, Mapping) and (tree or not path):
+        for name, value in tree.items():
+            _divide(value, (*path, name), owner, collection, paths, owned)
+        return
+    into = owned.setdefault(owner, {}).setdefault(collection, {})
+    *parents, name = path[len(owner) :] or ("",)
+    for parent in parents:
+        into = into.setdefault(parent, {})
+    if path != owner:
+        into[name] = tree
 
 
 def _costs(

@@ -13,6 +13,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from ..core.cache_keys import typed
 from ..core.scope import Variable
 from ..errors import (
@@ -24,7 +26,7 @@ from ..errors import (
 from ..module.attach import is_module, own_methods
 from ..module.detach import Detached, without_modules
 from ..module.methods import intercepted, wrapped
-from ..module.state import LIFTED, local, watch
+from ..module.state import LIFTED, NEW, watch
 from ..words import kind_of
 
 Target = TypeVar("Target", bound=Callable[..., Any])
@@ -44,7 +46,7 @@ def remembered(lift: F) -> F:
     @functools.wraps(lift)
     def again(target: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(target, functools.partial) and _is_module_class(target.func):
-            lifted = again(target.func, *args, **kwargs)
+            lifted = remembered(lift)(target.func, *args, **kwargs)
             return functools.partial(lifted, *target.args, **target.keywords)
         if not _is_module_class(target):
             return lift(target, *args, **kwargs)
@@ -208,13 +210,9 @@ class _Nest(NamedTuple):
 def _lifted(name: str, fn: Callable[..., Any], nest: _Nest) -> Callable[..., Any]:
     method, cls, ((innermost, inside), *others), _ = nest
     outside = nest.lifts[-1][1]
-    # For interceptors, a lift over a lifted class is a call of that class.
-    apart = _lifted(name, fn, _Nest(wrapped(fn), outside, nest.lifts[-1:])) if others else None
 
     @functools.wraps(fn)
     def lifted(module: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if watch().interceptors and _is_called_from_outside(module):
-            return _heard(apart or lifted, module, args, kwargs)
         if is_module(module) and module.scope is None:
             # Only to raise the error of an unbound call.
             return method(module, *args, **kwargs)
@@ -222,6 +220,8 @@ def _lifted(name: str, fn: Callable[..., Any], nest: _Nest) -> Callable[..., Any
         detached = Detached([module, *taken], cls)
         if not detached.scopes:
             raise _unbound(name, outside, module)
+        if watch().interceptors:
+            _announce(detached, [target for _, target in reversed(others)])
         body = Body(method, inside, detached, fill)
         run = innermost(body)
         for core_lift, target in others:
@@ -229,23 +229,36 @@ def _lifted(name: str, fn: Callable[..., Any], nest: _Nest) -> Callable[..., Any
             run = core_lift(body)
         return run(detached.scopes, *args, **kwargs)
 
-    lifted.nowrap = True  # type: ignore[attr-defined]
+    lifted.wrapped_method = True  # type: ignore[attr-defined]
     return lifted
 
 
-def _heard(lifted: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
-    """Calls a lifted method by way of the interceptors."""
-    local.stack.append(module)
-    try:
-        return intercepted(lifted, LIFTED, module, args, kwargs)
-    finally:
-        local.stack.pop()
+def _announce(detached: Detached, classes: Sequence[Any] = ()) -> None:
+    """Tells interceptors of the modules that a lift takes before any method of theirs has run.
+
+    Linen tries their ``setup`` then, by calling a method that returns its argument, on a copy
+    that nobody uses: what interceptors make of it is lost there, and here.
+
+    Args:
+      classes: those between the first module's and the one that it is inside all lifts.
+    """
+    for module in detached.found.values():
+        if not is_module(module):
+            continue
+        state = module._state
+        if state.setup != NEW or state.again or state.announced:
+            continue
+        state.announced = True
+        for cls in [type(module), *(classes if module is detached.values[0] else ())]:
+            told = module
+            if cls is not type(module):
+                told = object.__new__(cls)
+                told.__dict__.update(module.__dict__)
+            intercepted(_returned, LIFTED, told, (np.zeros((), np.int32),), {})
 
 
-def _is_called_from_outside(module: Any) -> bool:
-    """Whether a bound module runs no method yet, so that interceptors are to hear of the call."""
-    bound = is_module(module) and module.scope is not None
-    return bound and all(running is not module for running in local.stack)
+def _returned(module: Any, x: Any) -> Any:
+    return x
 
 
 def call_functions(
@@ -276,6 +289,8 @@ def call_functions(
     detached = Detached([module, *taken], branches=len(functions) > 1)
     if not detached.scopes:
         raise _unbound(lift, functions[0], module)
+    if watch().interceptors:
+        _announce(detached)
     bodies = [Body(wrapped(fn), fn, detached, fill) for fn in functions]
     return bodies, detached.scopes, plain[0]
 

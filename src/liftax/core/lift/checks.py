@@ -143,17 +143,17 @@ def _changes(at: Placed, name: str, old: Any, new: Any) -> CarryError:
 
 def check_carried(at: Placed, before: Group, after: Group) -> None:
     """Raises CarryError where the body writes a carried variable of another kind."""
-
-    def walk(path: tuple[str, ...], old: Any, new: Any) -> None:
-        if isinstance(old, dict) and isinstance(new, dict):
-            for name, value in old.items():
-                walk((*path, name), value, new[name])
-        elif old is not new:
-            check_variable(at, path, old, new)
-
     for group, written in zip(before, after, strict=True):
         for col, node in group.items():
-            walk((col,), node, written[col])
+            _check_node(at, (col,), node, written[col])
+
+
+def _check_node(at: Placed, path: tuple[str, ...], old: Any, new: Any) -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name, value in old.items():
+            _check_node(at, (*path, name), value, new[name])
+    elif old is not new:
+        check_variable(at, path, old, new)
 
 
 def check_variable(at: Placed, path: tuple[str, ...], old: Any, new: Any) -> None:

@@ -453,7 +453,7 @@ class Opening(Around):
     def close(self, inner: Sequence[Scope]) -> None:
         """Ends the inner scopes."""
         for scope in inner:
-            scope.call.valid = False
+            scope.call.end()
 
     def merged(self, groups: Iterable[Group]) -> Group:
         """Returns groups as one, in the order of the lift's arguments, in which Linen writes."""

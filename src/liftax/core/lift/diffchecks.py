@@ -54,22 +54,22 @@ def check_cotangent(place: str, y_bar: Any, cause: Exception) -> None:
 
 def check_named(opening: Opening, values: Group, given: Sequence[Mapping[str, Any]]) -> None:
     """Raises DifferentiationError where tangents are given for what is no variable."""
-
-    def walk(path: tuple[str, ...], node: Any, tangent: Any) -> None:
-        if not (isinstance(node, Mapping) and isinstance(tangent, Mapping)):
-            return
-        for name, part in tangent.items():
-            if name in node:
-                walk((*path, name), node[name], part)
-            elif not isinstance(part, Mapping) or part:
-                kind = "variable" if path else "collection"
-                raise DifferentiationError(
-                    f"{opening.place}: variable_tangents has {'/'.join((*path, name))!r}, which "
-                    f"is no {kind} here; there are {', '.join(map(repr, list(node)[:8])) or 'none'}"
-                )
-
     for group, tangents in zip(values, given, strict=True):
-        walk((), group, tangents)
+        _check_names(opening, (), group, tangents)
+
+
+def _check_names(opening: Opening, path: tuple[str, ...], node: Any, tangent: Any) -> None:
+    if not (isinstance(node, Mapping) and isinstance(tangent, Mapping)):
+        return
+    for name, part in tangent.items():
+        if name in node:
+            _check_names(opening, (*path, name), node[name], part)
+        elif not isinstance(part, Mapping) or part:
+            kind = "variable" if path else "collection"
+            raise DifferentiationError(
+                f"{opening.place}: variable_tangents has {'/'.join((*path, name))!r}, which "
+                f"is no {kind} here; there are {', '.join(map(repr, list(node)[:8])) or 'none'}"
+            )
 
 
 def check_tangents(

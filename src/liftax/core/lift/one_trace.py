@@ -47,18 +47,18 @@ Place = tuple[Any, ...]
 def flat(group: Group) -> dict[Place, Any]:
     """Returns the variables of a group by place."""
     found: dict[Place, Any] = {}
-
-    def walk(place: Place, node: Any) -> None:
-        if isinstance(node, dict) and node:
-            for name, value in node.items():
-                walk((*place, name), value)
-        else:
-            found[place] = node
-
     for top, collections in enumerate(group):
         for col, node in collections.items():
-            walk((top, col), node)
+            _find((top, col), node, found)
     return found
+
+
+def _find(place: Place, node: Any, found: dict[Place, Any]) -> None:
+    if isinstance(node, dict) and node:
+        for name, value in node.items():
+            _find((*place, name), value, found)
+    else:
+        found[place] = node
 
 
 def nested(places: Mapping[Place, Any], scopes: int) -> Group:

@@ -254,12 +254,14 @@ class _Call:
 
         def step(state: Any, x: Any) -> Any:
             inner, after, ys = self.body(state[0], state[1], x)
-            if self.opening.read_only:
-                return (after, state[1]), (ys, [])
-            written = flat(self.opening.written(inner, CARRY))
-            if written.keys() - state[1].keys():
-                raise _Retrace
-            return (after, self.kept(state[1], written)), (ys, self.stacked(inner))
+            carried, stacked = state[1], []
+            if not self.opening.read_only:
+                written = flat(self.opening.written(inner, CARRY))
+                if written.keys() - carried.keys():
+                    raise _Retrace
+                carried, stacked = self.kept(carried, written), self.stacked(inner)
+            self.opening.close(inner)
+            return (after, carried), (ys, stacked)
 
         try:
             if self.tally.goes_on and self.tally.twice and not self.traced:
@@ -290,7 +292,10 @@ class _Call:
     # --- the body ---------------------------------------------------------------
 
     def body(self, carry: list[Any], carried: dict[Place, Any], x: Any) -> Any:
-        """Runs the user's body once; returns the inner scopes, the carry's and the ys' leaves."""
+        """Runs the user's body once; returns the inner scopes, the carry's and the ys' leaves.
+
+        The scopes are to be closed when what was written is taken out of them.
+        """
         opening, plan = self.opening, self.plan
         moving, stacked, split_keys = x
         shared = self.shared
@@ -323,7 +328,6 @@ class _Call:
         ys, self.y_def = jax.tree.flatten(out[1])
         self.y_axes = axes_of(plan.out_axes, out[1], len(ys), opening, "out_axes")
         check_out_axes(opening, out[1], self.y_axes, shared=broadcast)
-        opening.close(inner)
         return inner, after, ys
 
     def kept(self, before: dict[Place, Any], written: dict[Place, Any]) -> dict[Place, Any]:
@@ -417,8 +421,10 @@ class _Call:
         moving = [y for y, axis in both if axis is not broadcast]
         constant = [y if axis is broadcast else None for y, axis in both]
         invariants = changed, jax.tree.unflatten(self.y_def, constant)
+        stacked = self.stacked(inner)
         marks.end()
-        return (after, kept), born, (moving, self.stacked(inner)), invariants
+        self.opening.close(inner)
+        return (after, kept), born, (moving, stacked), invariants
 
     def result(self, loop: Loop, state: Any, born: dict[Place, Any], out: Any) -> _Result:
         """Returns what came out of the loop."""
