@@ -89,3 +89,61 @@ def programs_of(eqn: Any) -> Iterator[jex.ClosedJaxpr]:
 def given_name(eqn: Any) -> str | None:
     """Returns the name that `jax.ad_checkpoint.checkpoint_name` gives here, if it does."""
     return params_of(eqn)["name"] if name_of(eqn) in NAMING else None
+
+
+def quiet(jaxpr: jex.Jaxpr, *, inner: bool = False) -> jex.Jaxpr:
+    """Returns a program that computes the same outputs and does nothing besides.
+
+    Prints, callbacks and checks go; so do writes to references that no output reads. What
+    an output needs stays, and counts as pure.
+
+    Args:
+      inner: whether it is called by another program. Then references that it writes may be
+        read there, and what an output needs keeps its effects: its order is in them.
+    """
+    if not jaxpr.effects:
+        return jaxpr
+    live = {atom for atom in jaxpr.outvars if jax_private.is_variable(atom)}
+    if inner:
+        live |= jax_private.written(jaxpr.effects)
+    eqns = []
+    for eqn in reversed(jaxpr.eqns):
+        needed = not live.isdisjoint(eqn.outvars)
+        if needed or not live.isdisjoint(jax_private.written(eqn.effects)):
+            live |= {atom for atom in eqn.invars if jax_private.is_variable(atom)}
+            eqns.append(_quieted(eqn, inner) if eqn.effects else eqn)
+    return jaxpr.replace(eqns=eqns[::-1], effects=jax_private.among(jaxpr.effects, eqns))
+
+
+def _quieted(eqn: Any, inner: bool) -> Any:
+    """Returns an equation with the programs that it calls quiet."""
+    called: list[Any] = []
+    params = {name: _quiet_value(value, called) for name, value in params_of(eqn).items()}
+    effects = jax_private.among(eqn.effects, called if called or not inner else [eqn])
+    prim = eqn.params.get("_prim")
+    if prim is not None:
+        params = {**eqn.params, "_prim": jax_private.with_params(prim, params, effects)}
+    return eqn.replace(params=params, effects=effects)
+
+
+def _quiet_value(value: Any, called: list[Any]) -> Any:
+    """Returns a parameter of an equation with the programs in it quiet; lists those."""
+    if isinstance(value, (tuple, list)):
+        parts = [_quiet_value(part, called) for part in value]
+        same = all(new is old for new, old in zip(parts, value, strict=True))
+        return value if same else type(value)(parts)
+    program = jax_private.with_program(value, lambda jaxpr: quiet(jaxpr, inner=True))
+    if program is None:
+        return value
+    called.append(program)
+    return program
+
+
+def acts(eqn: Any) -> bool:
+    """Tells whether an equation does something besides computing and using references."""
+    return bool(eqn.effects - jax_private.among(eqn.effects))
+
+
+def calmed(eqn: Any) -> Any:
+    """Returns an equation as one that need not be run if nothing needs its outputs."""
+    return eqn.replace(effects=jax_private.among(eqn.effects))

@@ -5,10 +5,11 @@ Everything here works on jax 0.10 to 0.12. How an equation is read stands in `eq
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -149,70 +150,29 @@ def as_program(value: Any) -> jex.ClosedJaxpr | None:
     return _Closed(value, ()) if isinstance(value, _Open) else None
 
 
-def quiet(jaxpr: jex.Jaxpr, *, inner: bool = False) -> jex.Jaxpr:
-    """Returns a program that computes the same outputs and does nothing besides.
-
-    Prints, callbacks and checks go; so do writes to references that no output reads. What
-    an output needs stays, and counts as pure.
-
-    Args:
-      inner: whether it is called by another program. Then references that it writes may be
-        read there, and what an output needs keeps its effects: its order is in them.
-    """
-    if not jaxpr.effects:
-        return jaxpr
-    live = {atom for atom in jaxpr.outvars if is_variable(atom)}
-    if inner:
-        live |= _written(jaxpr.effects)
-    eqns = []
-    for eqn in reversed(jaxpr.eqns):
-        if live.isdisjoint(eqn.outvars) and live.isdisjoint(_written(eqn.effects)):
-            continue
-        live |= {atom for atom in eqn.invars if is_variable(atom)}
-        if eqn.effects:
-            called: list[Any] = []
-            params = {name: _quieted(value, called) for name, value in eqn.params.items()}
-            needed = [*called] if called or not inner else [eqn]
-            eqn = eqn.replace(params=params, effects=_among(eqn.effects, needed))
-        eqns.append(eqn)
-    return jaxpr.replace(eqns=eqns[::-1], effects=_among(jaxpr.effects, eqns))
-
-
-def _quieted(value: Any, called: list[Any]) -> Any:
-    """Returns a parameter of an equation with the programs in it quiet; lists those."""
-    if isinstance(value, (tuple, list)):
-        parts = [_quieted(part, called) for part in value]
-        same = all(new is old for new, old in zip(parts, value, strict=True))
-        return value if same else type(value)(parts)
+def with_program(value: Any, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> Any:
+    """Returns a parameter of an equation, if it is a program, as what ``change`` makes of that."""
     if isinstance(value, _Open):
-        value = quiet(value, inner=True)
-    elif isinstance(value, _Closed):
-        value = value.replace(jaxpr=quiet(value.jaxpr, inner=True))
-    else:
-        return value
-    called.append(value)
-    return value
+        return change(value)
+    return value.replace(jaxpr=change(value.jaxpr)) if isinstance(value, _Closed) else None
 
 
-def _written(effects: Any) -> set[Any]:
+def with_params(prim: Any, params: Mapping[str, Any], effects: Any) -> Any:
+    """Returns a hijax primitive with other parameters, which are its attributes as well."""
+    made = copy.copy(prim)
+    made.__dict__.update(params, params=dict(params), effects=frozenset(effects))
+    return made
+
+
+def written(effects: Any) -> set[Any]:
     """Returns the references that effects are on."""
     return {e.input for e in effects if isinstance(e, _effects.JaxprInputEffect)}
 
 
-def _among(effects: Any, parts: Sequence[Any]) -> Any:
+def among(effects: Any, parts: Sequence[Any] = ()) -> Any:
     """Returns those of some effects that ``parts`` have, or that only say what values depend on."""
     plain = (_effects.JaxprInputEffect, _core.NamedAxisEffect, _core.InternalMutableArrayEffect)
     return {e for e in effects if isinstance(e, plain) or any(e in part.effects for part in parts)}
-
-
-def acts(eqn: Any) -> bool:
-    """Tells whether an equation does something besides computing and using references."""
-    return bool(eqn.effects - _among(eqn.effects, ()))
-
-
-def calmed(eqn: Any) -> Any:
-    """Returns an equation as one that need not be run if nothing needs its outputs."""
-    return eqn.replace(effects=_among(eqn.effects, ()))
 
 
 def register_constant(primitive: Any, value: Any) -> None:
@@ -350,9 +310,17 @@ class _Run(_Units):
 
 
 def _traced_by(kind: type, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``fn`` so that JAX traces it by a trace of class ``kind``.
+
+    `jax.make_jaxpr` makes the trace, and cannot be told of which class. To make one here would
+    mean to repeat all that it does around it (the frame, the constants, the names for messages,
+    the check for leaks), which is written anew in every release; to evaluate the finished program
+    instead would come too late, as its equations are inlined by then. Another class for the
+    object that is there leans on one thing: that the subclass adds no slots, which Python checks.
+    """
+
     @functools.wraps(fn)
     def run(*args: Any) -> Any:
-        # JAX makes the trace itself, and cannot be told of which class.
         current_trace().__class__ = kind
         return fn(*args)
 
@@ -361,7 +329,9 @@ def _traced_by(kind: type, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def in_units(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Returns ``fn`` for `jax.make_jaxpr`, as the units in which JAX would run it."""
-    # From 0.11 on JAX inlines what Linen makes before a loop as it inlines what is in it.
+    # Linen makes what stands before a loop by partial evaluation: up to 0.10 that ran each call
+    # that is known as JAX came to it, in its unit; from 0.11 on JAX writes all of it down first,
+    # inlined. Nothing that can be asked of a release says which, so its number does.
     return _traced_by(_Units, fn) if jax.__version_info__ < (0, 11) else fn
 
 

@@ -165,6 +165,26 @@ def test_lazy_init_of_inputs_without_values_has_none(loop):
     assert found == []
 
 
+def test_a_print_in_what_is_made_before_the_loop_comes_once_an_iteration(remat3):
+    if remat3 and jax.__version_info__ < (0, 11):
+        pytest.skip("this JAX forgets the effects of what is recomputed")
+
+    def half(x):
+        jax.debug.callback(note, x)
+        return x / 2
+
+    class Prints(nn.Module):
+        @nn.compact
+        def __call__(self, c, x):
+            return c + self.param("w", lambda key: jax.checkpoint(half)(jnp.ones(()))), x
+
+    (_, variables), found = seen(
+        lambda: nn.scan(Prints, **SHARED)().init_with_output(jax.random.key(0), jnp.zeros(()), XS)
+    )
+    assert found == [1.0] * 3
+    assert float(variables["params"]["w"]) == 0.5
+
+
 def test_references_from_outside():
     ref = jax.new_ref(jnp.zeros(()))
 

@@ -60,10 +60,7 @@ FLAGS = {
     "jax_debug_nans": _switch("jax_debug_nans"),
     "jax_enable_checks": _switch("jax_enable_checks"),
     # It empties every cache at each step, so an eager run takes minutes; leaks are in the tracing.
-    # One model stands for all; tests/faults/test_leaked_tracers.py has every lift.
-    "jax_check_tracer_leaks": Flag(
-        (("jax_check_tracer_leaks", True),), traced_only=True, models=("scan",)
-    ),
+    "jax_check_tracer_leaks": Flag((("jax_check_tracer_leaks", True),), traced_only=True),
     "jax_numpy_dtype_promotion": _switch("jax_numpy_dtype_promotion", "strict"),
     "jax_enable_x64": _switch("jax_enable_x64"),
 }

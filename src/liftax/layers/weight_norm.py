@@ -92,7 +92,7 @@ class SpectralNorm(Module):
                 lambda path, x: self._spectral_normalize(path, x, update_stats), variables
             )
 
-        def layer_forward(layer: Module) -> Any:
+        def layer_forward(layer: Any) -> Any:
             return layer(*args, **kwargs)
 
         run = map_variables(
@@ -194,7 +194,7 @@ class WeightNorm(Module):
         def normalize(variables: Any) -> Any:
             return jax.tree_util.tree_map_with_path(self._l2_normalize, variables)
 
-        def layer_forward(layer: Module) -> Any:
+        def layer_forward(layer: Any) -> Any:
             return layer(*args, **kwargs)
 
         run = map_variables(

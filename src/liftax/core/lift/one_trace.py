@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ... import jax_private
-from ...equations import programs_of
+from ... import equations, jax_private
 from ...errors import LiftaxError, LoopDependentError, SplitSharedError
 from ...words import describe, names_on
 from ..linen_keys import draw_p
@@ -277,7 +276,7 @@ def draws_again(program: jex.Jaxpr) -> bool:
     """Tells whether a part of the program draws keys for which a second trace has others."""
     return any(
         (eqn.primitive is draw_p and eqn.params["draw"].first is not None)
-        or any(draws_again(inner.jaxpr) for inner in programs_of(eqn))
+        or any(draws_again(inner.jaxpr) for inner in equations.programs_of(eqn))
         for eqn in program.eqns
     )
 
@@ -288,7 +287,7 @@ def _alone(jaxpr: jex.Jaxpr, outvars: Sequence[Any]) -> Pruned:
     What the body does besides, such as printing, it does in the loop, once an iteration.
     """
     outside = jax_private.rewire(jaxpr, invars=jaxpr.invars, outvars=outvars, eqns=jaxpr.eqns)
-    return jax_private.prune(jax_private.quiet(outside), [True] * len(outvars))
+    return jax_private.prune(equations.quiet(outside), [True] * len(outvars))
 
 
 def _without(eqns: Sequence[Any], *before: Pruned) -> list[Any]:
@@ -300,8 +299,8 @@ def _without(eqns: Sequence[Any], *before: Pruned) -> list[Any]:
     done = {var for program, _ in before for eqn in program.eqns for var in eqn.outvars}
 
     def quiet(eqn: Any) -> Any:
-        again = jax_private.acts(eqn) and not done.isdisjoint(eqn.outvars)
-        return jax_private.calmed(eqn) if again else eqn
+        again = equations.acts(eqn) and not done.isdisjoint(eqn.outvars)
+        return equations.calmed(eqn) if again else eqn
 
     return [quiet(eqn) for eqn in eqns]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from ... import jax_private
+from ... import equations, jax_private
 from ...errors import LazyInitError
 from ..streams import as_streams, is_key
 from .kept import KeptLoops
@@ -122,7 +122,7 @@ class _Init:
             return self.as_it_is()
         jaxpr = jax_private.consts_as_inputs(closed)
         if any(self.abstract):  # nothing to print of an input that has no value
-            jaxpr = jax_private.quiet(jaxpr)
+            jaxpr = equations.quiet(jaxpr)
         small, used = jax_private.prune(jaxpr, [True] * len(jaxpr.outvars))
         unknown = [False] * len(closed.consts) + self.abstract
         if any(u and a for u, a in zip(used, unknown, strict=True)):
