@@ -7,6 +7,7 @@ from .layers.dtypes import PrecisionLike as PrecisionLike
 from .layers.recurrent import RNN as RNN
 from .layers.recurrent import Bidirectional as Bidirectional
 from .layers.recurrent import ConvLSTMCell as ConvLSTMCell
+from .layers.recurrent import DenseParams as DenseParams
 from .layers.recurrent import GRUCell as GRUCell
 from .layers.recurrent import LSTMCell as LSTMCell
 from .layers.recurrent import MGUCell as MGUCell

@@ -18,8 +18,19 @@ from liftax import absent
 
 pytestmark = pytest.mark.skipif(ON_FLAX, reason="about liftax's own names")
 LINEN = [m.name for m in pkgutil.iter_modules(flax.linen.__path__) if m.name != "experimental"]
-# What each module of flax has of its own and liftax has not: parts of how flax does it.
-OWN_TO_FLAX = {"fp8_ops", "kw_only_dataclasses"}
+# What modules of flax define and liftax has not: parts of how flax does it, which no page of its
+# documentation names. All of fp8_ops is left out; README says what to use.
+LEFT_OUT = {
+    "batch_apply": """arbitrary_mergeable_leaf merge_leading_dims ndim_at_least
+        split_leading_dim""",
+    "module": """Descriptor DescriptorWrapper ModuleBase ParentDescriptor SetupState
+        ThreadLocalStack capture_call_intermediates create_descriptor_wrapper module_field
+        tuple_init tuple_reduce wrap_descriptor_once""",
+    "partitioning": "core_remat_static",
+    "recurrent": "RNNBase",
+    "summary": "Row Table",
+    "transforms": "InstancePlaceholder VariablePlaceholder",
+}
 
 
 def defined(module: types.ModuleType) -> set[str]:
@@ -38,11 +49,11 @@ def test_each_submodule_is_an_address(name: str) -> None:
     ours = importlib.import_module(f"liftax.{name}")
     held = getattr(liftax, name)
     assert held is ours or (name == "summary" and callable(held))
-    if name in OWN_TO_FLAX:
+    if name == "fp8_ops":
         return
-    public = defined(importlib.import_module(f"flax.linen.{name}")) & set(dir(flax.linen))
+    public = defined(importlib.import_module(f"flax.linen.{name}"))
     missing = {n for n in public if not hasattr(ours, n) and n not in absent.ADVICE}
-    assert not missing
+    assert missing == set(LEFT_OUT.get(name, "").split())
 
 
 @pytest.mark.parametrize(

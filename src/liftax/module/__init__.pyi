@@ -12,6 +12,7 @@ from .linen_names import wrap_method_once as wrap_method_once
 from .methods import compact as compact
 from .methods import nowrap as nowrap
 from .module import Module as Module
+from .name_scope import CompactNameScope as CompactNameScope
 from .name_scope import compact_name_scope as compact_name_scope
 from .run import apply as apply
 from .run import init as init
