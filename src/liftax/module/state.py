@@ -31,7 +31,8 @@ class Standing(NamedTuple):
     from here each time, whatever became of the module.
 
     Attributes:
-      setup, in_compact, cursors: as in State.
+      setup: as in State; DONE too where it ran outside already.
+      in_compact, cursors: as in State.
       within: the name of the ``compact_name_scope`` method that runs.
     """
 
@@ -88,7 +89,8 @@ class State:
         """Returns where the module stands now."""
         # The name alone: a scope of now would be held by bodies that JAX keeps in its caches.
         within = None if self.within is None else self.within.name
-        return Standing(self.setup, self.in_compact, dict(self.cursors), within)
+        setup = DONE if self.again and self.setup == NEW else self.setup
+        return Standing(setup, self.in_compact, dict(self.cursors), within)
 
     def go_on(self, before: Standing) -> None:
         """Lets a clone inside a lift go on where the module outside stood."""
