@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from .standing import install, uninstall
+from .standing import Adoption, install, uninstall
 
-# Before the first conftest is imported, which may import flax.
-_adoption = install(report="--liftax-report" in sys.argv)
+_adoption: Adoption | None = None
+
+
+def pytest_load_initial_conftests(args: list[str]) -> None:
+    """Puts liftax in flax's place before the first conftest is imported, which may import flax."""
+    global _adoption
+    _adoption = install(report="--liftax-report" in args)
 
 
 def pytest_addoption(parser: Any) -> None:
@@ -20,7 +24,7 @@ def pytest_addoption(parser: Any) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Says what was taken."""
-    if _adoption.seen is not None:
+    if _adoption is not None and _adoption.seen is not None:
         terminalreporter.section("liftax in flax's place")
         terminalreporter.write_line(_adoption.report())
 

@@ -22,7 +22,7 @@ from ..errors import (
 )
 from ..tracebacks import say_where, shorten
 from .bound import Variables
-from .state import NEW, Interceptor, local, state_of, watch
+from .state import NEW, Interceptor, local, watch
 
 
 def compact(fun: Fn) -> Fn:

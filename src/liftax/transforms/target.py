@@ -26,7 +26,7 @@ from ..errors import (
 from ..module.attach import is_module, own_methods
 from ..module.detach import Detached, without_modules
 from ..module.methods import intercepted, wrapped
-from ..module.state import LIFTED, NEW, watch
+from ..module.state import LIFTED, NEW, state_of, watch
 from ..words import kind_of
 
 Target = TypeVar("Target", bound=Callable[..., Any])
@@ -245,7 +245,7 @@ def _announce(detached: Detached, classes: Sequence[Any] = ()) -> None:
     for module in detached.found.values():
         if not is_module(module):
             continue
-        state = module._state
+        state = state_of(module)
         if state.setup != NEW or state.again or state.announced:
             continue
         state.announced = True
