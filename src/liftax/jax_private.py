@@ -209,7 +209,11 @@ _whole_p = _core.Primitive("liftax_whole")
 _whole_p.multiple_results = True
 
 
-def current_map() -> Any:
+Map = object
+"""What `jax.vmap` knows of one call of it; compared by identity and nothing else."""
+
+
+def current_map() -> Map:
     """Returns what tells the innermost `jax.vmap` whose body is traced from any other."""
     return current_trace().axis_data
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,11 +43,10 @@ def split(tree: object, wanted: Callable[[Any], bool]) -> tuple[list[Any], Rest]
       >>> texts, rest.filled(['three'])
       (['two'], {'a': 1, 'b': 'three'})
     """
-    leaves, treedef = jax.tree.flatten(tree)
-    return _split(leaves, treedef, map(wanted, leaves))
+    return split_by(tree, map(wanted, jax.tree.leaves(tree)))
 
 
-def split_by(tree: object, wanted: Sequence[bool]) -> tuple[list[Any], Rest]:
+def split_by(tree: object, wanted: Iterable[bool]) -> tuple[list[Any], Rest]:
     """Returns the leaves that are wanted, and the rest of the tree.
 
     Args:
@@ -59,12 +58,11 @@ def split_by(tree: object, wanted: Sequence[bool]) -> tuple[list[Any], Rest]:
       [1, 3]
     """
     leaves, treedef = jax.tree.flatten(tree)
-    return _split(leaves, treedef, wanted)
-
-
-def _split(leaves: list[Any], treedef: PyTreeDef, wanted: Iterable[bool]) -> tuple[list[Any], Rest]:
-    taken = tuple([i for i, is_wanted in enumerate(wanted) if is_wanted])
-    found = [leaves[i] for i in taken]
-    for i in taken:
-        leaves[i] = None
-    return found, Rest(tuple(leaves), taken, treedef)
+    # A plain loop: this runs in each call of a lift, where a comprehension would be a call more.
+    found, taken = [], []
+    for i, is_wanted in enumerate(wanted):
+        if is_wanted:
+            found.append(leaves[i])
+            taken.append(i)
+            leaves[i] = None
+    return found, Rest(tuple(leaves), tuple(taken), treedef)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..core.boxes import PARTITION_NAME
-from ..core.events import Path
+from ..core.types import Path
 from ..errors import StackingError
 from ..layout.build import layout
 from ..layout.data import LiftNode, VariableLayout

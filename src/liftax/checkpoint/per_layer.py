@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.boxes import is_axis_metadata
-from ..core.events import Path
+from ..core.types import Path
 from ..errors import StackingError
 from ..stack.arrays import Array, InMemory, described, is_array
 from ..stack.convert import LayerAxis, form_of, split, unite

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 from ..core.boxes import is_axis_metadata
-from ..core.events import Path
+from ..core.types import Path
 from ..errors import StackingError
 from ..stack.arrays import is_array
 from ..stack.stacking import Stackings, name_of

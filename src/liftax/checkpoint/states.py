@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.events import Path
+from ..core.types import Path
 from ..errors import StackingError
 from ..stack.arrays import Array, Lazy, View, described, is_array
 from ..stack.convert import Converter

@@ -18,13 +18,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, Self, TypeGuard, TypeVar, dataclass_transform
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, Protocol, Self, TypeGuard, TypeVar, dataclass_transform
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from ..errors import PartitioningMismatchError, PartitioningUnspecifiedError
+from .types import Metadata
 
 T = TypeVar("T")
 LogicalNames = tuple[Any, ...]
@@ -50,11 +51,11 @@ class AxisMetadata(abc.ABC, Generic[T]):
         """Return a box of the same kind and metadata around `val`."""
 
     @abc.abstractmethod
-    def add_axis(self, index: int, params: Mapping[Any, Any]) -> Self:
+    def add_axis(self, index: int, params: Metadata) -> Self:
         """Return the same content with metadata for a new axis at `index` of the result."""
 
     @abc.abstractmethod
-    def remove_axis(self, index: int, params: Mapping[Any, Any]) -> Self:
+    def remove_axis(self, index: int, params: Metadata) -> Self:
         """Undo `add_axis(index, params)`."""
 
 
@@ -121,7 +122,7 @@ class Partitioned(AxisMetadata[T]):
         """Return a copy with some fields replaced."""
         return dataclasses.replace(self, **updates)
 
-    def _axis_name(self, params: Mapping[Any, Any]) -> Any:
+    def _axis_name(self, params: Metadata) -> Any:
         if PARTITION_NAME not in params:
             raise PartitioningUnspecifiedError(
                 f"a lift adds or removes an axis of a variable whose axes are called {self.names}, "
@@ -130,7 +131,7 @@ class Partitioned(AxisMetadata[T]):
             )
         return params[PARTITION_NAME]
 
-    def add_axis(self, index: int, params: Mapping[Any, Any]) -> Self:
+    def add_axis(self, index: int, params: Metadata) -> Self:
         """Insert the name `params["partition_name"]` at `index` of the resulting names.
 
         An index past the end fills the axes in between with None, since names may stop before the
@@ -152,7 +153,7 @@ class Partitioned(AxisMetadata[T]):
         names.insert(at, name)
         return self.replace(names=tuple(names))
 
-    def remove_axis(self, index: int, params: Mapping[Any, Any]) -> Self:
+    def remove_axis(self, index: int, params: Metadata) -> Self:
         """Take out the name at `index`, which must be `params["partition_name"]`.
 
         Raises:
@@ -261,12 +262,18 @@ def _open(box: AxisMetadata[Any]) -> Any:
     return unbox(box.unbox())
 
 
-def add_axis(tree: Any, index: int, params: Mapping[Any, Any]) -> Any:
+class Change(Protocol):
+    """A change of the boxes in a tree: `add_axis` or `remove_axis`."""
+
+    def __call__(self, tree: T, index: int, params: Metadata, /) -> T: ...
+
+
+def add_axis(tree: T, index: int, params: Metadata) -> T:
     """Call `add_axis(index, params)` on every box in `tree`."""
     return map_axis_meta(lambda box: box.add_axis(index, params), tree)
 
 
-def remove_axis(tree: Any, index: int, params: Mapping[Any, Any]) -> Any:
+def remove_axis(tree: T, index: int, params: Metadata) -> T:
     """Call `remove_axis(index, params)` on every box in `tree`."""
     return map_axis_meta(lambda box: box.remove_axis(index, params), tree)
 

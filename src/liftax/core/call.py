@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 from .. import jax_private
 from .events import recorder
-from .filters import Filter, in_filter
+from .filters import DenyList, Filter, in_filter, names_of
 from .linen_keys import Log
 from .roles import Roles
 from .streams import Stream
+from .types import Path
 
 
 class ScopeLike(Protocol):
@@ -69,7 +70,7 @@ class Call:
     lift: str | None = None  # its name, for messages
     outside: ScopeLike | None = None  # the scope that it opened
     roles: Roles | None = None  # its table for that scope
-    on_birth: Callable[[str, tuple[str, ...], Any, bool], Any] | None = None
+    on_birth: Callable[[str, Path, object, bool], object] | None = None
     # Whether on_birth is told what a map inside, of variables or of examples, makes as it is made.
     wants_first = False
     late = False  # whether what is written comes out of a lift inside the body
@@ -117,7 +118,24 @@ class Call:
     def _may_write(self, col: str) -> bool:
         return in_filter(self.mutable, col)
 
-    def hear(self, inside: Call, col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
+    def filters(self) -> list[Filter]:
+        """Returns the filters that tell here which collections may be written."""
+        return [self.mutable]
+
+    def spelled(self) -> set[str]:
+        """Returns names that stand for all collections, whether anybody has made them yet or not.
+
+        Two collections that no filter of the call and of the lifts around spells out are treated
+        alike, so one that nobody uses stands for them.
+        """
+        names = {"*"}
+        for found in self.filters():
+            while isinstance(found, DenyList):
+                found = found.deny
+            names |= names_of(found)
+        return names
+
+    def hear(self, inside: Call, col: str, path: Path, value: object, late: bool) -> object:
         """Hears of what is made in the body of a lift inside; returns it as that must use it."""
         assert self.on_birth is not None
         creating, self.creating = self.creating, inside.creating
@@ -151,3 +169,6 @@ class LiftedCall(Call):
     def _may_write(self, col: str) -> bool:
         row = self.roles.of(col)
         return row is not None and row.leaves and self.outer.is_mutable(col)
+
+    def filters(self) -> list[Filter]:
+        return [*self.outer.filters(), *[row.filter for row in self.roles.rows]]

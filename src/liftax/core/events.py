@@ -44,13 +44,13 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-Path = tuple[str, ...]
-Role = int | Literal["broadcast", "carry"] | None
+from .roles import Role
+from .types import Path
 
 
-def _no_role(collection: str) -> Role:
+def _no_role(collection: str) -> Role | None:
     return None
 
 
@@ -81,13 +81,13 @@ class LiftEvent:
     path: Path = ()
     size: int | None = None
     axis_name: str | None = None
-    role_of: Callable[[str], Role] = _no_role
+    role_of: Callable[[str], Role | None] = _no_role
     split_of: Callable[[str], bool | None] = _no_split
     carry: bool = False
     shared: tuple[Path, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
-    def role_at(self, collection: str, path: Path) -> Role:
+    def role_at(self, collection: str, path: Path) -> Role | None:
         """The role of a collection's variable at `path`."""
         if any(path[: len(shared)] == shared for shared in self.shared):
             return "broadcast"

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from .. import jax_private
-from .streams import Key, Stream, path_hash
+from .streams import Keys, Stream, path_hash
+from .types import Key
 
 
 class Draw:
@@ -63,17 +64,6 @@ class Log(list[Drawn]):
         return self.hoisted(collection) or (outer is not None and outer.early(collection))
 
 
-class Keys(NamedTuple):
-    """A base key that was drawn in a loop body, as Linen's traces of it would have it.
-
-    ``key`` is the last trace's; ``early`` has those that variables of some collections
-    are made from, where an earlier trace makes them.
-    """
-
-    key: Key
-    early: dict[str, Key]
-
-
 draw_p = jax_private.Primitive("liftax_draw")
 draw_p.def_impl(lambda draw: jax.numpy.asarray(draw.value()))
 draw_p.def_abstract_eval(lambda draw: jax.core.ShapedArray((), np.dtype("uint32")))
@@ -83,7 +73,7 @@ jax_private.register_constant(draw_p, lambda draw: draw.value())
 def _draw_later(stream: Stream, counter: int, collection: str | None) -> tuple[Key, Draw]:
     draw = Draw(stream.path, counter, collection)
     base = stream.key
-    if type(base) is Keys:
+    if isinstance(base, Keys):
         base = base.early.get(collection or "", base.key)
     return jax.random.fold_in(base, draw_p.bind(draw=draw)), draw
 

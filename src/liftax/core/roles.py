@@ -21,8 +21,12 @@ import numpy as np
 from ..errors import AxisError, RoleError, UnusedFilterError
 from ..words import shown
 from .filters import Filter, check_filter, in_filter, names_of, subtract
+from .types import Placed
 
 T = TypeVar("T")
+
+Role = int | str
+"""An axis, or one of the words below, or a lift's own word."""
 
 BROADCAST = "broadcast"
 CARRY = "carry"
@@ -53,7 +57,7 @@ class Out(Generic[T]):
     axis: T
 
 
-class _Broadcast:
+class Broadcast:
     """The type of `broadcast`."""
 
     def __repr__(self) -> str:
@@ -63,9 +67,15 @@ class _Broadcast:
         return "broadcast"
 
 
-broadcast = _Broadcast()
+broadcast = Broadcast()
 """In ``in_axes``: hand the whole value to each iteration. In ``out_axes``: the
 value is the same in each iteration, return it once."""
+
+Axis = int | Broadcast | None
+"""What ``in_axes`` and ``out_axes`` may say of a leaf."""
+
+VariableAxes = Mapping[Filter, int | In[int] | Out[int] | In[int | None] | Out[int | None] | None]
+"""What ``variable_axes`` says: an axis, in one direction or both; None where all share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +91,7 @@ class Row:
     """
 
     filter: Filter
-    role: Any
+    role: Role
     argument: str
     enters: bool = True
     leaves: bool = True
@@ -129,7 +139,7 @@ class Roles:
         self._check_reached(seen)
         # The axes of the table, each once.
         self.axes = list(dict.fromkeys(r.axis for r in self.rows if r.axis is not None))
-        self._checked: set[Any] = set()
+        self._checked: set[tuple[frozenset[str], ...]] = set()
 
     def _check_reached(self, spelled: Mapping[str, Row]) -> None:
         """Raises RoleError where an open filter in front takes a name that is spelled out."""
@@ -155,7 +165,7 @@ class Roles:
             self._rows[col] = next((r for r in self.rows if in_filter(r.filter, col)), None)
         return self._rows[col]
 
-    def role(self, col: str) -> Any:
+    def role(self, col: str) -> Role | None:
         """Returns the role of a collection, None if it has none."""
         row = self.of(col)
         return None if row is None else row.role
@@ -179,7 +189,7 @@ class Roles:
 
     def check_used(
         self,
-        at: Any,
+        at: Placed,
         collections: frozenset[str],
         streams: frozenset[str],
         known: frozenset[str],
@@ -204,7 +214,7 @@ class Roles:
         self._checked.add(seen)
 
 
-def _close(at: Any, lift: str, argument: str, missing: Iterable[str], loose: list[str]) -> None:
+def _close(at: Placed, lift: str, argument: str, missing: Iterable[str], loose: list[str]) -> None:
     for name in missing if loose else ():
         near = difflib.get_close_matches(name, loose, n=1, cutoff=0.75)
         if near:
@@ -214,7 +224,7 @@ def _close(at: Any, lift: str, argument: str, missing: Iterable[str], loose: lis
             )
 
 
-def axis_rows(variable_axes: Mapping[Filter, Any], lift: str, *, shared: bool) -> list[Row]:
+def axis_rows(variable_axes: VariableAxes, lift: str, *, shared: bool) -> list[Row]:
     """Reads ``variable_axes``.
 
     Args:
@@ -231,7 +241,8 @@ def axis_rows(variable_axes: Mapping[Filter, Any], lift: str, *, shared: bool) -
     rows = []
     for name, role in variable_axes.items():
         enters, leaves = not isinstance(role, Out), not isinstance(role, In)
-        axis = role.axis if isinstance(role, (In, Out)) else role
+        # What a user gave: checked here, so nothing is known of it yet.
+        axis: Any = role.axis if isinstance(role, (In, Out)) else role
         if axis is None and shared:
             axis = BROADCAST
         elif isinstance(axis, bool) or not hasattr(axis, "__index__") or np.ndim(axis):
@@ -248,7 +259,7 @@ def axis_rows(variable_axes: Mapping[Filter, Any], lift: str, *, shared: bool) -
 
 def loop_roles(
     lift: str,
-    variable_axes: Mapping[Filter, Any],
+    variable_axes: VariableAxes,
     variable_broadcast: Filter,
     variable_carry: Filter,
     split_rngs: Mapping[Filter, bool],
@@ -277,7 +288,7 @@ def split_pairs(split_rngs: Mapping[Filter, bool], lift: str) -> list[tuple[Filt
     return [(name, _truth(split, name, lift)) for name, split in split_rngs.items()]
 
 
-def _truth(split: Any, name: Filter, lift: str) -> bool:
+def _truth(split: object, name: Filter, lift: str) -> bool:
     """Whether Python takes a value for true; a text or a container is a slip."""
     try:
         if not isinstance(split, (str, bytes, list, tuple, set, Mapping)):
@@ -290,6 +301,6 @@ def _truth(split: Any, name: Filter, lift: str) -> bool:
 
 
 __all__ = [
-    'BROADCAST', 'CARRY', 'THROUGH', 'In', 'Out', 'Roles', 'Row',
-    'axis_rows', 'broadcast', 'loop_roles', 'split_pairs', 'through_roles',
+    'BROADCAST', 'CARRY', 'THROUGH', 'Axis', 'Broadcast', 'In', 'Out', 'Role', 'Roles', 'Row',
+    'VariableAxes', 'axis_rows', 'broadcast', 'loop_roles', 'split_pairs', 'through_roles',
 ]  # fmt: skip

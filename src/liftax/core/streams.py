@@ -28,8 +28,25 @@ import numpy as np
 
 from ..errors import InvalidKeyError
 from ..words import describe
+from .types import Key
 
-Key = Any
+
+class Keys(NamedTuple):
+    """A base key that was drawn in a loop body, as Linen's traces of it would have it.
+
+    ``key`` is the last trace's; ``early`` has those that variables of some collections
+    are made from, where an earlier trace makes them.
+    """
+
+    key: Key
+    early: dict[str, Key]
+
+
+Base = Key | Keys
+"""What the keys of a stream are derived from."""
+
+Keyed = tuple[dict[str, Base], ...]
+"""For each opened scope, in their order: stream -> base key."""
 
 
 @functools.lru_cache(maxsize=8192)
@@ -52,7 +69,7 @@ def path_hash(path: tuple[str | int, ...]) -> int:
 class Stream(NamedTuple):
     """A base key and the path below the scope at which the key was given."""
 
-    key: Key
+    key: Base
     path: tuple[str | int, ...] = ()
 
     def at(self, name: str) -> Stream:
@@ -61,9 +78,10 @@ class Stream(NamedTuple):
 
     def draw(self, counter: int) -> Key:
         """Returns draw number ``counter``; the first is 1."""
-        return jax.random.fold_in(self.key, np.uint32(path_hash((*self.path, counter))))
+        # One key: `Keys` are the base of scopes whose draws are logged, see linen_keys.log_draw.
+        return jax.random.fold_in(self.key, np.uint32(path_hash((*self.path, counter))))  # type: ignore[arg-type]
 
-    def folded(self) -> Key:
+    def folded(self) -> Base:
         """Returns a base key into which the path is folded."""
         if not self.path:
             return self.key
@@ -71,7 +89,7 @@ class Stream(NamedTuple):
         return jax.tree.map(lambda key: jax.random.fold_in(key, number), self.key)
 
 
-def is_key(value: Any) -> bool:
+def is_key(value: object) -> bool:
     """Tells whether a value is one key: typed, or an array of uint32 words.
 
     Example:
@@ -86,7 +104,7 @@ def is_key(value: Any) -> bool:
     return value.dtype == np.uint32 and value.shape in ((2,), (4,))  # threefry, rbg
 
 
-def as_streams(rngs: Any, default: str = "params") -> dict[str, Stream]:
+def as_streams(rngs: object, default: str = "params") -> dict[str, Stream]:
     """Reads what a user handed in as random keys.
 
     Args:
@@ -105,6 +123,8 @@ def as_streams(rngs: Any, default: str = "params") -> dict[str, Stream]:
         return {}
     if not isinstance(rngs, Mapping):
         rngs = {default: rngs}
+    found: dict[str, Stream] = {}
+    key: Any
     for name, key in rngs.items():
         if not isinstance(name, str):
             raise InvalidKeyError(
@@ -116,4 +136,5 @@ def as_streams(rngs: Any, default: str = "params") -> dict[str, Stream]:
                 f"rngs: expected one key for stream {name!r}, as made by jax.random.key(0); "
                 f"found {describe(key)}"
             )
-    return {n: key if isinstance(key, Stream) else Stream(key) for n, key in rngs.items()}
+        found[name] = key if isinstance(key, Stream) else Stream(key)
+    return found

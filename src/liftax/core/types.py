@@ -37,7 +37,7 @@ Function = Callable[..., object]
 Fn = TypeVar("Fn", bound=Function)
 """A function whose lifted twin is called alike: arrays for arrays, one axis more or less."""
 
-Metadata = Mapping[object, Any]
+Metadata = Mapping[Any, Any]
 """What a user says of an axis to the boxes of variables: ``{nn.PARTITION_NAME: 'layers'}``."""
 
 

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from ..core.boxes import AxisMetadata
-from ..core.events import LiftEvent, Path, class_line, recorder
+from ..core.events import LiftEvent, class_line, recorder
 from ..core.trees import abstract
+from ..core.types import Path
 from ..errors import TransformTargetError
 from ..module import Module, intercept_methods
 from .cost import forward_cost

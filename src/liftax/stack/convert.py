@@ -16,7 +16,7 @@ from typing import Literal
 import jax
 
 from ..core.boxes import AxisMetadata, is_axis_metadata
-from ..core.events import Path
+from ..core.types import Path
 from ..errors import LiftaxError, StackingError
 from .arrays import Array, Places, apart, described, inverse, is_array, permuted, together
 from .stacking import NONE_GONE, Stacking, Stackings, name_of

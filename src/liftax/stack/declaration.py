@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from ..core.events import Path
 from ..core.filters import Filter, in_filter
 from ..core.roles import Roles, loop_roles
+from ..core.types import Path
 from ..errors import StackError
 from ..module import Module, nowrap
 from .options import Remat, check_remat, parse_run

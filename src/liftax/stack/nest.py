@@ -35,9 +35,9 @@ class Plan:
         self.seen: set[str] = set()
 
     def __call__(
-        self, step: Step, init: Any, xs: Any, *, length: int, reverse: bool = False
+        self, step: Step, init: Any, xs: Any, *, length: int, reverse: bool = False, **_: object
     ) -> tuple[Any, Any]:
-        """Runs ``length`` steps.
+        """Runs ``length`` steps, called as `jax.lax.scan` is; the stack says how it is unrolled.
 
         Args:
           step: ``(carry, x) -> (carry, ys)``.

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from ..core import boxes
-from ..core.lift.scan import Plan as Scan
+from ..core.lift.scan import Plan as ScanPlan
+from ..core.lift.scan import Scan
 from ..core.roles import Roles
 from ..core.scope import Scope
 from ..core.streams import Stream
@@ -118,15 +119,12 @@ def _pattern(stack: Declaration, plan: Plan, x: Any, call: Arguments) -> tuple[A
             gathered.append(ys)
         return x, gathered
 
-    scan = Scan(
-        stack._roles(),
+    options = Scan(
         length=stack.repeats,
         metadata_params=stack.metadata_params,
-        twice=False,
-        loop=plan,
-        shared=shared,
+        check_constancy_invariants=False,
     )
-    run = scan.over(_Turn(turn, blocks))
+    run = ScanPlan(options, stack._roles(), plan, shared).over(_Turn(turn, blocks))
     return run(detached.scopes, x, call.xs)
 
 
@@ -168,7 +166,7 @@ def layer_scope(scope: Scope, at: StackLayout, number: int, roles: Roles, still:
     for stream, given in scope.rngs.items():
         key = given.key
         if repeat is not None and roles.split(stream):
-            key = jax.random.split(key, at.repeats)[repeat]
+            key = jax.tree.map(lambda k: jax.random.split(k, at.repeats)[repeat], key)
         rngs[stream] = Stream(key, (*given.path, name))
     return Scope(nodes, rngs, name=name, path=(*scope.path, name), flags=scope.flags)
 

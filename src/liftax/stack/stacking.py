@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..core.events import Path
+from ..core.types import Path
 from ..errors import StackingError
 from .arrays import Places
 

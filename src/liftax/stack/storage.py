@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.events import Path
 from ..core.lift.crossing import Opening
 from ..core.roles import THROUGH, through_roles
 from ..core.scope import Scope
+from ..core.types import Path
 from ..errors import StackError, StackingError, where
 from ..layout.build import layout
 from ..layout.data import StackNode

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 
-from ..core.events import Path
+from ..core.types import Path
 from .arrays import Array, is_array
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..core.filters import Filter
-from ..core.lift.jit import Jit, jit_options
+from ..core.lift.jit import Jit
 from .remat import _counted
 from .target import CoreLift, lift_target, no_arguments, remembered
 from .views import Target
@@ -57,7 +57,6 @@ def jit(
       >>> Fast(2).apply(variables, jax.numpy.ones((4, 3))).shape
       (4, 2)
     """
-    options = jit_options(device, backend, inline)
     counted = _counted("jit", "static_argnums", static_argnums)
     donated = _counted("jit", "donate_argnums", donate_argnums)
 
@@ -71,7 +70,7 @@ def jit(
                 if numbers not in engines:
                     static, donate = numbers
                     engines[numbers] = Jit(
-                        variables, rngs, static, static_argnames, donate, options
+                        variables, rngs, static, static_argnames, donate, device, backend, inline
                     )
                 return engines[numbers](fn)(scopes, *args, **kwargs)
 

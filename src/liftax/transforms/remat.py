@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..core.filters import Filter
-from ..core.lift.remat import rematter
+from ..core.lift.remat import Remat
 from ..core.lift.static_arguments import positional
 from ..errors import StaticArgumentError
 from .target import lift_target, remembered
@@ -105,7 +105,14 @@ def remat(
     """
     counted = _counted("remat", "static_argnums", static_argnums)
 
-    rematted = rematter(variables, rngs, concrete, prevent_cse, policy, static_argnames)
+    rematted = Remat(
+        variables,
+        rngs,
+        concrete,
+        prevent_cse,
+        policy=policy,
+        static_argnames=static_argnames,
+    )
 
     def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
         def run(scopes: Any, *args: Any, **kwargs: Any) -> Any:
@@ -138,5 +145,5 @@ def remat_after_module(
     The other arguments are those of `remat`.
     """
     numbers = _numbers("remat", "static_argnums", static_argnums)
-    rematted = rematter(variables, rngs, concrete, prevent_cse, policy, ())
-    return lift_target("Core_remat_static", target, lambda fn: rematted(fn, numbers), methods)
+    rematted = Remat(variables, rngs, concrete, prevent_cse, numbers, policy)
+    return lift_target("Core_remat_static", target, rematted, methods)

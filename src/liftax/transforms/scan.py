@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..core.filters import Filter
-from ..core.lift.scan import scanner
+from ..core.lift.scan import Scan
 from .target import lift_target, remembered, with_arguments
 from .while_loop import Target
 
@@ -116,4 +116,4 @@ def scan(
         "_split_transpose": _split_transpose,
         "check_constancy_invariants": check_constancy_invariants,
     }
-    return lift_target("Scan", target, *with_arguments("scan", scanner, arguments, methods))
+    return lift_target("Scan", target, *with_arguments("scan", Scan, arguments, methods))

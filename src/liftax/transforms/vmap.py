@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..core.filters import Filter
-from ..core.lift.vmap import mapper
+from ..core.lift.vmap import Vmap
 from .target import lift_target, remembered, with_arguments
 from .while_loop import Target
 
@@ -83,4 +83,4 @@ def vmap(
         "spmd_axis_name": spmd_axis_name,
         "metadata_params": metadata_params,
     }
-    return lift_target("Vmap", target, *with_arguments("vmap", mapper, arguments, methods))
+    return lift_target("Vmap", target, *with_arguments("vmap", Vmap, arguments, methods))

@@ -6,12 +6,12 @@ axis is said here, by the name of the argument or variable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import keystr
+from jax.tree_util import PyTreeDef, keystr
+from jax.typing import ArrayLike
 
 from ... import jax_private
 from ...errors import (
@@ -23,28 +23,16 @@ from ...errors import (
 )
 from ...words import describe, names_on
 from .. import boxes
-from ..roles import broadcast
-from .crossing import Group
+from ..roles import Axis, Broadcast
+from ..types import Group, Metadata, Placed, Tree
 
 
-class Placed(Protocol):
-    """What knows its place in the model; asked only for messages."""
-
-    @property
-    def place(self) -> str: ...
-
-
-def _is_axis(axis: Any) -> bool:
-    return axis is broadcast or axis is None or isinstance(axis, int)
-
-
-def axes_of(axes: Any, tree: Any, leaves: int, at: Placed, argument: str) -> list[Any]:
+def axes_of(axes: Tree, tree: Tree, at: Placed, argument: str) -> list[Axis]:
     """Returns the axis of each leaf of ``tree``, from a prefix tree of axes.
 
     Args:
       axes: an axis, or a tree of them.
       tree: what has the axes.
-      leaves: how many leaves it has.
       at: where the lift stands.
       argument: the lift's argument that says them.
 
@@ -52,8 +40,8 @@ def axes_of(axes: Any, tree: Any, leaves: int, at: Placed, argument: str) -> lis
       AxesTreeError: ``axes`` is not a prefix of ``tree``.
     """
     if type(axes) is int:
-        return [axes] * leaves
-    found: list[Any] = []
+        return [axes] * len(jax.tree.leaves(tree))
+    found: list[Axis] = []
     if not _expand(axes, tree, found):
         raise AxesTreeError(
             f"{at.place}: {argument} is not a prefix of the tree it describes.\n"
@@ -63,12 +51,12 @@ def axes_of(axes: Any, tree: Any, leaves: int, at: Placed, argument: str) -> lis
     return found
 
 
-def _expand(axes: Any, tree: Any, found: list[Any]) -> bool:
+def _expand(axes: Tree, tree: Tree, found: list[Axis]) -> bool:
     """Appends the axis of each leaf of ``tree``; tells whether ``axes`` is a prefix."""
-    if _is_axis(axes) and not isinstance(axes, bool):
+    if axes is None or isinstance(axes, (int, Broadcast)) and not isinstance(axes, bool):
         found += [axes] * len(jax.tree.leaves(tree))
         return True
-    axis_def: Any
+    axis_def: PyTreeDef
     axis_parts, axis_def = jax.tree.flatten(axes, is_leaf=lambda a: a is not axes)
     tree_parts, tree_def = jax.tree.flatten(tree, is_leaf=lambda t: t is not tree)
     if len(axis_parts) == 1 and axis_parts[0] is axes:
@@ -83,7 +71,7 @@ def _expand(axes: Any, tree: Any, found: list[Any]) -> bool:
     return all(_expand(a, t, found) for a, t in zip(axis_parts, tree_parts, strict=True))
 
 
-def _shape_of(tree: Any, leaf: Callable[[Any], str] = lambda x: "*") -> str:
+def _shape_of(tree: Tree, leaf: Callable[[object], str] = lambda x: "*") -> str:
     """Shows the containers of a tree, with ``*`` at its leaves or what ``leaf`` says of them."""
     if isinstance(tree, Mapping):
         return "{" + ", ".join(f"{k!r}: {_shape_of(v, leaf)}" for k, v in tree.items()) + "}"
@@ -94,15 +82,15 @@ def _shape_of(tree: Any, leaf: Callable[[Any], str] = lambda x: "*") -> str:
     return "None" if tree is None else leaf(tree)
 
 
-def _axis_text(axis: Any) -> str:
+def _axis_text(axis: object) -> str:
     return repr(axis) if isinstance(axis, (str, int, float)) else describe(axis)
 
 
-def to_front(x: Any, axis: int) -> Any:
+def to_front(x: jax.Array, axis: int) -> jax.Array:
     return x if axis == 0 else jnp.moveaxis(x, axis, 0)
 
 
-def from_front(x: Any, axis: int) -> Any:
+def from_front(x: jax.Array, axis: int) -> jax.Array:
     return x if axis == 0 else jnp.moveaxis(x, 0, axis)
 
 
@@ -131,7 +119,7 @@ class Sizes:
                     raise self._error(f"{argument}={given} is negative")
             self.size, self.source = given, f"{argument}={given}"
 
-    def see(self, leaf: Any, axis: int, name: str) -> None:
+    def see(self, leaf: ArrayLike, axis: int, name: str) -> None:
         """Notes the size of ``leaf`` along ``axis``; raises if it contradicts another."""
         shape = getattr(leaf, "shape", None)
         if shape is None:
@@ -164,9 +152,9 @@ class Sizes:
             for path, leaf in jax.tree_util.tree_leaves_with_path(collections):
                 self.see(leaf, axis, f"variable {'/'.join(names_on(path))}")
 
-    def see_arguments(self, args: Any, axes: list[Any], skip: int = 0) -> None:
+    def see_arguments(self, args: Tree, axes: Sequence[Axis], skip: int = 0) -> None:
         """Notes the sizes of the arguments; ``skip`` is how many stand before them."""
-        if not axes or all(axis is None or axis is broadcast for axis in axes):
+        if not axes or not any(isinstance(axis, int) for axis in axes):
             return
         leaves = jax.tree_util.tree_leaves_with_path(args)
         for (path, leaf), axis in zip(leaves, axes, strict=True):
@@ -174,7 +162,7 @@ class Sizes:
                 first = getattr(path[0], "idx", 0) + skip
                 self.see(leaf, axis, f"argument {first}{keystr(path[1:])}")
 
-    def _all_fit(self, leaves: list[Any], axis: int) -> bool:
+    def _all_fit(self, leaves: Sequence[jax.Array], axis: int) -> bool:
         """Tells quickly whether all have the size that is known already."""
         try:
             for leaf in leaves:
@@ -194,7 +182,7 @@ class Sizes:
         return LengthError(f"{self.at.place}: {text}")
 
 
-def unnamed(at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
+def unnamed(at: Placed, group: Group, axis: int, metadata_params: Metadata) -> Group:
     """Takes the name of an axis out of the boxes of a group.
 
     A box may change its value on the way, even to one of another rank: what stands for all slices
@@ -203,17 +191,17 @@ def unnamed(at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, A
     return _renamed(at, boxes.remove_axis, group, axis, metadata_params)
 
 
-def named(at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
+def named(at: Placed, group: Group, axis: int, metadata_params: Metadata) -> Group:
     """Undoes `unnamed`."""
     return _renamed(at, boxes.add_axis, group, axis, metadata_params)
 
 
 def _renamed(
     at: Placed,
-    change: Callable[..., Any],
+    change: boxes.Change,
     group: Group,
     axis: int,
-    metadata_params: Mapping[Any, Any],
+    metadata_params: Metadata,
 ) -> Group:
     try:
         return tuple(change(collections, axis, metadata_params) for collections in group)
@@ -222,9 +210,7 @@ def _renamed(
         raise type(error)(f"{at.place}: variable {name}: {error}") from None
 
 
-def _first_refused(
-    change: Callable[..., Any], group: Group, axis: int, metadata_params: Mapping[Any, Any]
-) -> str:
+def _first_refused(change: boxes.Change, group: Group, axis: int, metadata_params: Metadata) -> str:
     """Names the first variable whose box does not take the change."""
     is_box = boxes.is_axis_metadata
     for collections in group:
@@ -243,7 +229,7 @@ def unstack(group: Group, axis: int) -> Group:
     return jax.tree.map(lambda x: to_front(x, axis), group)
 
 
-def restack(at: Placed, group: Group, axis: int, metadata_params: Mapping[Any, Any]) -> Group:
+def restack(at: Placed, group: Group, axis: int, metadata_params: Metadata) -> Group:
     """Undoes `unstack` and `unnamed` on what came out."""
     if not any(group):
         return group

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import PyTreeDef
 
 from ...errors import BranchError, ConditionError
 from ...words import describe, kind_of
 from ..filters import Filter
 from ..roles import THROUGH, through_roles
+from ..streams import Keyed
+from ..types import Function, Group, Tree
 from .checks import kinds
-from .crossing import Group, Opening
-from .one_trace import Loop, Marks, Place, flat, name_of, nested, trace_loop
+from .crossing import Opening
+from .one_trace import Loop, Marks, Variables, flat, name_of, nested, trace_loop
+
+T = TypeVar("T")
 
 
 def cond(
-    pred: Any,
-    true_fun: Callable[..., Any],
-    false_fun: Callable[..., Any],
-    scope: Any,
-    *operands: Any,
+    pred: object,
+    true_fun: Callable[..., T],
+    false_fun: Callable[..., T],
+    scope: Tree,
+    *operands: Tree,
     variables: Filter = True,
     rngs: Filter = True,
-) -> Any:
+) -> T:
     """`liftax.cond` over functions of a scope: ``fun(scope, *operands)``.
 
     Example:
@@ -44,20 +49,20 @@ def cond(
             f"expected: bool[], e.g. by .all() or .any(); jnp.where chooses value by value"
         )
 
-    def select(branches: Sequence[Callable[..., Any]], *args: Any) -> Any:
+    def select(branches: Sequence[Function], *args: object) -> object:
         return jax.lax.cond(pred, *branches, *args)
 
     return _branch(opening, select, [true_fun, false_fun], operands)
 
 
 def switch(
-    index: Any,
-    branches: Sequence[Callable[..., Any]],
-    scope: Any,
-    *operands: Any,
+    index: object,
+    branches: Sequence[Callable[..., T]],
+    scope: Tree,
+    *operands: Tree,
     variables: Filter = True,
     rngs: Filter = True,
-) -> Any:
+) -> T:
     """`liftax.switch` over functions of a scope: ``branch(scope, *operands)``.
 
     Example:
@@ -76,7 +81,7 @@ def switch(
             f"expected: int32[] from 0 to {len(branches) - 1}"
         )
 
-    def select(chosen: Sequence[Callable[..., Any]], *args: Any) -> Any:
+    def select(chosen: Sequence[Function], *args: object) -> object:
         return jax.lax.switch(index, chosen, *args)
 
     return _branch(opening, select, list(branches), operands)
@@ -92,18 +97,18 @@ def _is_scalar(value: Any, dtype: type) -> bool:
 def _branch(
     opening: Opening,
     select: Callable[..., Any],
-    functions: list[Callable[..., Any]],
-    operands: tuple[Any, ...],
+    functions: list[Function],
+    operands: tuple[object, ...],
 ) -> Any:
     keys = opening.keys(False)
     values = opening.values(THROUGH)
     if opening.can_write(THROUGH):
         return _traced(opening, select, functions, operands, values, keys)
 
-    returned: dict[int, Any] = {}
+    returned: dict[int, object] = {}
 
-    def pure(i: int, fn: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*operands: Any) -> Any:
+    def pure(i: int, fn: Function) -> Callable[..., Any]:
+        def run(*operands: object) -> Any:
             y, _ = opening.body(fn)([values], [keys], operands)
             returned[i] = kinds(y)
             return y
@@ -122,12 +127,17 @@ class _Branch:
     """One branch, traced: what it makes, and the kinds of what it writes and returns."""
 
     def __init__(
-        self, opening: Opening, fn: Any, operands: tuple[Any, ...], values: Group, keys: Group
+        self,
+        opening: Opening,
+        fn: Function,
+        operands: tuple[object, ...],
+        values: Group,
+        keys: Keyed,
     ):
         self.marks = Marks()
         before = flat(values)
 
-        def body(operands: tuple[Any, ...], x: Any) -> Any:
+        def body(operands: tuple[object, ...], x: None) -> tuple[object, ...]:
             run = opening.body(fn, see=lambda inner: self.marks.listen(inner, {THROUGH: True}))
             y, (after,) = run([values], [keys], operands)
             written = {
@@ -145,10 +155,10 @@ class _Branch:
 def _traced(
     opening: Opening,
     select: Callable[..., Any],
-    functions: list[Callable[..., Any]],
-    operands: tuple[Any, ...],
+    functions: list[Function],
+    operands: tuple[object, ...],
     values: Group,
-    keys: Group,
+    keys: Keyed,
 ) -> Any:
     """Traces each branch once, so that all of them return the same variables.
 
@@ -158,15 +168,15 @@ def _traced(
     traced = [_Branch(opening, fn, operands, values, keys) for fn in functions]
     _check_same(opening, [branch.y for branch in traced])
     common = set.intersection(*(set(branch.marks.births) for branch in traced))
-    early: dict[Place, Any] = {}
+    early: Variables = {}
     for branch in traced:
         for place, value in branch.loop.first(operands, None).items():
             if place not in common:
                 early.setdefault(place, value)
     before, places = flat(values), [place for branch in traced for place in branch.written]
 
-    def run(branch: _Branch) -> Callable[..., Any]:
-        def call(operands: Any, early: dict[Place, Any]) -> Any:
+    def run(branch: _Branch) -> Function:
+        def call(operands: Tree, early: Variables) -> tuple[object, Variables]:
             born = branch.loop.first(operands, None)
             born = {place: early.get(place, value) for place, value in born.items()}
             _, _, (y, written) = branch.loop.step({}, operands, born, None)
@@ -189,7 +199,7 @@ def _traced(
 
 
 def _check_same(
-    opening: Opening, values: list[Any], cause: Exception | None = None, name: str = ""
+    opening: Opening, values: Sequence[Tree], cause: Exception | None = None, name: str = ""
 ) -> None:
     """Raises BranchError where the branches make different kinds of values.
 
@@ -200,7 +210,7 @@ def _check_same(
       name: the variable; empty for what is returned.
     """
     does, ends = ("leave", f" in {name}") if name else ("return", "")
-    first: Any
+    first: PyTreeDef
     leaves, first = jax.tree.flatten(values[0])
     for i, value in enumerate(values[1:], 1):
         others, other = jax.tree.flatten(value)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
+from jax.tree_util import PyTreeDef, keystr, tree_leaves_with_path
+from jax.typing import ArrayLike
 
 from ...errors import (
     AxesTreeError,
@@ -17,23 +19,26 @@ from ...errors import (
     CarryError,
     LengthError,
     LiftOptionError,
+    LiftWarning,
+    TiedModulesError,
 )
 from ...words import _structure, describe, kind_of, names_on, shown
-from ..roles import broadcast
-from .axes import Placed
-from .crossing import Group
+from ..roles import Axis, broadcast
+from ..scope import Scope
+from ..types import Group, Path, Placed, Tree
+from .crossing import Opening
 
 
-def check_options(lift: str, **options: Any) -> None:
+def check_options(lift: str, **options: object) -> None:
     """Raises LiftOptionError for the options of a loop or map that mean nothing.
 
     Those that are not given are not checked.
     """
 
-    def whole(value: Any) -> bool:
+    def whole(value: object) -> TypeGuard[SupportsIndex]:
         return hasattr(value, "__index__") and not hasattr(value, "__len__")
 
-    def fits(name: str, value: Any) -> bool:
+    def fits(name: str, value: object) -> bool:
         if name == "unroll":
             return isinstance(value, bool) or (whole(value) and int(value) >= 0)
         if name == "metadata_params":
@@ -61,7 +66,65 @@ _OPTIONS = {
 }
 
 
-def not_a_pair(place: str, out: Any) -> BodyReturnError:
+def check_arguments(opening: Opening) -> None:
+    """Checks the arguments of a lift with an axis against what is here.
+
+    Raises:
+      UnusedFilterError: a name in the arguments is mistyped.
+      TiedModulesError: a module that was used without the lift would get an axis.
+
+    Warns:
+      LiftWarning: ``LX202``, all slices of the parameters would start identical.
+    """
+    roles = opening.roles
+    if opening.initializing:
+        role = roles.role("params")
+        stacked = isinstance(role, int) and opening.can_write(role)
+        if stacked and roles.split("params") is False:
+            text = (
+                f"{opening.place}: parameters are stacked along the axis, but stream 'params' is "
+                f"not split: all slices start out identical. Pass "
+                f"split_rngs={{'params': True}} to {roles.lift}, or share one set"
+            )
+            warnings.warn(LiftWarning("LX202", text), stacklevel=2)
+        for top, table in zip(opening.tops, opening.tables, strict=True):
+            for col in top.collections():
+                if isinstance(table.role(col), int):
+                    _check_tied(opening, top, col, top.node(col) or {}, top.path)
+    roles.check_used(
+        opening,
+        frozenset().union(*[top.collections() for top in opening.tops]),
+        frozenset().union(*[top.rngs for top in opening.tops]),
+        _PARAMS if opening.initializing else _NONE,
+    )
+
+
+# Two objects for all calls: `check_used` remembers what it has checked.
+_NONE: frozenset[str] = frozenset()
+_PARAMS = frozenset(("params",))
+
+
+def _check_tied(
+    opening: Opening, top: Scope, col: str, node: Mapping[str, object], path: Path
+) -> None:
+    for name, value in node.items():
+        here = (*path, name)
+        if isinstance(value, dict):
+            _check_tied(opening, top, col, value, here)
+        elif (col, here) in top.call.made_plain:
+            lift = opening.roles.lift
+            raise TiedModulesError(
+                f"{opening.place}: variable {'/'.join((col, *here))} was made outside the lift "
+                f"and would be cut along axis {opening.roles.role(col)} inside it.\n"
+                f"found: one module used both inside and outside of {lift}, which "
+                f"gives each iteration its own {col!r}\n"
+                f"expected: variable_broadcast={col!r} (scan) or "
+                f"variable_axes={{{col!r}: None}} (vmap) to keep it shared, or a module of "
+                f"its own inside"
+            )
+
+
+def not_a_pair(place: str, out: object) -> BodyReturnError:
     return BodyReturnError(
         f"{place}: the body must return a pair (carry, ys).\n"
         f"found: {kind_of(out)}\n"
@@ -93,7 +156,7 @@ def carry_error(place: str, what: str, before: str, after: str, hint: str) -> Ca
     )
 
 
-def checked_carry(at: Placed, before: list[Any], before_def: Any, carry: Any) -> list[Any]:
+def checked_carry(at: Placed, before: list[Any], before_def: PyTreeDef, carry: Tree) -> list[Any]:
     """Returns the leaves of the new carry.
 
     Raises:
@@ -118,7 +181,7 @@ def checked_carry(at: Placed, before: list[Any], before_def: Any, carry: Any) ->
     return after
 
 
-def _fits(old: Any, new: Any) -> bool:
+def _fits(old: ArrayLike, new: ArrayLike) -> bool:
     a, b = jax.typeof(old), jax.typeof(new)
     if a.shape != b.shape:
         return False
@@ -126,7 +189,7 @@ def _fits(old: Any, new: Any) -> bool:
     return a.dtype == b.dtype or (a.weak_type and jnp.result_type(old, new) == b.dtype)
 
 
-def _changes(at: Placed, name: str, old: Any, new: Any) -> CarryError:
+def _changes(at: Placed, name: str, old: object, new: object) -> CarryError:
     """A leaf that comes out with another shape or dtype."""
     a, b = jax.typeof(old), jax.typeof(new)
     if a.shape == b.shape:
@@ -148,7 +211,7 @@ def check_carried(at: Placed, before: Group, after: Group) -> None:
             _check_node(at, (col,), node, written[col])
 
 
-def _check_node(at: Placed, path: tuple[str, ...], old: Any, new: Any) -> None:
+def _check_node(at: Placed, path: Path, old: object, new: object) -> None:
     if isinstance(old, dict) and isinstance(new, dict):
         for name, value in old.items():
             _check_node(at, (*path, name), value, new[name])
@@ -156,10 +219,10 @@ def _check_node(at: Placed, path: tuple[str, ...], old: Any, new: Any) -> None:
         check_variable(at, path, old, new)
 
 
-def check_variable(at: Placed, path: tuple[str, ...], old: Any, new: Any) -> None:
+def check_variable(at: Placed, path: Path, old: object, new: object) -> None:
     """Raises CarryError where a carried variable comes out as another kind of value."""
     name = f"variable {'/'.join(path)}"
-    before_def: Any
+    before_def: PyTreeDef
     before, before_def = jax.tree.flatten(old)
     after, after_def = jax.tree.flatten(new)
     if before_def != after_def:
@@ -193,14 +256,14 @@ def _difference(old: Any, new: Any, path: str = "") -> tuple[str, str, str] | No
     return next((f for f in found if f is not None), None)
 
 
-def _is_leaf(value: Any) -> bool:
+def _is_leaf(value: object) -> bool:
     return jax.tree_util.all_leaves((value,))
 
 
-def kinds(tree: Any) -> Any:
+def kinds(tree: Tree) -> Tree:
     """Returns a tree of shapes and dtypes for traced values: what may be kept of a trace."""
 
-    def kind(leaf: Any) -> Any:
+    def kind(leaf: object) -> object:
         if not isinstance(leaf, jax.core.Tracer):
             return leaf
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
@@ -208,7 +271,7 @@ def kinds(tree: Any) -> Any:
     return jax.tree.map(kind, tree)
 
 
-def check_out_axes(at: Placed, y: Any, axes: Sequence[Any], *, shared: Any) -> None:
+def check_out_axes(at: Placed, y: object, axes: Sequence[Axis], *, shared: Axis) -> None:
     """Checks the axes of a body's outputs.
 
     Args:
@@ -246,11 +309,11 @@ def check_variable_axes(at: Placed, groups: Sequence[Group], axes: Sequence[int]
                 _check_room(at, "variable_axes", axis, f"variable {'/'.join(names_on(path))}", leaf)
 
 
-def _always_fits(axis: Any) -> bool:
+def _always_fits(axis: Axis) -> bool:
     return isinstance(axis, int) and axis in (0, -1)
 
 
-def _check_room(at: Placed, argument: str, axis: int, name: str, leaf: Any) -> None:
+def _check_room(at: Placed, argument: str, axis: int, name: str, leaf: jax.Array) -> None:
     n = jnp.ndim(leaf) + 1
     if not -n <= axis < n:
         raise AxisError(

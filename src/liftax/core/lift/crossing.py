@@ -15,28 +15,42 @@ Invariants
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypedDict, Unpack
 
 import jax
+from jax.tree_util import PyTreeDef
 
-from ...errors import LiftWarning, TiedModulesError, where
-from ..cache_keys import typed
-from ..call import Around, Call, LiftedCall
+from ...errors import where
+from ..call import Around, LiftedCall
 from ..events import LiftEvent
-from ..filters import DenyList, Filter, in_filter, names_of
-from ..linen_keys import Drawn, Keys, Log
-from ..roles import THROUGH, Roles
+from ..filters import in_filter, names_of
+from ..linen_keys import Log
+from ..roles import THROUGH, Role, Roles, Row
 from ..scope import Scope
-from ..streams import Stream
+from ..streams import Base, Keyed, Stream
 from ..trees import copy_dicts
+from ..types import Collections, Function, Group, Path, Tree
 
-_NONE: frozenset[str] = frozenset()
-_PARAMS = frozenset(("params",))
 
-Group = tuple[dict[str, Any], ...]
-"""For each opened scope: collection -> variables, or stream -> key."""
+class Told(TypedDict, total=False):
+    """What a lift with an axis tells a recorder besides, see `LiftEvent`."""
+
+    size: int
+    axis_name: str | None
+    carry: bool
+
+
+class Pure(Protocol):
+    """The user's function as a pure one: groups in, and out what it wrote under some roles."""
+
+    def __call__(
+        self,
+        variables: Sequence[Group],
+        keys: Sequence[Keyed],
+        args: Sequence[object],
+        kwargs: Mapping[str, object] | None = None,
+    ) -> tuple[Any, list[Group]]: ...
 
 
 class Opening(Around):
@@ -49,10 +63,11 @@ class Opening(Around):
       shared: those of the scopes that all iterations share, whatever the table says.
     """
 
-    def __init__(self, roles: Roles, scopes: Any, target: Any, shared: Sequence[Scope] = ()):
+    def __init__(self, roles: Roles, scopes: Tree, target: object, shared: Sequence[Scope] = ()):
         self.roles = roles
         self.target = target
-        self.tree: Any = None  # of the scopes; None for one scope, list for one in a list
+        # How the scopes were given: None for one scope, list for one in a list.
+        self.tree: PyTreeDef | type[list] | None = None
         if isinstance(scopes, Scope):
             leaves = [scopes]
         elif type(scopes) is list and len(scopes) == 1 and type(scopes[0]) is Scope:
@@ -81,6 +96,7 @@ class Opening(Around):
                 self.boxed = True
             if top.rngs:
                 self.keyless = False
+        self.no_keys: Keyed = ({},) * len(self.tops)
         # The table of each top.
         self.tables = [roles] * len(self.tops)
         if shared:
@@ -96,65 +112,18 @@ class Opening(Around):
         top = self.tops[0] if self.tops else None
         return where(top.path if top else (), top.call.lift if top else None) + f", {self.label}"
 
-    def check(self) -> None:
-        """Checks the lift's arguments against what is here, for a lift with an axis.
-
-        Raises:
-          UnusedFilterError: a name in the arguments is mistyped.
-          TiedModulesError: a module that was used without the lift would get an axis.
-
-        Warns:
-          LiftWarning: ``LX202``, all slices of the parameters would start identical.
-        """
-        roles = self.roles
-        if self.initializing:
-            stacked = isinstance(roles.role("params"), int) and self.can_write(roles.role("params"))
-            if stacked and roles.split("params") is False:
-                text = (
-                    f"{self.place}: parameters are stacked along the axis, but stream 'params' is "
-                    f"not split: all slices start out identical. Pass "
-                    f"split_rngs={{'params': True}} to {roles.lift}, or share one set"
-                )
-                warnings.warn(LiftWarning("LX202", text), stacklevel=2)
-            for top, table in zip(self.tops, self.tables, strict=True):
-                for col in top.collections():
-                    if isinstance(table.role(col), int):
-                        self._check_tied(top, col, top.node(col) or {}, top.path)
-        roles.check_used(
-            self,
-            frozenset().union(*[top.collections() for top in self.tops]),
-            frozenset().union(*[top.rngs for top in self.tops]),
-            _PARAMS if self.initializing else _NONE,
-        )
-
     @property
     def watched(self) -> bool:
         """Whether a loop outside wants to see the variables that this call makes."""
         return self.initializing and any(top.call.on_birth is not None for top in self.tops)
 
-    def _check_tied(self, top: Scope, col: str, node: Any, path: tuple[str, ...]) -> None:
-        for name, value in node.items():
-            here = (*path, name)
-            if isinstance(value, dict):
-                self._check_tied(top, col, value, here)
-            elif (col, here) in top.call.made_plain:
-                raise TiedModulesError(
-                    f"{self.place}: variable {'/'.join((col, *here))} was made outside the lift "
-                    f"and would be cut along axis {self.roles.role(col)} inside it.\n"
-                    f"found: one module used both inside and outside of {self.roles.lift}, which "
-                    f"gives each iteration its own {col!r}\n"
-                    f"expected: variable_broadcast={col!r} (scan) or "
-                    f"variable_axes={{{col!r}: None}} (vmap) to keep it shared, or a module of "
-                    f"its own inside"
-                )
-
     # --- going in -------------------------------------------------------------
 
-    def values(self, role: Any) -> Group:
+    def values(self, role: Role) -> Group:
         """Returns the variables that go in under ``role``."""
         return self.sorted_values((role,))[role]
 
-    def sorted_values(self, wanted: Sequence[Any]) -> dict[Any, Group]:
+    def sorted_values(self, wanted: Sequence[Role]) -> dict[Role, Group]:
         """Returns the variables that go in under each of the roles, by role."""
         groups = {role: self.empty() for role in wanted}
         for i, top in enumerate(self.tops):
@@ -167,20 +136,20 @@ class Opening(Around):
                         groups[row.role][i][col] = node
         return groups
 
-    def empty(self) -> Group:
-        """Returns a group with nothing in it."""
+    def empty(self) -> tuple[dict[str, Any], ...]:
+        """Returns a group, or keys, with nothing in it."""
         return ({},) if len(self.tops) == 1 else tuple([{} for _ in self.tops])
 
-    def keys(self, split: bool) -> Group:
+    def keys(self, split: bool) -> Keyed:
         """Returns the base keys of the streams that are (not) split."""
         if self.keyless:
-            return self.empty()
+            return self.no_keys
         return tuple(
             {n: s.key for n, s in top.rngs.items() if roles.split(n) is split}
             for top, roles in zip(self.tops, self.tables, strict=True)
         )
 
-    def base_keys(self) -> Group:
+    def base_keys(self) -> Keyed:
         """Returns a key of each stream that goes in, to be the base of the keys inside.
 
         It is the stream's key with the path folded in. For a lifted module it is what Linen
@@ -188,7 +157,7 @@ class Opening(Around):
         of others the stream's key without their paths.
         """
         own = getattr(self.target, "own", 0)  # how many scopes, from the first, are the module's
-        groups: list[dict[str, Any]] = [
+        groups: list[dict[str, Base]] = [
             {name: s.key if own else s.folded() for name, s in top.rngs.items()}
             for top in self.tops
         ]
@@ -201,24 +170,21 @@ class Opening(Around):
         split = self.roles.split
         return tuple({n: k for n, k in g.items() if split(n) is not None} for g in groups)
 
-    def split_keys(self, size: int) -> Group:
+    def split_keys(self, size: int) -> Keyed:
         """Returns the keys of the split streams, stacked along a new first axis."""
         if self.keyless:
-            return self.empty()
-        made: dict[int, Any] = {}
+            return self.no_keys
+        made: dict[int, Base] = {}
 
-        def split(key: Any) -> Any:
+        def split(key: Base) -> Base:
             # Scopes of one call share their base keys: one split for each.
             if id(key) not in made:
-                if type(key) is Keys:
-                    made[id(key)] = jax.tree.map(lambda k: jax.random.split(k, size), key)
-                else:
-                    made[id(key)] = jax.random.split(key, size)
+                made[id(key)] = jax.tree.map(lambda k: jax.random.split(k, size), key)
             return made[id(key)]
 
         return tuple({n: split(k) for n, k in group.items()} for group in self.keys(True))
 
-    def can_write(self, role: Any) -> bool:
+    def can_write(self, role: Role) -> bool:
         """Tells whether the body may write any collection under ``role``."""
         return not self.read_only and any(
             row.role == role
@@ -231,7 +197,7 @@ class Opening(Around):
     def enter(
         self,
         variables: Sequence[Group],
-        keys: Sequence[Group],
+        keys: Sequence[Keyed],
         *,
         log: Log | None = None,
         folded: bool = False,
@@ -247,7 +213,7 @@ class Opening(Around):
         inner = []
         for i, top in enumerate(self.tops):
             root = LiftedCall(self, top, self.tables[i])
-            nodes: dict[str, Any] = {}
+            nodes: Collections = {}
             for group in variables:
                 if root.read_only:
                     nodes.update(group[i])
@@ -269,14 +235,14 @@ class Opening(Around):
 
     def body(
         self,
-        fn: Callable[..., Any],
-        out: Sequence[Any] = (THROUGH,),
+        fn: Function,
+        out: Sequence[Role] = (THROUGH,),
         *,
         see: Callable[[Sequence[Scope]], None] = lambda inner: None,
         log: Log | None = None,
         folded: bool = False,
-        **event: Any,
-    ) -> Callable[..., Any]:
+        **event: Unpack[Told],
+    ) -> Pure:
         """Returns the user's function as a pure one.
 
         Args:
@@ -291,7 +257,12 @@ class Opening(Around):
           variables, keys and, one for each role in ``out``, what was written.
         """
 
-        def run(variables: Any, keys: Any, args: Any, kwargs: Any = None) -> Any:
+        def run(
+            variables: Sequence[Group],
+            keys: Sequence[Keyed],
+            args: Sequence[object],
+            kwargs: Mapping[str, object] | None = None,
+        ) -> tuple[Any, list[Group]]:
             inner = self.enter(variables, keys, log=log, folded=folded)
             see(inner)
             y = self.call(fn, inner, args, kwargs or {}, **event)
@@ -301,7 +272,7 @@ class Opening(Around):
 
         return run
 
-    def hand_out(self, inner: Sequence[Scope]) -> Any:
+    def hand_out(self, inner: Sequence[Scope]) -> Tree:
         """Returns the inner counterparts of the scopes, in the tree that was given."""
         found = [_below(inner[index], path) for index, path in self.places]
         if self.tree is list:
@@ -312,9 +283,9 @@ class Opening(Around):
         self,
         fn: Callable[..., Any],
         inner: Sequence[Scope],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        **event: Any,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        **event: Unpack[Told],
     ) -> Any:
         """Calls the body on the inner scopes."""
         before = []
@@ -335,7 +306,7 @@ class Opening(Around):
                 root.valid, root.entered_by = valid, entered_by
 
     def call_without(
-        self, fn: Callable[..., Any], scopes: Any, args: Sequence[Any], kwargs: dict[str, Any]
+        self, fn: Function, scopes: Tree, args: Sequence[object], kwargs: Mapping[str, object]
     ) -> Any:
         """Calls the body without its lift, on the scopes outside with no names taken.
 
@@ -350,7 +321,7 @@ class Opening(Around):
             if rec is not None:
                 rec.exit()
 
-    def event(self, **event: Any) -> LiftEvent:
+    def event(self, **event: Unpack[Told]) -> LiftEvent:
         """Returns what a recorder is told of this call."""
         return LiftEvent(
             self.roles.lift,
@@ -366,78 +337,9 @@ class Opening(Around):
             **event,
         )
 
-    # --- what Python remembers --------------------------------------------------
-
-    def fingerprint(self) -> Any:
-        """Returns what makes the scopes of one call stand for those of another.
-
-        Paths are left out: equal modules at different places are one program.
-        """
-        tops = []
-        for top in self.tops:
-            root, here = top.call, len(top.path)
-            counts = frozenset(
-                (path[here:], stream, n)
-                for path, streams in root.counters.items()
-                if path[:here] == top.path
-                for stream, n in streams.items()
-            )
-            writable = frozenset((col, root.is_mutable(col)) for col in _spelled(root))
-            flags = frozenset((k, typed(v)) for k, v in root.flags.items())
-            tops.append((counts, writable, flags, tuple(top.rngs)))
-        return tuple(tops), tuple(self.places), self.tree
-
-    def counted(self) -> Any:
-        """Returns how many keys were drawn below the scopes, by relative path."""
-        return tuple(
-            {
-                path[len(top.path) :]: dict(streams)
-                for path, streams in top.call.counters.items()
-                if path[: len(top.path)] == top.path
-            }
-            for top in self.tops
-        )
-
-    def drawn_since(self, start: int) -> list[tuple[int, tuple[str, ...], Drawn]] | None:
-        """Returns the entries of the log from ``start`` on, each with its top and path below it.
-
-        None where one was counted for no path, in a rewound scope.
-        """
-        assert self.log is not None
-        at = {
-            id(streams): (i, path[len(top.path) :])
-            for i, top in reversed(list(enumerate(self.tops)))
-            for path, streams in top.call.counters.items()
-            if path[: len(top.path)] == top.path
-        }
-        entries = self.log[start:]
-        if not all(id(entry.counts) in at for entry in entries):
-            return None
-        return [(*at[id(entry.counts)], entry) for entry in entries]
-
-    def draw_again(self, entries: Iterable[tuple[int, tuple[str, ...], Drawn]]) -> None:
-        """Counts what an equal call drew, as `drawn_since` tells; the draws are that call's."""
-        for i, path, entry in entries:
-            top = self.tops[i]
-            counts = top.call.counters.setdefault((*top.path, *path), {})
-            assert self.log is not None
-            self.log.append(entry._replace(counts=counts, draws=()))
-
-    def set_counters(self, counted: Any) -> None:
-        """Goes on counting from what `counted` returned."""
-        for top, counters in zip(self.tops, counted, strict=True):
-            for path, streams in top.call.counters.items():
-                if path[: len(top.path)] == top.path and path[len(top.path) :] not in counters:
-                    streams.clear()
-            for path, streams in counters.items():
-                # In place: the log of a loop outside holds on to these.
-                found = top.call.counters.setdefault((*top.path, *path), {})
-                found.clear()
-                found.update(streams)
-
     # --- coming out -----------------------------------------------------------
 
-    def written(self, inner: Sequence[Scope], role: Any) -> Group:
+    def written(self, inner: Sequence[Scope], role: Role) -> Group:
         """Returns the mutable variables of the inner scopes under ``role``."""
         if self.read_only:
             return self.empty()
@@ -485,18 +387,18 @@ class Opening(Around):
             top.call.late, top.call.on_birth = False, on_birth
 
 
-def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, tuple[str, ...]]]:
+def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, Path]]:
     """Fills ``tops`` with the outermost scopes; returns where each leaf is below them."""
     if len(leaves) == 1:
         tops += leaves
         return [(0, ())]
     given = {(id(scope.call), scope.path): scope for scope in reversed(leaves)}
-    index: dict[tuple[int, tuple[str, ...]], int] = {}
+    index: dict[tuple[int, Path], int] = {}
     places = []
     for leaf in leaves:
         top, scope = leaf, leaf
-        path: tuple[str, ...] = ()
-        names: tuple[str, ...] = ()
+        path: Path = ()
+        names: Path = ()
         while True:
             if (id(scope.call), scope.path) in given:
                 top, path = given[id(scope.call), scope.path], names
@@ -512,41 +414,21 @@ def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, tuple[str
     return places
 
 
-def _below(scope: Scope, path: tuple[str, ...]) -> Scope:
+def _below(scope: Scope, path: Path) -> Scope:
     for name in path:
         scope = scope.push(name, reuse=True)
     return scope
 
 
-def _bases(top: Scope) -> tuple[str, ...]:
+def _bases(top: Scope) -> Path:
     """Returns the collections whose variables may be made of the keys of a lift inside."""
     return ("params", *top.collections())
 
 
-def _spelled(root: Call) -> set[str]:
-    """Returns names that stand for all collections, whether anybody has made them yet or not.
-
-    Two collections that no filter of the call and of the lifts around spells out are treated
-    alike, so one that nobody uses stands for them.
-    """
-    names = {"*"}
-    while True:
-        filters: list[Filter] = [root.mutable]
-        if isinstance(root, LiftedCall):
-            filters = [row.filter for row in root.roles.rows]
-        for found in filters:
-            while isinstance(found, DenyList):
-                found = found.deny
-            names |= names_of(found)
-        if not isinstance(root, LiftedCall):
-            return names
-        root = root.outer
-
-
-def _candidates(row: Any, top: Scope) -> list[str]:
+def _candidates(row: Row, top: Scope) -> list[str]:
     """Returns names that stand for the collections of a row."""
     names = list(names_of(row.filter))
     if names or row.filter is False:
         return names
     # A filter by exclusion may name any collection, also one that nobody has made yet.
-    return [c for c in (*top.collections(), *_spelled(top.call)) if in_filter(row.filter, c)]
+    return [c for c in (*top.collections(), *top.call.spelled()) if in_filter(row.filter, c)]

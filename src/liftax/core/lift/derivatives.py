@@ -12,8 +12,11 @@ from ...errors import DifferentiationError, StaticArgumentError
 from ..filters import Filter
 from ..linen_keys import Drawn, Log, join
 from ..roles import THROUGH, Roles, Row, through_roles
+from ..streams import Keyed
+from ..types import Fn, Function, Group, Tree
 from . import diffchecks
-from .crossing import Group, Opening
+from .counters import counted, set_counters
+from .crossing import Opening
 
 DIFFERENTIATED = "differentiated"
 _BOTH = (DIFFERENTIATED, THROUGH)
@@ -27,7 +30,7 @@ def _differentiated(lift: str, chosen: Filter, variables: Filter, rngs: Filter) 
     )
 
 
-def _no_reduce(reduce_axes: Any, lift: str) -> None:
+def _no_reduce(reduce_axes: Sequence[object], lift: str) -> None:
     if tuple(reduce_axes):
         raise DifferentiationError(
             f"{lift}: reduce_axes is no longer supported by JAX; reduce the cotangents with "
@@ -36,11 +39,11 @@ def _no_reduce(reduce_axes: Any, lift: str) -> None:
 
 
 def vjp(
-    fn: Callable[..., Any],
-    scope: Any,
-    *primals: Any,
+    fn: Function,
+    scope: Tree,
+    *primals: Tree,
     has_aux: bool = False,
-    reduce_axes: Sequence[Any] = (),
+    reduce_axes: Sequence[object] = (),
     vjp_variables: Filter = "params",
     variables: Filter = True,
     rngs: Filter = True,
@@ -74,7 +77,7 @@ def vjp(
     run = opening.body(fn, _BOTH)
     others, keys = opening.values(THROUGH), opening.keys(False)
 
-    def outputs(chosen: Group, *primals: Any) -> Any:
+    def outputs(chosen: Group, *primals: Tree) -> tuple[Any, tuple[list[Group], Any]]:
         y, written = run([others, chosen], [keys], primals)
         y, aux = diffchecks.with_aux(opening, y) if has_aux else (y, None)
         return y, (written, aux)
@@ -95,7 +98,7 @@ class _PullBack:
         self.single = single
         self.place = place  # for messages, no part of what makes two of them equal
 
-    def __call__(self, pull: Callable[..., Any], y_bar: Any) -> Any:
+    def __call__(self, pull: Callable[..., Any], y_bar: Tree) -> tuple[Any, ...]:
         try:
             variables_bar, *rest = pull(y_bar)
         except (TypeError, ValueError) as cause:
@@ -111,11 +114,11 @@ class _PullBack:
 
 
 def value_and_grad(
-    fn: Callable[..., Any],
-    scope: Any,
-    *primals: Any,
+    fn: Function,
+    scope: Tree,
+    *primals: Tree,
     has_aux: bool = False,
-    reduce_axes: Sequence[Any] = (),
+    reduce_axes: Sequence[object] = (),
     variables: Filter = True,
     rngs: Filter = True,
 ) -> Any:
@@ -141,7 +144,7 @@ def value_and_grad(
     run = opening.body(fn)
     values, keys = opening.values(THROUGH), opening.keys(False)
 
-    def outputs(*primals: Any) -> Any:
+    def outputs(*primals: Tree) -> tuple[Any, tuple[list[Group], Any]]:
         y, written = run([values], [keys], primals)
         y, aux = diffchecks.with_aux(opening, y) if has_aux else (y, None)
         return y, (written, aux)
@@ -153,7 +156,7 @@ def value_and_grad(
     return ((y, aux), grads) if has_aux else (y, grads)
 
 
-def grad(fn: Callable[..., Any], scope: Any, *primals: Any, **options: Any) -> Any:
+def grad(fn: Function, scope: Tree, *primals: Tree, **options: Any) -> Any:
     """`value_and_grad` without the value: ``grads``, or ``(grads, aux)`` with ``has_aux``.
 
     Example:
@@ -167,11 +170,11 @@ def grad(fn: Callable[..., Any], scope: Any, *primals: Any, **options: Any) -> A
 
 
 def jvp(
-    fn: Callable[..., Any],
-    scope: Any,
-    primals: Sequence[Any],
-    tangents: Sequence[Any],
-    variable_tangents: Any,
+    fn: Function,
+    scope: object,
+    primals: Sequence[object],
+    tangents: Sequence[object],
+    variable_tangents: Mapping[str, object] | Sequence[Mapping[str, object]],
     variables: Filter = True,
     rngs: Filter = True,
 ) -> tuple[Any, Any]:
@@ -214,7 +217,7 @@ def jvp(
     )
     directions = tuple({c: t[c] for c in group} for group, t in zip(chosen, given, strict=True))
 
-    def outputs(chosen: Group, primals: Any) -> Any:
+    def outputs(chosen: Group, primals: Sequence[Tree]) -> tuple[Any, list[Group]]:
         moved = tuple(
             {c: _overlay(node, part[c]) if c in part else node for c, node in group.items()}
             for group, part in zip(values, chosen, strict=True)
@@ -232,14 +235,14 @@ def jvp(
     return y, y_dot
 
 
-def _part(node: Any, like: Any) -> Any:
+def _part(node: Any, like: object) -> Any:
     """Returns the part of a nested dict that another one has."""
     if isinstance(node, Mapping) and isinstance(like, Mapping):
         return {k: _part(node[k], v) for k, v in like.items() if k in node}
     return node
 
 
-def _overlay(node: Any, part: Any) -> Any:
+def _overlay(node: object, part: object) -> Any:
     if isinstance(node, Mapping) and isinstance(part, Mapping):
         return {k: _overlay(v, part[k]) if k in part else v for k, v in node.items()}
     return part
@@ -254,32 +257,38 @@ class _Counted:
 
     def __init__(self, opening: Opening):
         self.opening = opening
-        self.before = opening.counted()
+        self.before = counted(opening)
         self.drawn: list[Drawn] | None = None
 
-    def __call__(self, fn: Callable[..., Any], *args: Any) -> Any:
+    def __call__(
+        self,
+        fn: Function,
+        variables: Sequence[Group],
+        keys: Sequence[Keyed],
+        args: Sequence[object],
+    ) -> tuple[Any, list[Group]]:
         opening, log = self.opening, self.opening.log
         if self.drawn is None:
             start = len(log or ())
-            out = opening.body(fn, _BOTH)(*args)
+            out = opening.body(fn, _BOTH)(variables, keys, args)
             self.drawn = log[start:] if log is not None else []
             return out
-        after = opening.counted()
-        opening.set_counters(self.before)
+        after = counted(opening)
+        set_counters(opening, self.before)
         again = None if log is None else Log(log.hoisted, log.outer)
-        out = opening.body(fn, _BOTH, log=again)(*args)
-        opening.set_counters(after)
+        out = opening.body(fn, _BOTH, log=again)(variables, keys, args)
+        set_counters(opening, after)
         join(self.drawn, again or (), lambda collection: False)
         return out
 
 
 def custom_vjp(
-    fn: Callable[..., Any],
-    forward_fn: Callable[..., Any],
-    backward_fn: Callable[..., Any],
+    fn: Fn,
+    forward_fn: Function,
+    backward_fn: Function,
     grad_vars: Filter = "params",
     nondiff_argnums: int | Sequence[int] = (),
-) -> Callable[..., Any]:
+) -> Fn:
     """`liftax.custom_vjp` over functions of a scope.
 
     Args:
@@ -319,7 +328,7 @@ def custom_vjp(
             "arguments after it count from 1. What is differentiated of it is set by grad_vars"
         )
 
-    def differentiated(scope: Any, *args: Any) -> Any:
+    def differentiated(scope: Tree, *args: Tree) -> object:
         for n in numbers:
             if not -len(args) <= n <= len(args):
                 raise StaticArgumentError(
@@ -333,23 +342,27 @@ def custom_vjp(
         single = opening.tree is None or len(opening.tops) == 1
         fixed = {i: args[i] for i in sorted(n - 1 if n > 0 else len(args) + n for n in numbers)}
         moving = [a for i, a in enumerate(args) if i not in fixed]
-        counted = _Counted(opening)
+        once = _Counted(opening)
 
-        def filled(moving: Sequence[Any]) -> tuple[Any, ...]:
+        def filled(moving: Sequence[object]) -> tuple[object, ...]:
             rest = iter(moving)
             return tuple(fixed[i] if i in fixed else next(rest) for i in range(len(args)))
 
-        def primal(chosen: Group, others: Group, keys: Group, moving: Any) -> Any:
-            return counted(fn, [others, chosen], [keys], filled(moving))
+        def primal(
+            chosen: Group, others: Group, keys: Keyed, moving: Sequence[object]
+        ) -> tuple[Any, list[Group]]:
+            return once(fn, [others, chosen], [keys], filled(moving))
 
-        def forward(chosen: Group, others: Group, keys: Group, moving: Any) -> Any:
-            out, written = counted(forward_fn, [others, chosen], [keys], filled(moving))
+        def forward(
+            chosen: Group, others: Group, keys: Keyed, moving: Sequence[object]
+        ) -> tuple[tuple[Any, list[Group]], object]:
+            out, written = once(forward_fn, [others, chosen], [keys], filled(moving))
             y, residuals = diffchecks.with_residuals(opening, out)
             return (y, written), residuals
 
-        def backward(residuals: Any, bars: Any) -> Any:
+        def backward(residuals: Tree, bars: tuple[Tree, Tree]) -> tuple[object, ...]:
             y_bar, _ = bars
-            out = backward_fn(*fixed.values(), residuals, y_bar)
+            out: Any = backward_fn(*fixed.values(), residuals, y_bar)
             variables_bar, *moving_bar = diffchecks.with_variables(place, out, len(moving))
             chosen_bar = (variables_bar,) if single else tuple(variables_bar)
             diffchecks.check_cotangents(place, kinds, (chosen_bar, moving_bar))
@@ -363,4 +376,4 @@ def custom_vjp(
         opening.write_back(*written)
         return y
 
-    return differentiated
+    return differentiated  # type: ignore[return-value]

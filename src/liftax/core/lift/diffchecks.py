@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import keystr, tree_leaves_with_path
+from jax.tree_util import KeyPath, PyTreeDef, keystr, tree_leaves_with_path
 
 from ...errors import DifferentiationError
 from ...words import describe, kind_of, names_on
-from .crossing import Group, Opening
+from ..types import Group, Path, Tree
+from .crossing import Opening
+
+T = TypeVar("T")
 
 
-def _is_pair(out: Any) -> bool:
+def _is_pair(out: object) -> bool:
     return isinstance(out, (tuple, list)) and len(out) == 2
 
 
-def with_aux(opening: Opening, y: Any) -> Any:
+def with_aux(opening: Opening, y: T) -> T:
     """Returns what a function with ``has_aux`` returned, if it is a pair."""
     if not _is_pair(y):
         raise DifferentiationError(
@@ -41,7 +44,7 @@ def check_scalar(opening: Opening, y: Any) -> None:
         )
 
 
-def check_cotangent(place: str, y_bar: Any, cause: Exception) -> None:
+def check_cotangent(place: str, y_bar: object, cause: Exception) -> None:
     """Raises DifferentiationError where JAX has refused a cotangent that does not fit."""
     if "vjp function" in str(cause).lower():
         wanted = re.search(r"expected (\w+\[[\d,]*\])", str(cause))
@@ -52,13 +55,13 @@ def check_cotangent(place: str, y_bar: Any, cause: Exception) -> None:
         ) from cause
 
 
-def check_named(opening: Opening, values: Group, given: Sequence[Mapping[str, Any]]) -> None:
+def check_named(opening: Opening, values: Group, given: Sequence[Mapping[str, object]]) -> None:
     """Raises DifferentiationError where tangents are given for what is no variable."""
     for group, tangents in zip(values, given, strict=True):
         _check_names(opening, (), group, tangents)
 
 
-def _check_names(opening: Opening, path: tuple[str, ...], node: Any, tangent: Any) -> None:
+def _check_names(opening: Opening, path: Path, node: object, tangent: object) -> None:
     if not (isinstance(node, Mapping) and isinstance(tangent, Mapping)):
         return
     for name, part in tangent.items():
@@ -74,10 +77,10 @@ def _check_names(opening: Opening, path: tuple[str, ...], node: Any, tangent: An
 
 def check_tangents(
     opening: Opening,
-    primals: Any,
-    tangents: Any,
+    primals: Sequence[Tree],
+    tangents: Sequence[Tree],
     variables: Group,
-    directions: Group,
+    directions: Sequence[Tree],
     cause: Exception,
 ) -> None:
     """Raises DifferentiationError where JAX has refused tangents that do not fit."""
@@ -91,20 +94,17 @@ def check_tangents(
         found = _misfit(old, new)
         if found is not None:
             path, got, want = found
-            if old is variables:
-                path = " for " + "/".join(names_on(path[1:]))
-            else:
-                path = keystr(path)
+            at = f" for {'/'.join(names_on(path[1:]))}" if old is variables else keystr(path)
             raise DifferentiationError(
-                f"{opening.place}: {name}{path} does not fit.\n"
+                f"{opening.place}: {name}{at} does not fit.\n"
                 f"found: {got}\n"
                 f"expected: {want}, as what it is the tangent of"
             ) from cause
 
 
-def _misfit(old: Any, new: Any) -> tuple[Any, str, str] | None:
+def _misfit(old: Tree, new: Tree) -> tuple[KeyPath, str, str] | None:
     """Finds where two trees differ: the path, what is there in the new and in the old one."""
-    before: Any
+    before: PyTreeDef
     before, after = jax.tree.structure(old), jax.tree.structure(new)
     if before != after:
         return (), kind_of(new), kind_of(old)
@@ -118,7 +118,7 @@ def _misfit(old: Any, new: Any) -> tuple[Any, str, str] | None:
 # --- custom_vjp ----------------------------------------------------------------
 
 
-def with_residuals(opening: Opening, out: Any) -> Any:
+def with_residuals(opening: Opening, out: T) -> T:
     """Returns what ``forward_fn`` returned, if it is a pair."""
     if not _is_pair(out):
         raise DifferentiationError(
@@ -129,7 +129,7 @@ def with_residuals(opening: Opening, out: Any) -> Any:
     return out
 
 
-def with_variables(place: str, out: Any, arguments: int) -> Any:
+def with_variables(place: str, out: T, arguments: int) -> T:
     """Returns what ``backward_fn`` returned, if it has one cotangent for each argument."""
     if not isinstance(out, (tuple, list)) or len(out) != 1 + arguments:
         n = f"{arguments} argument{'s' * (arguments != 1)}"
@@ -143,7 +143,9 @@ def with_variables(place: str, out: Any, arguments: int) -> Any:
     return out
 
 
-def check_cotangents(place: str, given: tuple[Any, Any], bars: tuple[Any, Any]) -> None:
+def check_cotangents(
+    place: str, given: tuple[Group, Sequence[Tree]], bars: tuple[Sequence[Tree], Sequence[Tree]]
+) -> None:
     """Raises DifferentiationError where cotangents do not fit what they belong to."""
     (variables, args), (variables_bar, args_bar) = given, bars
     for group, bar in zip(variables, variables_bar, strict=True):
@@ -159,7 +161,7 @@ def check_cotangents(place: str, given: tuple[Any, Any], bars: tuple[Any, Any]) 
                 raise _wrong_bar(place, f"the cotangent of argument {i}", found[1], found[2])
 
 
-def _unlike(value: Any, bar: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], str, str] | None:
+def _unlike(value: Any, bar: object, path: Path) -> tuple[Path, str, str] | None:
     if bar is None:
         return None  # no cotangent is a cotangent of zero
     if isinstance(value, Mapping):

@@ -24,13 +24,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import PyTreeDef
 
 from ... import equations, jax_private
 from ...errors import LiftaxError, LoopDependentError, SplitSharedError
 from ...words import describe, names_on
 from ..linen_keys import draw_p
+from ..roles import Role, Roles
 from ..scope import Scope
-from .crossing import Group, Opening
+from ..types import Function, Group, Path, Tree
+from .crossing import Opening
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
@@ -39,20 +42,23 @@ if TYPE_CHECKING:
 # JAX changes how it is written down.
 _mark_p = jax_private.identity("liftax_mark")
 
-Place = tuple[Any, ...]
+Place = tuple[int, str, *tuple[str, ...]]
 """Where a variable lies among opened scopes: (which scope, collection, *names)."""
 
+Variables = dict[Place, object]
+"""Variables by place, as a loop carries them: new ones are found by comparing keys."""
 
-def flat(group: Group) -> dict[Place, Any]:
+
+def flat(group: Group) -> Variables:
     """Returns the variables of a group by place."""
-    found: dict[Place, Any] = {}
+    found: Variables = {}
     for top, collections in enumerate(group):
         for col, node in collections.items():
             _find((top, col), node, found)
     return found
 
 
-def _find(place: Place, node: Any, found: dict[Place, Any]) -> None:
+def _find(place: Place, node: object, found: Variables) -> None:
     if isinstance(node, dict) and node:
         for name, value in node.items():
             _find((*place, name), value, found)
@@ -60,12 +66,13 @@ def _find(place: Place, node: Any, found: dict[Place, Any]) -> None:
         found[place] = node
 
 
-def nested(places: Mapping[Place, Any], scopes: int) -> Group:
+def nested(places: Mapping[Place, object], scopes: int) -> Group:
     """Undoes `flat`."""
     group: Group = tuple([{} for _ in range(scopes)])
-    for (top, *names, last), value in places.items():
-        node = group[top]
-        for name in names:
+    for (top, *names), value in places.items():
+        node: dict[str, Any] = group[top]
+        *above, last = names
+        for name in above:
             node = node.setdefault(name, {})
         node[last] = {} if type(value) is dict else value
     return group
@@ -91,8 +98,8 @@ class Birth(NamedTuple):
 
     carried: bool
     marks: list[str]
-    treedef: Any
-    first: Any
+    treedef: PyTreeDef
+    first: object
     late: bool
     came_in: bool = False
 
@@ -103,23 +110,34 @@ class Marks:
     def __init__(self) -> None:
         self.births: dict[Place, Birth] = {}
         self._number = itertools.count()
-        self._marked: dict[int, Any] = {}
+        self._marked: dict[int, object] = {}
 
-    def listen(self, inner: Sequence[Scope], kinds: Mapping[Any, bool]) -> None:
+    def listen(self, inner: Sequence[Scope], kinds: Mapping[Role, bool]) -> None:
         """Marks what is made in scopes from now on.
 
         Args:
           kinds: role -> whether its variables are carried; other roles are left alone.
         """
         for top, scope in enumerate(inner):
-            roles: Any = scope.call.roles
-            scope.call.on_birth = functools.partial(
-                self._born, top, len(scope.path), lambda col, r=roles: kinds.get(r.role(col))
-            )
+            roles = scope.call.roles
+            assert roles is not None
+
+            def kind(col: str, roles: Roles = roles) -> bool | None:
+                role = roles.role(col)
+                return None if role is None else kinds.get(role)
+
+            scope.call.on_birth = functools.partial(self._born, top, len(scope.path), kind)
 
     def _born(
-        self, top: int, depth: int, kind: Any, col: str, path: Place, value: Any, late: bool
-    ) -> Any:
+        self,
+        top: int,
+        depth: int,
+        kind: Callable[[str], bool | None],
+        col: str,
+        path: Path,
+        value: object,
+        late: bool,
+    ) -> object:
         carried = kind(col)
         if carried is None:
             return value
@@ -146,8 +164,8 @@ class Marks:
         return nested(marked, len(group))
 
     def _mark(
-        self, place: Place, carried: bool, value: Any, late: bool, came_in: bool = False
-    ) -> Any:
+        self, place: Place, carried: bool, value: object, late: bool, came_in: bool = False
+    ) -> object:
         leaves, treedef = jax.tree.flatten(value)
         # A nested loop leaves its own marks in the same jaxpr: tell them apart.
         names = [f"{id(self)}:{next(self._number)}" for _ in leaves]
@@ -157,7 +175,7 @@ class Marks:
         self._marked |= {id(x): x for x in (value, *marked)}
         return value
 
-    def stands_on(self, value: Any) -> bool:
+    def stands_on(self, value: object) -> bool:
         """Tells whether ``value`` is, unchanged, what was marked."""
         return id(value) in self._marked
 
@@ -171,6 +189,8 @@ class Marks:
         self.births = {place: b._replace(first=None) for place, b in self.births.items()}
         self._marked.clear()
 
+
+Atoms = Sequence["jex.Var | jex.Literal"]
 
 Pruned = tuple["jex.Jaxpr", list[bool]]
 """A program cut down, and which of the inputs it had are still inputs."""
@@ -190,14 +210,14 @@ class Loop(NamedTuple):
 
     step: Callable[..., Any]
     invariants: Any
-    made: dict[Place, Any]
-    first: Callable[..., dict[Place, Any]]
+    made: Variables
+    first: Callable[[Tree, Tree], Variables]
     outside: jex.Jaxpr
-    carry_avals: list[Any]
+    carry_avals: list[jax.core.ShapedArray]
 
 
 def trace_loop(
-    body: Callable[..., Any], carry: Any, x: Any, marks: Marks, place: str, split: bool = False
+    body: Function, carry: Tree, x: Tree, marks: Marks, place: str, split: bool = False
 ) -> Loop:
     """Traces ``body`` once and cuts it.
 
@@ -245,10 +265,10 @@ def trace_loop(
     )
     rest = jax_private.prune(inside, [True] * len(looped))
 
-    def first(carry: Any, x: Any) -> dict[Place, Any]:
+    def first(carry: Tree, x: Tree) -> Variables:
         return _by_place(carried, _run(start, [*consts, *jax.tree.leaves((carry, x))]))
 
-    def step(made: Any, carry: Any, born: Any, x: Any) -> Any:
+    def step(made: Variables, carry: Tree, born: Variables, x: Tree) -> Any:
         values = [*(made[place] for place in shared), *(born[place] for place in carried)]
         out = _run(rest, [*consts, *jax.tree.leaves((carry, x, values))])
         return jax.tree.unflatten(jax.tree.structure(shapes[:3]), out)
@@ -257,7 +277,7 @@ def trace_loop(
     return Loop(step, invariants, made, first, outside[0], jax.tree.leaves(shapes[0]))
 
 
-def _mark_of(eqn: Any) -> str | None:
+def _mark_of(eqn: jex.JaxprEqn) -> str | None:
     return eqn.params["mark"] if eqn.primitive is _mark_p else None
 
 
@@ -281,7 +301,7 @@ def draws_again(program: jex.Jaxpr) -> bool:
     )
 
 
-def _alone(jaxpr: jex.Jaxpr, outvars: Sequence[Any]) -> Pruned:
+def _alone(jaxpr: jex.Jaxpr, outvars: Atoms) -> Pruned:
     """Cuts a body down to some of its values.
 
     What the body does besides, such as printing, it does in the loop, once an iteration.
@@ -290,7 +310,7 @@ def _alone(jaxpr: jex.Jaxpr, outvars: Sequence[Any]) -> Pruned:
     return jax_private.prune(equations.quiet(outside), [True] * len(outvars))
 
 
-def _without(eqns: Sequence[Any], *before: Pruned) -> list[Any]:
+def _without(eqns: Sequence[jex.JaxprEqn], *before: Pruned) -> list[jex.JaxprEqn]:
     """Returns the equations of the loop, less what was done before it.
 
     An initial value that is read from a file is not read again: where nothing else needs
@@ -298,19 +318,19 @@ def _without(eqns: Sequence[Any], *before: Pruned) -> list[Any]:
     """
     done = {var for program, _ in before for eqn in program.eqns for var in eqn.outvars}
 
-    def quiet(eqn: Any) -> Any:
+    def quiet(eqn: jex.JaxprEqn) -> jex.JaxprEqn:
         again = equations.acts(eqn) and not done.isdisjoint(eqn.outvars)
         return equations.calmed(eqn) if again else eqn
 
     return [quiet(eqn) for eqn in eqns]
 
 
-def _run(program: Pruned, inputs: Sequence[Any]) -> list[Any]:
+def _run(program: Pruned, inputs: Sequence[object]) -> list[jax.Array]:
     small, used = program
     return jax_private.evaluate(small, [v for v, u in zip(inputs, used, strict=True) if u])
 
 
-def _by_place(births: Mapping[Place, Birth], leaves: Sequence[Any]) -> dict[Place, Any]:
+def _by_place(births: Mapping[Place, Birth], leaves: Sequence[jax.Array]) -> Variables:
     left = iter(leaves)
     return {
         place: jax.tree.unflatten(b.treedef, [next(left) for _ in b.marks])
@@ -318,7 +338,7 @@ def _by_place(births: Mapping[Place, Birth], leaves: Sequence[Any]) -> dict[Plac
     }
 
 
-def _name_at(path: Any) -> str:
+def _name_at(path: tuple[Any, ...]) -> str:
     """Names an invariant by its path: a shared variable that was written, or an output."""
     if path[0].idx == 0:
         return "/".join([name_of(path[1].key), *names_on(path[2:])])
@@ -326,7 +346,12 @@ def _name_at(path: Any) -> str:
 
 
 def _dependent(
-    jaxpr: jex.Jaxpr, outvars: Sequence[Any], n: int, names: Sequence[str], place: str, split: bool
+    jaxpr: jex.Jaxpr,
+    outvars: Atoms,
+    n: int,
+    names: Sequence[str],
+    place: str,
+    split: bool,
 ) -> LiftaxError:
     """The first of a body's values that needs an input after the first ``n``."""
     both = zip(names, outvars, strict=True)
@@ -354,9 +379,9 @@ def split_shared(place: str, name: str) -> SplitSharedError:
 def write_births(
     opening: Opening,
     marks: Marks,
-    values: Mapping[Place, Any],
-    then: Mapping[Place, Any] | None = None,
-) -> dict[Place, Any]:
+    values: Mapping[Place, object],
+    then: Mapping[Place, object] | None = None,
+) -> Variables:
     """Writes initial values to the scopes outside; returns what stands there.
 
     Args:
@@ -369,8 +394,8 @@ def write_births(
     for place in sorted(values):  # as JAX hands out what comes of a transformation
         if marks.births[place].came_in:
             continue
-        value, (index, col, first, *rest) = values[place], place
-        top, node = opening.tops[index], value
+        node, (index, col, *names) = values[place], place
+        top, (first, *rest) = opening.tops[index], names
         for name in reversed(rest):
             node = {name: node}
         root = top.call
@@ -388,7 +413,7 @@ def write_births(
     return standing
 
 
-def _at(opening: Opening, place: Place) -> Any:
+def _at(opening: Opening, place: Place) -> object:
     index, col, *names = place
     node: Any = opening.tops[index].node(col)
     for name in names:
@@ -396,9 +421,9 @@ def _at(opening: Opening, place: Place) -> Any:
     return node
 
 
-def alike(a: Any, b: Any) -> bool:
+def alike(a: Tree, b: Tree) -> bool:
     """Tells whether one program takes either of two values."""
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (a, b)]
+    structures: list[PyTreeDef] = [jax.tree.structure(tree) for tree in (a, b)]
     kinds = [
         [(x.shape, x.dtype, x.weak_type) for x in map(jax.typeof, jax.tree.leaves(tree))]
         for tree in (a, b)

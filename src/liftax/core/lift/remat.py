@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from ..filters import Filter
-from ..roles import THROUGH, through_roles
+from ..roles import THROUGH, Roles, through_roles
+from ..types import Fn, Function, Tree
 from .checks import check_options
 from .crossing import Opening
-from .static_arguments import Static, _Body
+from .options import lift_of
+from .static_arguments import Static, StaticBody
 
 
-def remat(
-    fn: Callable[..., Any],
-    variables: Filter = True,
-    rngs: Filter = True,
-    concrete: bool = False,
-    prevent_cse: bool = True,
-    static_argnums: int | Sequence[int] = (),
-    policy: Callable[..., bool] | None = None,
-    static_argnames: str | Sequence[str] = (),
-) -> Callable[..., Any]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Remat:
     """`liftax.remat` over a function of a scope.
 
     Args:
@@ -42,48 +38,65 @@ def remat(
       >>> float(jax.grad(lambda v: run(v, 0.0))({'params': {'w': 2.0}})['params']['w'])
       0.0
     """
-    lift = rematter(variables, rngs, concrete, prevent_cse, policy, static_argnames)
-    return lift(fn, static_argnums)
+
+    variables: Filter = True
+    rngs: Filter = True
+    concrete: bool = False
+    prevent_cse: bool = True
+    static_argnums: int | Sequence[int] = ()
+    policy: Callable[..., bool] | None = None
+    static_argnames: str | Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        self.roles  # noqa: B018
+        policy, prevent_cse, concrete = self.policy, self.prevent_cse, self.concrete
+        check_options("remat", policy=policy, prevent_cse=prevent_cse, concrete=concrete)
+
+    @functools.cached_property
+    def roles(self) -> Roles:
+        """The table."""
+        return through_roles("remat", self.variables, self.rngs)
+
+    @functools.cached_property
+    def of_jax(self) -> dict[str, Any]:
+        """The options of `jax.checkpoint`."""
+        # JAX says itself that it no longer supports concrete=True.
+        unsupported = {"concrete": True} if self.concrete else {}
+        return {"policy": self.policy, "prevent_cse": self.prevent_cse, **unsupported}
+
+    def __call__(self, fn: Fn, static_argnums: int | Sequence[int] | None = None) -> Fn:
+        numbers = self.static_argnums if static_argnums is None else static_argnums
+        return functools.partial(_rematted, self, fn, numbers)  # type: ignore[return-value]
 
 
-checkpoint = remat
+remat = checkpoint = lift_of("remat", Remat)
 
 
-def rematter(
-    variables: Filter,
-    rngs: Filter,
-    concrete: bool,
-    prevent_cse: bool,
-    policy: Callable[..., bool] | None,
-    static_argnames: str | Sequence[str],
-) -> Callable[..., Callable[..., Any]]:
-    """Returns `remat` with its arguments read, ``(fn, static_argnums) -> lifted``."""
-    roles = through_roles("remat", variables, rngs)
-    check_options("remat", policy=policy, prevent_cse=prevent_cse, concrete=concrete)
-    # JAX says itself that it no longer supports concrete=True.
-    unsupported: Any = {"concrete": True} if concrete else {}
-    options = {"policy": policy, "prevent_cse": prevent_cse, **unsupported}
-
-    def lift(
-        fn: Callable[..., Any], static_argnums: int | Sequence[int] = ()
-    ) -> Callable[..., Any]:
-        def rematted(scope: Any, *args: Any, **kwargs: Any) -> Any:
-            opening = Opening(roles, scope, fn)
-            static = Static(opening, args, kwargs, static_argnums, static_argnames)
-            if opening.watched and variables is True and rngs is True:
-                # Nothing is differentiated while variables are made.
-                return opening.call_without(fn, scope, args, kwargs)
-            body = _Body(opening.body(fn), static)
-            values, keys = opening.values(THROUGH), opening.keys(False)
-            try:
-                y, written = jax.checkpoint(body.__call__, **options)(values, keys, static.dynamic)
-            except TypeError as cause:
-                static.check_needed(opening, cause)
-                raise
-            y = body.outputs(y)
-            opening.write_back(*written)
-            return y
-
-        return rematted
-
-    return lift
+def _rematted(
+    options: Remat,
+    fn: Function,
+    static_argnums: int | Sequence[int],
+    scopes: Tree,
+    /,
+    *args: Tree,
+    **kwargs: object,
+) -> Any:
+    """Runs a function whose intermediates are made again in the backward pass."""
+    opening = Opening(options.roles, scopes, fn)
+    static = Static(opening, args, kwargs, static_argnums, options.static_argnames)
+    if opening.watched and options.variables is True and options.rngs is True:
+        # Nothing is differentiated while variables are made, and a loop outside would find
+        # what is made sealed in the equation of `jax.checkpoint`.
+        return opening.call_without(fn, scopes, args, kwargs)
+    body = StaticBody(opening.body(fn), static)
+    values, keys = opening.values(THROUGH), opening.keys(False)
+    try:
+        # A method: JAX keeps what it traced for as long as the function that it was given, and
+        # one of its own for each call is forgotten with the call.
+        again = jax.checkpoint(body.__call__, **options.of_jax)
+        y, written = again(values, keys, static.dynamic)
+    except TypeError as cause:
+        static.check_needed(opening, cause)
+        raise
+    opening.write_back(*written)
+    return body.outputs(y)

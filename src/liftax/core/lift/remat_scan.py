@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from ...errors import LengthError
 from ..filters import Filter
-from .remat import remat
-from .scan import scan
+from ..roles import VariableAxes
+from ..types import Fn, Function, Tree
+from .options import lift_of
+from .remat import Remat
+from .scan import Scan
 
 
-def remat_scan(
-    body_fn: Callable[..., Any],
-    lengths: Sequence[int],
-    policy: Callable[..., bool] | None = None,
-    variable_broadcast: Filter = False,
-    variable_carry: Filter = False,
-    variable_axes: Mapping[Filter, Any] = {True: 0},
-    split_rngs: Mapping[Filter, bool] = {True: True},
-) -> Callable[..., Any]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class RematScan:
     """`liftax.remat_scan` over a function of a scope.
 
     Args:
-      body_fn: one layer, ``(scope, carry) -> carry``.
+      fn: one layer, ``(scope, carry) -> carry``.
 
     The other arguments are those of `liftax.remat_scan`.
 
@@ -40,42 +37,56 @@ def remat_scan(
       >>> variables['params']['w'].shape
       (4, 5, 3, 3)
     """
-    levels = _levels(lengths)
 
-    def loop(fn: Callable[..., Any], length: int) -> Callable[..., Any]:
-        return scan(
-            fn,
-            variable_axes=variable_axes,
-            variable_broadcast=variable_broadcast,
-            variable_carry=variable_carry,
-            split_rngs=split_rngs,
-            length=length,
-        )
+    lengths: Sequence[int]
+    policy: Callable[..., bool] | None = None
+    variable_broadcast: Filter = False
+    variable_carry: Filter = False
+    variable_axes: VariableAxes = dataclasses.field(default_factory=lambda: {True: 0})
+    split_rngs: Mapping[Filter, bool] = dataclasses.field(default_factory=lambda: {True: True})
 
-    def named(fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Gives a level the name of what the user lifted, for messages and the layout."""
-        fn.__name__ = getattr(body_fn, "__name__", "body")
-        fn.__wrapped__ = body_fn  # type: ignore[attr-defined]
-        return fn
+    def __post_init__(self) -> None:
+        # What contradicts itself is refused where the user wrote it, not when it is called.
+        self.loops  # noqa: B018
 
-    @named
-    def once(scope: Any, carry: Any) -> Any:
-        return body_fn(scope, carry), None
+    @functools.cached_property
+    def loops(self) -> list[Scan]:
+        """The scan of each level, the innermost first."""
+        options = {
+            name: getattr(self, name)
+            for name in ("variable_axes", "variable_broadcast", "variable_carry", "split_rngs")
+        }
+        return [Scan(**options, length=length) for length in reversed(_levels(self.lengths))]
 
-    # The innermost layers are stored where a level outside recomputes them, and
-    # recomputed where there is none.
-    fn = named(remat(once, policy=policy, prevent_cse=False)) if len(levels) == 1 else once
-    fn = named(loop(fn, levels[-1]))
-    for length in reversed(levels[:-1]):
-        fn = named(loop(named(remat(fn, policy=policy, prevent_cse=False)), length))
+    def __call__(self, fn: Fn) -> Fn:
+        def named(level: Function) -> Function:
+            """Gives a level the name of what the user lifted, for messages and the layout."""
+            level.__name__ = getattr(fn, "__name__", "body")
+            level.__wrapped__ = fn  # type: ignore[attr-defined]
+            return level
 
-    def run(scope: Any, carry: Any) -> Any:
-        return fn(scope, carry)[0]
+        def once(scope: Tree, carry: Tree) -> tuple[object, None]:
+            return fn(scope, carry), None
 
-    return run
+        # The innermost layers are stored where a level outside recomputes them, and
+        # recomputed where there is none. A scan may share work between its two passes.
+        again = Remat(policy=self.policy, prevent_cse=False)
+        innermost, *outer = self.loops
+        run = named(once)
+        run = named(innermost(run if outer else named(again(run))))
+        for loop in outer:
+            run = named(loop(named(again(run))))
+
+        def whole(scope: Tree, carry: Tree) -> object:
+            return run(scope, carry)[0]  # type: ignore[index]
+
+        return whole  # type: ignore[return-value]
 
 
-def _levels(lengths: Any) -> tuple[int, ...]:
+remat_scan = lift_of("remat_scan", RematScan)
+
+
+def _levels(lengths: object) -> tuple[int, ...]:
     """Returns ``lengths``, checked."""
     if isinstance(lengths, str) or not isinstance(lengths, Iterable):
         raise LengthError(

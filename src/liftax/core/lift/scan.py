@@ -1,4 +1,10 @@
-"""The lifted scan over functions of scopes."""
+"""The lifted scan over functions of scopes.
+
+The pure loop below the scopes is `jax.lax.scan`. A body that makes nothing is traced by it, and
+that is all there is to see. One that makes what does not belong to an iteration (shared variables,
+first values of carried ones, outputs that are declared the same in each) is traced here, once, and
+cut in three; `one_trace` says how.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +15,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import PyTreeDef
 
 from ... import jax_private
 from ...errors import AxesTreeError
+from ...pytrees import Rest, split_by
 from .. import boxes
 from ..filters import Filter
 from ..linen_keys import Drawn
-from ..roles import BROADCAST, CARRY, Roles, broadcast, loop_roles
+from ..roles import BROADCAST, CARRY, Axis, Roles, VariableAxes, broadcast, loop_roles
 from ..scope import Scope
+from ..streams import Keyed
+from ..types import Fn, Function, Group, Metadata, Tree
 from .axes import Sizes, axes_of, from_front, restack, to_front, unnamed, unstack
 from .checks import (
+    check_arguments,
     check_options,
     check_out_axes,
     check_variable,
@@ -28,27 +39,17 @@ from .checks import (
     not_a_pair,
     nothing_first,
 )
-from .crossing import Group, Opening
-from .one_trace import Loop, Marks, Place, flat, name_of, nested, trace_loop, write_births
+from .crossing import Opening
+from .one_trace import Loop, Marks, Variables, flat, name_of, nested, trace_loop, write_births
+from .options import lift_of
 from .tally import Tally
 
+Transform = Callable[[Sequence[Group], Sequence[Keyed]], tuple[Sequence[Group], Sequence[Keyed]]]
+"""A user's function over what goes into an iteration, for sharding annotations."""
 
-def scan(
-    fn: Callable[..., Any],
-    variable_axes: Mapping[Filter, Any] = {},
-    variable_broadcast: Filter = False,
-    variable_carry: Filter = False,
-    split_rngs: Mapping[Filter, bool] = {},
-    in_axes: Any = 0,
-    out_axes: Any = 0,
-    length: int | None = None,
-    reverse: bool = False,
-    unroll: int | bool = 1,
-    _split_transpose: bool = False,
-    data_transform: Callable[..., Any] | None = None,
-    metadata_params: Mapping[Any, Any] = {},
-    check_constancy_invariants: bool = True,
-) -> Callable[..., Any]:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scan:
     """`liftax.scan` over a function of a scope.
 
     Args:
@@ -72,129 +73,130 @@ def scan(
       >>> y.shape, sums.shape, variables['params']['w'].shape
       ((3,), (4,), (4, 3, 3))
     """
-    arguments = dict(locals())
-    del arguments["fn"]
-    return scanner(**arguments)(fn)
 
+    variable_axes: VariableAxes = dataclasses.field(default_factory=dict)
+    variable_broadcast: Filter = False
+    variable_carry: Filter = False
+    split_rngs: Mapping[Filter, bool] = dataclasses.field(default_factory=dict)
+    in_axes: Tree = 0
+    out_axes: Tree = 0
+    length: int | None = None
+    reverse: bool = False
+    unroll: int | bool = 1
+    _split_transpose: bool = False
+    data_transform: Transform | None = None
+    metadata_params: Metadata = dataclasses.field(default_factory=dict)
+    check_constancy_invariants: bool = True
 
-def scanner(
-    variable_axes: Mapping[Filter, Any],
-    variable_broadcast: Filter,
-    variable_carry: Filter,
-    split_rngs: Mapping[Filter, bool],
-    in_axes: Any,
-    out_axes: Any,
-    length: int | None,
-    reverse: bool,
-    unroll: int | bool,
-    _split_transpose: bool,
-    data_transform: Callable[..., Any] | None,
-    metadata_params: Mapping[Any, Any],
-    check_constancy_invariants: bool,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Returns `scan` with its arguments read, for any number of functions."""
-    roles = loop_roles("scan", variable_axes, variable_broadcast, variable_carry, split_rngs)
-    options = {"reverse": reverse, "unroll": unroll, "_split_transpose": _split_transpose}
-    check_options(
-        "scan",
-        **options,
-        data_transform=data_transform,
-        metadata_params=metadata_params,
-        check_constancy_invariants=check_constancy_invariants,
-    )
-    return Plan(
-        roles, in_axes, out_axes, length, options, data_transform, metadata_params,
-        twice=check_constancy_invariants,
-    ).over  # fmt: skip
+    def __post_init__(self) -> None:
+        # What contradicts itself is refused where the user wrote it, not when it is called.
+        self.plan  # noqa: B018
+        check_options(
+            "scan",
+            **self.of_jax,
+            data_transform=self.data_transform,
+            metadata_params=self.metadata_params,
+            check_constancy_invariants=self.check_constancy_invariants,
+        )
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """This scan, with its table."""
+        axes, shared, carried = self.variable_axes, self.variable_broadcast, self.variable_carry
+        return Plan(self, loop_roles("scan", axes, shared, carried, self.split_rngs))
+
+    @functools.cached_property
+    def of_jax(self) -> dict[str, Any]:
+        """The options of `jax.lax.scan`, without the length."""
+        names = ("reverse", "unroll", "_split_transpose")
+        return {name: getattr(self, name) for name in names}
+
+    def __call__(self, fn: Fn) -> Fn:
+        return self.plan.over(fn)  # type: ignore[return-value]
 
 
 class Plan(NamedTuple):
-    """A scan with its arguments read, for any number of functions.
+    """A scan as it is run: what the user said, read, and what a stack says besides.
 
     Attributes:
-      options: for `jax.lax.scan`, without the length.
-      twice: whether keys are counted as by Linen, which traces the body twice.
+      options: what the user said.
+      roles: its table, or the stack's.
       loop: what runs the pure body, called like `jax.lax.scan`; it may call the
         body more than once.
       shared: scopes whose variables all iterations share.
     """
 
+    options: Scan
     roles: Roles
-    in_axes: Any = 0
-    out_axes: Any = 0
-    length: int | None = None
-    options: Mapping[str, Any] = {"reverse": False}
-    data_transform: Callable[..., Any] | None = None
-    metadata_params: Mapping[Any, Any] = {}
-    twice: bool = True
     loop: Callable[..., Any] = jax.lax.scan
     shared: Sequence[Scope] = ()
 
-    def over(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def over(self, fn: Function) -> Callable[..., tuple[Any, Any]]:
         """Returns the lifted function."""
         return functools.partial(_scanned, self, fn)
 
 
-_MISSING: Any = object()
+scan = lift_of("scan", Scan)
+
+_MISSING = object()  # None is a carry: the user may have nothing to carry
+
+Leaves = list[Any]
+State = tuple[Leaves, Variables]
+"""What an iteration hands to the next: the leaves of the carry, the carried variables."""
+Slice = tuple[Leaves, list[Group], Keyed]
+"""What belongs to one iteration, or stacked to all: arguments, variables by axis, keys."""
 
 
 def _scanned(
-    plan: Plan, fn: Any, scopes: Any, /, carry: Any = _MISSING, *args: Any, **kwargs: Any
-) -> Any:
+    plan: Plan, fn: Function, scopes: Tree, /, carry: Tree = _MISSING, *args: Tree, **kwargs: object
+) -> tuple[Any, Any]:
     """Runs a scan: takes the scopes apart, runs the loop, writes back what came out."""
     opening = Opening(plan.roles, scopes, fn, plan.shared)
     if carry is _MISSING:
         raise no_carry(opening.place)
-    opening.check()
-    given = _Arguments(args, plan.in_axes, opening)
+    check_arguments(opening)
+    options = plan.options
+    in_axes = axes_of(options.in_axes, args, opening, "in_axes")
+    if None in in_axes:
+        raise AxesTreeError(
+            f"{opening.place}: in_axes has None for an array; to hand it whole to each "
+            f"iteration use nn.broadcast in its place"
+        )
+
+    # Who has the axis: variables and arguments must agree on its length. A box may change its
+    # value as its axis is named, so the names go first.
     axes = plan.roles.axes
     stacked = opening.sorted_values(axes)
-    sizes = Sizes(opening, plan.length, "length")
-    sizes.see_arguments(args, given.axes, skip=2)
+    sizes = Sizes(opening, options.length, "length")
+    sizes.see_arguments(args, in_axes, skip=2)
     if opening.boxed:
         stacked = {
-            axis: unnamed(opening, stacked[axis], axis, plan.metadata_params) for axis in axes
+            axis: unnamed(opening, stacked[axis], axis, options.metadata_params) for axis in axes
         }
     for axis in axes:
         sizes.see_variables(stacked[axis], axis)
     size = sizes.known("nothing is scanned over; pass length=")
-    xs = given.moving(), [unstack(stacked[a], a) for a in axes], opening.split_keys(size)
+
+    # `jax.lax.scan` goes along the first axis of all its inputs.
+    moving, whole = split_by(args, [isinstance(axis, int) for axis in in_axes])
+    along = [axis for axis in in_axes if isinstance(axis, int)]
+    xs = (
+        [to_front(leaf, axis) for leaf, axis in zip(moving, along, strict=True)],
+        [unstack(stacked[axis], axis) for axis in axes],
+        opening.split_keys(size),
+    )
     leaves, carry_def = jax.tree.flatten(carry)
-    return _Call(plan, fn, scopes, opening, given, kwargs, carry_def, size).finish(leaves, xs)
-
-
-class _Arguments:
-    """The arguments of a scan after the carry, those along an axis and the others."""
-
-    def __init__(self, args: tuple[Any, ...], in_axes: Any, opening: Opening):
-        self.leaves, self.treedef = jax.tree.flatten(args)
-        self.axes = axes_of(in_axes, args, len(self.leaves), opening, "in_axes")
-        if None in self.axes:
-            raise AxesTreeError(
-                f"{opening.place}: in_axes has None for an array; to hand it whole to each "
-                f"iteration use nn.broadcast in its place"
-            )
-
-    def moving(self) -> list[Any]:
-        """Returns the leaves along an axis, with that axis in front."""
-        both = zip(self.leaves, self.axes, strict=True)
-        return [to_front(leaf, axis) for leaf, axis in both if axis is not broadcast]
-
-    def rebuild(self, moving: list[Any]) -> Any:
-        """Returns the arguments of one iteration, from its part of `moving`."""
-        parts, both = iter(moving), zip(self.leaves, self.axes, strict=True)
-        filled = [x if axis is broadcast else next(parts) for x, axis in both]
-        return jax.tree.unflatten(self.treedef, filled)
+    return _Call(plan, fn, scopes, opening, whole, kwargs, carry_def, size).finish(leaves, xs)
 
 
 class _Result(NamedTuple):
     """What comes out of the loop; carry and ys as lists of leaves."""
 
-    carry: list[Any]
-    carried: dict[Place, Any]
-    ys: list[Any]
+    carry: Leaves
+    carried: Variables
+    ys: list[jax.Array]
     stacked: list[Group]
-    constant: Any = None
+    constant: Tree = None
 
 
 class _Retrace(Exception):
@@ -206,57 +208,61 @@ class _Call:
     """One call of a lifted scan, past the checks of its arguments."""
 
     plan: Plan
-    fn: Callable[..., Any]
-    scopes: Any
+    fn: Function
+    scopes: Tree
     opening: Opening
-    args: _Arguments
-    kwargs: dict[str, Any]
-    carry_def: Any
+    args: Rest  # without the leaves along an axis
+    kwargs: dict[str, object]
+    carry_def: PyTreeDef
     size: int
     first: list[Drawn] | None = None  # the draws of the first iteration, if it ran by itself
     traced: bool = False  # whether a first trace has made what the iterations share
 
     def __post_init__(self) -> None:
+        self.options = self.plan.options
         variables = self.opening.sorted_values((BROADCAST, CARRY))
         self.shared = variables[BROADCAST]
         self.carried = flat(variables[CARRY])
         self.shared_keys = self.opening.keys(False)
-        self.tally = Tally(self.opening, self.plan.twice, self.first)
+        self.tally = Tally(self.opening, self.options.check_constancy_invariants, self.first)
+        # Of the last trace of the body: what it marked, and the structure of its outputs.
         self.marks: Marks | None = None
-        self.y_def: Any = None
-        self.y_axes: list[Any] = []
+        self.y_def: PyTreeDef
+        self.y_axes: list[Axis] = []
 
-    def finish(self, carry: list[Any], xs: Any) -> Any:
+    def finish(self, carry: Leaves, xs: Slice) -> tuple[Any, Any]:
         """Runs the loop, writes the variables back and puts the outputs together."""
         opening, result = self.opening, self.run(carry, xs)
         if opening.log is not None:
             opening.log.extend(self.tally.drawn)
         if not opening.read_only:
             both = zip(result.stacked, self.plan.roles.axes, strict=True)
-            params = self.plan.metadata_params
+            params = self.options.metadata_params
             groups = [restack(opening, group, axis, params) for group, axis in both]
             carried = nested(result.carried, len(opening.tops))
             opening.write_back(opening.merged([carried, *groups]))
         moving, constant = iter(result.ys), iter(jax.tree.leaves(result.constant))
         ys = [
-            next(constant) if axis is broadcast else from_front(next(moving), axis)
+            from_front(next(moving), axis) if isinstance(axis, int) else next(constant)
             for axis in self.y_axes
         ]
-        carry = jax.tree.unflatten(self.carry_def, result.carry)
-        return carry, jax.tree.unflatten(self.y_def, ys)
+        end = jax.tree.unflatten(self.carry_def, result.carry)
+        return end, jax.tree.unflatten(self.y_def, ys)
 
-    def run(self, carry: list[Any], xs: Any) -> _Result:
+    def run(self, carry: Leaves, xs: Slice) -> _Result:
         """Runs the loop: `jax.lax.scan` traces the body itself where nothing is made in it."""
         if not self.traced and self.may_make(carry):
             births = self.opening.initializing and self.opening.can_write(CARRY)
             alone = self.tally.goes_on and self.tally.twice and not births
             return self.run_one_by_one(carry, xs) if alone else self.run_in_parts(carry, xs)
 
-        def step(state: Any, x: Any) -> Any:
-            inner, after, ys = self.body(state[0], state[1], x)
+        def step(state: State, x: Slice) -> tuple[State, tuple[Leaves, list[Group]]]:
+            inner, after, ys = self.body(state, x)
             carried, stacked = state[1], []
             if not self.opening.read_only:
                 written = flat(self.opening.written(inner, CARRY))
+                # Linen allows a first write in `apply` as well. Nobody can know of it before the
+                # body has run, so the loop begins again, in parts.
                 if written.keys() - carried.keys():
                     raise _Retrace
                 carried, stacked = self.kept(carried, written), self.stacked(inner)
@@ -273,9 +279,9 @@ class _Call:
             return self.run_in_parts(carry, xs)
         return _Result(carry, carried, ys, stacked)
 
-    def may_make(self, carry: list[Any]) -> bool:
+    def may_make(self, carry: Leaves) -> bool:
         """Tells whether the body may make what the loop needs before it begins."""
-        opening, out_axes = self.opening, self.plan.out_axes
+        opening, out_axes = self.opening, self.options.out_axes
         return (
             opening.can_write(BROADCAST)
             or (opening.initializing and opening.can_write(CARRY))
@@ -284,53 +290,60 @@ class _Call:
             or any(getattr(jax.typeof(leaf), "weak_type", False) for leaf in carry)
         )
 
-    def loop(self, step: Callable[..., Any], state: Any, xs: Any) -> Any:
+    def loop(self, step: Callable[..., object], state: Tree, xs: Slice) -> Any:
+        """Hands a pure body to what runs it."""
         # lax.scan takes no symbol for a length, but scans over arrays of symbolic sizes.
         length = None if jax_private.is_symbolic(self.size) else self.size
-        return self.plan.loop(step, state, xs, length=length, **self.plan.options)
+        return self.plan.loop(step, state, xs, length=length, **self.options.of_jax)
 
     # --- the body ---------------------------------------------------------------
 
-    def body(self, carry: list[Any], carried: dict[Place, Any], x: Any) -> Any:
+    def body(self, state: State, x: Slice) -> tuple[list[Scope], Leaves, Leaves]:
         """Runs the user's body once; returns the inner scopes, the carry's and the ys' leaves.
 
         The scopes are to be closed when what was written is taken out of them.
         """
-        opening, plan = self.opening, self.plan
-        moving, stacked, split_keys = x
+        opening, options = self.opening, self.options
+        (carry, carried), (moving, stacked, split_keys) = state, x
+
+        # Down: what belongs to this iteration, as scopes. Shared variables that the body may
+        # write are marked: what Linen's first trace leaves in them, its second one reads.
         shared = self.shared
         if self.marks is not None:
             shared = self.marks.came_in(shared, lambda i, col: opening.tops[i].call.is_mutable(col))
         before = nested(carried, len(opening.tops)) if carried else opening.empty()
-        variables: Any = (shared, before, *stacked)
-        keys: Any = (self.shared_keys, split_keys)
-        if plan.data_transform is not None:
-            variables, keys = plan.data_transform(variables, keys)
+        variables: Sequence[Group] = (shared, before, *stacked)
+        keys: Sequence[Keyed] = (self.shared_keys, split_keys)
+        if options.data_transform is not None:
+            variables, keys = options.data_transform(variables, keys)
         log = self.tally.begin()
         inner = opening.enter(variables, keys, log=log)
         if self.marks is not None:
             self.marks.listen(inner, {BROADCAST: False, CARRY: True})
             for scope in inner:
                 scope.call.wants_first = True
+
         out = opening.call(
             self.fn,
             inner,
-            (jax.tree.unflatten(self.carry_def, carry), *self.args.rebuild(moving)),
+            (jax.tree.unflatten(self.carry_def, carry), *self.args.filled(moving)),
             self.kwargs,
             size=self.size,
-            axis_name=plan.metadata_params.get(boxes.PARTITION_NAME),
+            axis_name=options.metadata_params.get(boxes.PARTITION_NAME),
             carry=bool(carry) or bool(carried),
         )
+
+        # Up: what it returned, checked while the user's own values are there to be named.
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise not_a_pair(opening.place, out)
         self.tally.end(log)
         after = checked_carry(opening, carry, self.carry_def, out[0])
         ys, self.y_def = jax.tree.flatten(out[1])
-        self.y_axes = axes_of(plan.out_axes, out[1], len(ys), opening, "out_axes")
+        self.y_axes = axes_of(options.out_axes, out[1], opening, "out_axes")
         check_out_axes(opening, out[1], self.y_axes, shared=broadcast)
         return inner, after, ys
 
-    def kept(self, before: dict[Place, Any], written: dict[Place, Any]) -> dict[Place, Any]:
+    def kept(self, before: Variables, written: Variables) -> Variables:
         """Returns the carried variables after an iteration."""
         after = {place: written.get(place, value) for place, value in before.items()}
         for place, value in before.items():
@@ -346,11 +359,11 @@ class _Call:
 
     # --- a loop that makes variables ----------------------------------------------
 
-    def run_in_parts(self, carry: list[Any], xs: Any) -> _Result:
+    def run_in_parts(self, carry: Leaves, xs: Slice) -> _Result:
         """Traces the body to a jaxpr, runs what stands before the loop, then the loop."""
         self.marks = marks = Marks()
         self.tally.goes_on = False  # one trace is what every iteration runs
-        opening, before, reverse = self.opening, (carry, self.carried), self.plan.options["reverse"]
+        opening, before = self.opening, (carry, self.carried)
         split = self.plan.roles.split("params") is True
         shape = jax.tree.map(jax_private.element, xs)
         loop = trace_loop(self.in_parts, before, shape, marks, opening.place, split)
@@ -360,10 +373,13 @@ class _Call:
             before = strong
             self.tally.take_back()
             loop = trace_loop(self.in_parts, before, shape, marks, opening.place, split)
+
+        # Linen's order: the first iteration's slice is what carried variables begin with.
         unborn = [name_of(place) for place, birth in marks.births.items() if birth.carried]
         if self.size == 0 and unborn:
             raise nothing_first(opening.place, unborn)
-        x = jax.tree.map(lambda x: x[-1 if reverse else 0], xs) if unborn else None
+        at = -1 if self.options.reverse else 0
+        x = jax.tree.map(lambda x: x[at], xs) if unborn else None
         # Written before anything uses them: see write_births.
         made = write_births(opening, marks, loop.made, loop.invariants[0])
         born = loop.first(before, x) if unborn else {}
@@ -371,14 +387,14 @@ class _Call:
             return self.peeled(loop, made, before, born, xs, x)
         born = write_births(opening, marks, born)
 
-        def step(state: Any, x: Any) -> Any:
+        def step(state: tuple[State, Variables], x: Slice) -> tuple[object, object]:
             after, births, ys = loop.step(made, state[0], state[1], x)
             return (after, births), ys
 
         (after, born), ys = self.loop(step, (before, born), xs)
         return self.result(loop, after, born, ys)
 
-    def run_one_by_one(self, carry: list[Any], xs: Any) -> _Result:
+    def run_one_by_one(self, carry: Leaves, xs: Slice) -> _Result:
         """Traces the body for what the iterations share, then runs it once for each of them.
 
         Without jit that is what Linen does, so that each iteration draws keys of its own.
@@ -396,12 +412,14 @@ class _Call:
         ys = [y for y, axis in both if axis is not broadcast]
         return found._replace(ys=ys, constant=loop.invariants[1])
 
-    def in_parts(self, state: Any, x: Any) -> Any:
+    def in_parts(self, state: State, x: Slice) -> tuple[object, ...]:
         """The body as `trace_loop` takes it."""
         assert self.marks is not None
         marks = self.marks
         marks.clear()
-        inner, after, ys = self.body(state[0], state[1], x)
+        inner, after, ys = self.body(state, x)
+
+        # Carried: those that came in, and those that were made.
         written = flat(self.opening.written(inner, CARRY))
         kept = self.kept(state[1], written)
         born = {}
@@ -411,12 +429,17 @@ class _Call:
                 if value is not birth.first:
                     check_variable(self.opening, place[1:], birth.first, value)
                 born[place] = jax.tree.map(jnp.asarray, value)
+
+        # Shared: what the body left in them, where that is neither what came in nor a mark.
         before = flat(self.shared)
         changed = {
             place: value
             for place, value in flat(self.opening.written(inner, BROADCAST)).items()
             if len(place) > 2 and value is not before.get(place) and not marks.stands_on(value)
         }
+
+        # The outputs keep their structure where they are the same in each iteration, so that
+        # an error can name one.
         both = list(zip(ys, self.y_axes, strict=True))
         moving = [y for y, axis in both if axis is not broadcast]
         constant = [y if axis is broadcast else None for y, axis in both]
@@ -426,13 +449,23 @@ class _Call:
         self.opening.close(inner)
         return (after, kept), born, (moving, stacked), invariants
 
-    def result(self, loop: Loop, state: Any, born: dict[Place, Any], out: Any) -> _Result:
+    def result(
+        self, loop: Loop, state: State, born: Variables, out: tuple[list[jax.Array], list[Group]]
+    ) -> _Result:
         """Returns what came out of the loop."""
         _, constant = loop.invariants
         (carry, carried), (ys, stacked) = state, out
         return _Result(carry, {**carried, **born}, ys, stacked, constant)
 
-    def peeled(self, loop: Loop, made: Any, before: Any, born: Any, xs: Any, x: Any) -> _Result:
+    def peeled(
+        self,
+        loop: Loop,
+        made: Variables,
+        before: State,
+        born: Variables,
+        xs: Slice,
+        x: Slice | None,
+    ) -> _Result:
         """Runs the first iteration by itself, then the loop over the rest.
 
         For carried variables that a lift inside the body made: their first value is
@@ -442,8 +475,10 @@ class _Call:
         one = self.result(loop, after, births, jax.tree.map(lambda y: jnp.expand_dims(y, 0), out))
         if self.size == 1:
             return one
+
+        # The rest is a loop over variables that exist, a call of its own.
         self.opening.write_back(nested(one.carried, len(self.opening.tops)))
-        first, reverse = self.tally.drawn, self.plan.options["reverse"]
+        first, reverse = self.tally.drawn, self.options.reverse
         self.tally.take_back()
         opening = Opening(self.plan.roles, self.scopes, self.fn, self.plan.shared)
         again = dataclasses.replace(self, opening=opening, size=self.size - 1, first=first)
@@ -451,14 +486,14 @@ class _Call:
         more = again.run(one.carry, rest)
         self.tally.drawn = first
 
-        def join(first: Any, others: Any) -> Any:
+        def join(first: jax.Array, others: jax.Array) -> jax.Array:
             return jnp.concatenate((others, first) if reverse else (first, others))
 
         ys, stacked = jax.tree.map(join, (one.ys, one.stacked), (more.ys, more.stacked))
         return more._replace(ys=ys, stacked=stacked)
 
 
-def _strengthened(before: Any, after: list[Any]) -> Any:
+def _strengthened(before: State, after: Sequence[jax.core.ShapedArray]) -> State | None:
     """Returns the carry in the dtypes that the body makes of it, None if they agree."""
     leaves, treedef = jax.tree.flatten(before)
     kept = [

@@ -5,53 +5,70 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ...errors import StaticArgumentError
+from ...pytrees import Rest, split
 from ...words import describe
 from ..cache_keys import typed
-from .axes import Placed
-from .crossing import Opening
-
-# How JAX names the argument that Python needed, by the names of the functions it traces here.
-_NEEDED = re.compile(r"value of the argument (?:kept|dynamic)\[(\d+)\]")
-
+from ..streams import Keyed
+from ..types import Function, Group, Placed, Tree
+from .crossing import Opening, Pure
 
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
-class _Body:
+class Inputs(list[Any]):
+    """The traced leaves of a call's arguments.
+
+    A pytree of its own: where Python needs the value of one, JAX names it in the error as its
+    place in the inputs, and nothing else of a program is called so.
+    """
+
+
+class _Input(NamedTuple):
+    number: int
+
+    def __str__(self) -> str:
+        return f"<input {self.number} of liftax>"
+
+
+_NEEDED = re.compile(r"value of the argument \w+<input (\d+) of liftax>")
+
+jax.tree_util.register_pytree_with_keys(
+    Inputs,
+    lambda inputs: ([(_Input(i), leaf) for i, leaf in enumerate(inputs)], None),
+    lambda _, leaves: Inputs(leaves),
+    lambda inputs: (tuple(inputs), None),
+)
+
+
+class StaticBody:
     """A pure body with its static arguments, and what Python remembers of its result."""
 
-    def __init__(self, run: Callable[..., Any], static: Static):
+    def __init__(self, run: Pure, static: Static):
         self.run = run
         self.static = static
-        self.leaves: list[Any] = []
-        self.treedef: Any = None
-        self.traced: list[int] = []
+        self.rest: Rest  # what the body returned, without what is traced
 
-    def __call__(self, variables: Any, keys: Any, dynamic: list[Any]) -> Any:
+    def __call__(
+        self, variables: Group, keys: Keyed, dynamic: Sequence[object]
+    ) -> tuple[list[Any], list[Group]]:
         args, kwargs = self.static.fill(dynamic)
         y, written = self.run([variables], [keys], args, kwargs)
-        leaves, self.treedef = jax.tree.flatten(y)
-        self.traced = [i for i, leaf in enumerate(leaves) if is_traceable(leaf)]
-        # JAX holds on to what it traced: of the trace nothing may stay in here.
-        self.leaves = [None if is_traceable(leaf) else leaf for leaf in leaves]
-        return [leaves[i] for i in self.traced], written
+        traced, self.rest = split(y, is_traceable)
+        return traced, written
 
-    def outputs(self, traced: list[Any]) -> Any:
+    def outputs(self, traced: Iterable[object]) -> Any:
         """Puts the outputs together: those of the program and those of Python."""
-        leaves = list(self.leaves)
-        for i, value in zip(self.traced, traced, strict=True):
-            leaves[i] = value
-        return jax.tree.unflatten(self.treedef, leaves)
+        return self.rest.filled(traced)
 
 
-def is_traceable(leaf: Any) -> bool:
+def is_traceable(leaf: object) -> bool:
     """Tells whether JAX can trace a value: an array or a number."""
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))
 
@@ -68,19 +85,19 @@ class _Positional(NamedTuple):
     more: bool
 
 
-def _positional_names(fn: Any) -> _Positional:
+def _positional_names(fn: Function) -> _Positional:
     parameters = inspect.signature(fn).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return _Positional(names[1:], any(p.kind is p.VAR_POSITIONAL for p in parameters))
 
 
-def positional(fn: Any) -> float:
+def positional(fn: Function) -> float:
     """Returns how many positional arguments a function takes, the scope or module among them."""
     own = _positional_names(fn)
     return math.inf if own.more else len(own.names) + 1
 
 
-def _has_arrays(value: Any) -> bool:
+def _has_arrays(value: Tree) -> bool:
     return any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(value))
 
 
@@ -105,8 +122,8 @@ class Static:
     def __init__(
         self,
         at: Placed,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
         argnums: int | Iterable[int],
         argnames: str | Iterable[str],
     ):
@@ -121,21 +138,20 @@ class Static:
             [_Fixed(a) if i in fixed else a for i, a in enumerate(args)],
             {k: _Fixed(v) if k in names else v for k, v in kwargs.items()},
         )
-        self.leaves, self.treedef = jax.tree.flatten(marked)
-        self.where = [i for i, leaf in enumerate(self.leaves) if is_traceable(leaf)]
-        self.dynamic = [self.leaves[i] for i in self.where]
+        dynamic, self.rest = split(marked, is_traceable)
+        self.dynamic = Inputs(dynamic)
 
     def _cover(
         self,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
         absent: Iterable[int],
         fixed: set[int],
         names: set[str],
     ) -> None:
         """Adds what is named and passed by position to ``fixed``, and the reverse to ``names``."""
         target = getattr(self.at, "target", None)
-        own = _positional_names(getattr(target, "method", target))
+        own = _positional_names(getattr(target, "method", target))  # type: ignore[arg-type]
         limit = len(own.names) if not own.more else math.inf
         by_position = [i for i, name in enumerate(own.names[: len(args)]) if name in names]
         for number in absent:
@@ -151,35 +167,35 @@ class Static:
                 names.add(name)
         fixed.update(i for i in by_position if not _has_arrays(args[i]))
 
-    def fill(self, dynamic: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def fill(self, dynamic: Iterable[object]) -> tuple[tuple[object, ...], dict[str, object]]:
         """Returns the arguments with other values for the dynamic ones."""
-        leaves = list(self.leaves)
-        for i, value in zip(self.where, dynamic, strict=True):
-            leaves[i] = value
-        args, kwargs = jax.tree.unflatten(self.treedef, leaves)
+        args, kwargs = self.rest.filled(dynamic)
         args = tuple(a.value if isinstance(a, _Fixed) else a for a in args)
         return args, {k: v.value if isinstance(v, _Fixed) else v for k, v in kwargs.items()}
 
-    def key(self) -> Any:
+    def key(self) -> Hashable:
         """Returns what makes one set of static arguments equal to another."""
-        fixed = [
-            None if i in set(self.where) else self._typed(i, leaf)
-            for i, leaf in enumerate(self.leaves)
-        ]
-        return tuple(fixed), self.treedef
+        leaves, taken, treedef = self.rest
+        traced = set(taken)
+        fixed = [None if i in traced else self._typed(i, leaf) for i, leaf in enumerate(leaves)]
+        return tuple(fixed), treedef
 
-    def _typed(self, i: int, leaf: Any) -> Any:
+    def _typed(self, i: int, leaf: object) -> Hashable:
         try:
             return typed(leaf.value if isinstance(leaf, _Fixed) else leaf)
         except StaticArgumentError as error:
             text = f"{self.at.place}: {self._name(i)}: {error}"
             raise StaticArgumentError(text) from error.__cause__
 
+    def _argument(self, leaf: int) -> Any:
+        """Returns JAX's key of the argument that a leaf belongs to, among args or kwargs."""
+        leaves, _, treedef = self.rest
+        marked = jax.tree.unflatten(treedef, range(len(leaves)))
+        return jax.tree_util.tree_leaves_with_path(marked)[leaf][0][1]
+
     def _name(self, leaf: int) -> str:
         """Names the argument that a leaf belongs to."""
-        marked = jax.tree.unflatten(self.treedef, range(len(self.leaves)))
-        path = jax.tree_util.tree_leaves_with_path(marked)[leaf][0]
-        key = path[1]
+        key = self._argument(leaf)
         if not isinstance(key, jax.tree_util.SequenceKey):
             return f"argument {getattr(key, 'key', key)!r}"
         method = getattr(getattr(self.at, "target", None), "method", None)
@@ -191,8 +207,7 @@ class Static:
 
     def _number(self, leaf: int) -> int | None:
         """Returns the number of the positional argument that a leaf belongs to, as users count."""
-        marked = jax.tree.unflatten(self.treedef, range(len(self.leaves)))
-        key = jax.tree_util.tree_leaves_with_path(marked)[leaf][0][1]
+        key = self._argument(leaf)
         if not isinstance(key, jax.tree_util.SequenceKey):
             return None
         return key.idx + hasattr(getattr(self.at, "target", None), "method")
@@ -200,9 +215,10 @@ class Static:
     def check_needed(self, opening: Opening, cause: Exception) -> None:
         """Raises StaticArgumentError where Python needed the value of a traced argument."""
         found = _NEEDED.search(str(cause))
-        if found is None or int(found[1]) >= len(self.where):
+        if found is None:
             return
-        i = self.where[int(found[1])]
+        input_number = int(found[1])
+        i = self.rest.taken[input_number]
         name, number = self._name(i), self._number(i)
         ways = f"static_argnums={number}, or " if number is not None else ""
         if name.endswith("'"):
@@ -210,7 +226,7 @@ class Static:
         raise StaticArgumentError(
             f"{opening.place}: Python needs the value of {name}, e.g. in an if or for a "
             f"shape, but it is traced.\n"
-            f"found: {describe(jax.typeof(self.leaves[i]))}\n"
+            f"found: {describe(jax.typeof(self.dynamic[input_number]))}\n"
             f"expected: {ways}nn.cond or jnp.where to choose by a traced value"
         ) from cause
 
@@ -218,5 +234,5 @@ class Static:
 class _Fixed:
     """A leaf that is not traced."""
 
-    def __init__(self, value: Any):
+    def __init__(self, value: object):
         self.value = value

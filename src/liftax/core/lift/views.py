@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,29 +13,26 @@ from ...words import kind_of
 from .. import boxes
 from ..call import Call
 from ..filters import Filter, in_filter, names_of
-from ..linen_keys import Log, replay, rewind, settle
-from ..roles import THROUGH, Roles, Row, axis_rows, through_roles
+from ..linen_keys import Drawn, Log, replay, rewind, settle
+from ..roles import THROUGH, Roles, Row, VariableAxes, axis_rows, through_roles
 from ..scope import Scope
-from .crossing import Group, Opening
-from .one_trace import Marks, Place, alike, draws_again, flat, nested, trace_loop
+from ..types import Collections, Fn, Function, Group, Metadata, Path, Tree
+from .crossing import Opening
+from .one_trace import Marks, Variables, alike, draws_again, flat, nested, trace_loop
+from .options import lift_of
 
 MAPPED = "mapped"
 
+Seen = Callable[[Collections], Collections]
+"""A user's function from the variables on one side of a map to those on the other."""
 
-def _unchanged(variables: Any) -> Any:
+
+def _unchanged(variables: Collections) -> Collections:
     return variables
 
 
-def map_variables(
-    fn: Callable[..., Any],
-    mapped_collections: Filter,
-    map_in_fn: Callable[..., Any] = _unchanged,
-    map_out_fn: Callable[..., Any] = _unchanged,
-    init: bool = False,
-    mutable: bool = False,
-    rngs: Filter = True,
-    variables: Filter = True,
-) -> Callable[..., Any]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class MapVariables:
     """`liftax.map_variables` over a function of a scope.
 
     Args:
@@ -53,60 +52,74 @@ def map_variables(
       >>> apply(negative)({'params': {'w': 3.0}}, 2.0)
       -6.0
     """
-    writes = init or mutable
-    map_in = _checked(map_in_fn, "trans_in_fn")
-    map_out = _checked(map_out_fn, "trans_out_fn")
-    roles = Roles(
-        "map_variables",
-        [
-            Row(mapped_collections, MAPPED, "mapped_collections", leaves=writes),
-            Row(variables, THROUGH, "variables"),
-        ],
-        [(rngs, False)],
-    )
 
-    def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
-        opening = Opening(roles, scope, fn)
-        _check_used(opening, mapped_collections)
-        outside = opening.values(MAPPED)
-        through = opening.values(THROUGH)
-        keys = opening.keys(False)
+    mapped_collections: Filter
+    map_in_fn: Seen = _unchanged
+    map_out_fn: Seen = _unchanged
+    init: bool = False
+    mutable: bool = False
+    rngs: Filter = True
+    variables: Filter = True
 
-        def run(inside: Group, **seen: Any) -> Any:
-            body = opening.body(fn, (MAPPED, THROUGH), **seen)
-            return body([through, inside], [keys], args, kwargs)
+    def __post_init__(self) -> None:
+        # What contradicts itself is refused where the user wrote it, not when it is called.
+        self.roles  # noqa: B018
 
-        if init and opening.can_write(MAPPED):
-            return _initialised(opening, fn, run, outside, map_in, map_out)
-        inside = tuple(map_in(opening, v) for v in outside)
-        return _written(opening, run(inside), map_out)
+    @functools.cached_property
+    def roles(self) -> Roles:
+        """The table."""
+        writes = self.init or self.mutable
+        rows = [
+            Row(self.mapped_collections, MAPPED, "mapped_collections", leaves=writes),
+            Row(self.variables, THROUGH, "variables"),
+        ]
+        return Roles("map_variables", rows, [(self.rngs, False)])
 
-    return mapped
+    def __call__(self, fn: Fn) -> Fn:
+        return functools.partial(_mapped, self, fn)  # type: ignore[return-value]
 
 
-def _written(opening: Opening, out: Any, map_out: Callable[..., Any]) -> Any:
+map_variables = lift_of("map_variables", MapVariables)
+
+
+def _mapped(
+    options: MapVariables, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object
+) -> Any:
+    """Runs a function that sees its variables through another."""
+    opening = Opening(options.roles, scopes, fn)
+    _check_used(opening, options.mapped_collections)
+    if options.init and opening.can_write(MAPPED):
+        return _Initialised(options, fn, opening, args, kwargs).finish()
+    inside = _seen(opening, opening.values(MAPPED), options.map_in_fn, "trans_in_fn")
+    body = opening.body(fn, (MAPPED, THROUGH))
+    keys, through = opening.keys(False), opening.values(THROUGH)
+    return _written(options, opening, body([through, inside], [keys], args, kwargs))
+
+
+def _written(options: MapVariables, opening: Opening, out: tuple[Any, Sequence[Group]]) -> Any:
     """Writes what a body wrote to the scopes outside; returns what the body returned."""
     y, (changed, through) = out
-    opening.write_back(tuple(map_out(opening, v) if v else v for v in changed), through)
+    opening.write_back(_seen(opening, changed, options.map_out_fn, "trans_out_fn", False), through)
     return y
 
 
-def _checked(fn: Callable[..., Any], argument: str) -> Callable[..., Any]:
-    """Returns ``fn`` with a check of what it returns."""
+def _seen(opening: Opening, group: Group, fn: Seen, argument: str, empty: bool = True) -> Group:
+    """Maps the variables of each scope, with a check of what the user's function returns.
 
-    def checked(opening: Opening, variables: Mapping[str, Any]) -> Mapping[str, Any]:
-        made = fn(variables)
-        if not isinstance(made, Mapping) or not all(
-            isinstance(node, Mapping) for node in made.values()
-        ):
+    Args:
+      empty: whether it is asked of a scope that has none, too.
+    """
+    found = []
+    for variables in group:
+        made = fn(variables) if variables or empty else variables
+        if not isinstance(made, Mapping) or not all(isinstance(v, Mapping) for v in made.values()):
             raise ApplyScopeInvalidVariablesTypeError(
                 f"{opening.place}: {argument} must return a mapping of collections.\n"
                 f"found: {kind_of(made)}\n"
                 f"expected: {{'params': ...}}, each collection a mapping, as what it is given"
             )
-        return made
-
-    return checked
+        found.append(made)
+    return tuple(found)
 
 
 def _check_used(opening: Opening, mapped: Filter) -> None:
@@ -125,15 +138,9 @@ def _check_used(opening: Opening, mapped: Filter) -> None:
             )
 
 
-def _initialised(
-    opening: Opening,
-    fn: Callable[..., Any],
-    run: Callable[..., Any],
-    outside: Group,
-    map_in: Callable[..., Any],
-    map_out: Callable[..., Any],
-) -> Any:
-    """Runs the body on the variables as they are, then on what they are after the mapping.
+@dataclasses.dataclass
+class _Initialised:
+    """A call that makes variables: the body runs on them as they are, then as they are mapped.
 
     The first run makes what is missing; all that it leaves in mapped variables goes out and
     in again before the second, and what the first one returns, or writes to others, is lost.
@@ -141,50 +148,75 @@ def _initialised(
     The body is traced once for both: the values of mapped variables are marked where they
     are made or come in, and the second run is the same program with others in their place.
     """
-    marks = Marks()
-    logs: list[Any] = []
-    remembered = getattr(fn, "side", lambda: None)()
 
-    def see(inner: Sequence[Scope]) -> None:
-        marks.listen(inner, {MAPPED: False})
-        for top, scope in zip(opening.tops, inner, strict=True):
-            _pass_on(opening, top.call, scope.call)
+    options: MapVariables
+    fn: Function
+    opening: Opening
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
 
-    def body(carry: None, x: None) -> Any:
-        log = Log(lambda col: opening.roles.role(col) == MAPPED, opening.log)
-        out = run(marks.came_in(outside, lambda top, col: True), log=log, see=see)
+    def __post_init__(self) -> None:
+        self.outside = self.opening.values(MAPPED)
+        self.through, self.keys = self.opening.values(THROUGH), self.opening.keys(False)
+        self.marks = Marks()
+        # Of the trace: its draws, and the same as Linen's two runs would have made them.
+        self.log: Log
+        self.drawn: list[Drawn]
+
+    def run(self, inside: Group, **seen: Any) -> tuple[Any, list[Group]]:
+        """Runs the body on the mapped variables as they are ``inside``."""
+        body = self.opening.body(self.fn, (MAPPED, THROUGH), **seen)
+        return body([self.through, inside], [self.keys], self.args, self.kwargs)
+
+    def see(self, inner: Sequence[Scope]) -> None:
+        """Marks what the body makes, and tells a loop or a map outside of it."""
+        self.marks.listen(inner, {MAPPED: False})
+        for top, scope in zip(self.opening.tops, inner, strict=True):
+            _pass_on(self.opening, top.call, scope.call)
+
+    def in_parts(self, carry: None, x: None) -> tuple[object, ...]:
+        """The body as `trace_loop` takes it: a loop of one iteration, with nothing to carry."""
+        opening, marks = self.opening, self.marks
+        self.log = log = Log(lambda col: opening.roles.role(col) == MAPPED, opening.log)
+        out = self.run(marks.came_in(self.outside, lambda top, col: True), log=log, see=self.see)
         rewind(log)
-        entries = replay(log)
-        settle(entries)
-        logs[:] = log, entries
+        self.drawn = replay(log)
+        settle(self.drawn)
         marks.end()
         return None, {}, out, (flat(out[1][0]), None)
 
-    loop = trace_loop(body, None, None, marks, opening.place)
-    log, drawn = logs
-    made = nested(loop.invariants[0], len(opening.tops))
-    # Written first: a loop or a map outside marks what is made on the way, and what
-    # follows must use it with that mark on.
-    values = tuple(map_out(opening, v) if v else {} for v in made)
-    opening.write_back(values, late=False, heard=True)
-    mapped = tuple(map_in(opening, v) if v else {} for v in opening.values(MAPPED))
-    births = _mapped_births(marks, mapped, loop.made)
-    reused = births is not None and not draws_again(loop.outside)
-    if not reused:
-        # Of the two runs in the log the second is no copy of the first.
-        rewind(drawn)
-        drawn = [e._replace(draws=(*e.draws, *d.draws)) for e, d in zip(log, drawn, strict=False)]
-        settle(drawn)
-    if opening.log is not None:
-        opening.log.extend(drawn)
-    if reused:
-        return _written(opening, loop.step(births, None, {}, None)[2], map_out)
-    if remembered is not None:
-        fn.restore(remembered)  # type: ignore[attr-defined]
-    return _written(opening, run(mapped), map_out)
+    def finish(self) -> Any:
+        """Runs the body as Linen's two runs; returns what the second one returns."""
+        opening, options, fn = self.opening, self.options, self.fn
+        remembered = getattr(fn, "side", lambda: None)()
+        loop = trace_loop(self.in_parts, None, None, self.marks, opening.place)
+        made = nested(loop.invariants[0], len(opening.tops))
+        # Written first: a loop or a map outside marks what is made on the way, and what
+        # follows must use it with that mark on.
+        stored = _seen(opening, made, options.map_out_fn, "trans_out_fn", False)
+        opening.write_back(stored, late=False, heard=True)
+        inside = opening.values(MAPPED)
+        mapped = _seen(opening, inside, options.map_in_fn, "trans_in_fn", False)
+
+        births = _mapped_births(self.marks, mapped, loop.made)
+        reused = births is not None and not draws_again(loop.outside)
+        drawn = self.drawn
+        if not reused:
+            # Of the two runs in the log the second is no copy of the first.
+            rewind(drawn)
+            both = zip(self.log, drawn, strict=False)
+            drawn = [e._replace(draws=(*e.draws, *d.draws)) for e, d in both]
+            settle(drawn)
+        if opening.log is not None:
+            opening.log.extend(drawn)
+        if reused:
+            return _written(options, opening, loop.step(births, None, {}, None)[2])
+        if remembered is not None:
+            fn.restore(remembered)  # type: ignore[attr-defined]
+        return _written(options, opening, self.run(mapped))
 
 
-def _mapped_births(marks: Marks, mapped: Group, made: dict[Place, Any]) -> dict[Place, Any] | None:
+def _mapped_births(marks: Marks, mapped: Group, made: Variables) -> Variables | None:
     """Returns what stands for the births after the mapping, None where the trace has no use of it.
 
     So it is where a lift inside the body made them, and used them unmapped, where they would be
@@ -201,9 +233,10 @@ def _mapped_births(marks: Marks, mapped: Group, made: dict[Place, Any]) -> dict[
 
 def _pass_on(opening: Opening, outside: Call, root: Call) -> None:
     """Tells a loop or a map outside what is made in a body, before it is mapped."""
-    marked: Any = root.on_birth
+    marked = root.on_birth
+    assert marked is not None
 
-    def on_birth(col: str, path: tuple[str, ...], value: Any, late: bool) -> Any:
+    def on_birth(col: str, path: Path, value: object, late: bool) -> object:
         if opening.roles.role(col) != MAPPED:
             return value
         # What is put there by no initializer, as by sow, is put there by the second run too.
@@ -215,7 +248,7 @@ def _pass_on(opening: Opening, outside: Call, root: Call) -> None:
     root.on_birth, root.wants_first = on_birth, True
 
 
-def swap_collection(fn: Callable[..., Any], col_a: str, col_b: str) -> Callable[..., Any]:
+def swap_collection(fn: Fn, col_a: str, col_b: str) -> Fn:
     """Shows ``fn`` two collections under each other's names.
 
     Args:
@@ -232,15 +265,14 @@ def swap_collection(fn: Callable[..., Any], col_a: str, col_b: str) -> Callable[
     """
     names = {col_a: col_b, col_b: col_a}
 
-    def swap(group: Mapping[str, Any]) -> dict[str, Any]:
+    def swap(group: Collections) -> Collections:
         return {names.get(col, col): node for col, node in group.items()}
 
     return map_variables(fn, [col_a, col_b], swap, swap, mutable=True)
 
 
-def fold_rngs(
-    fn: Callable[..., Any], variables: Filter = True, rngs: Filter = True
-) -> Callable[..., Any]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class FoldRngs:
     """`liftax.fold_rngs` over a function of a scope.
 
     Args:
@@ -257,23 +289,33 @@ def fold_rngs(
       >>> run({}, rngs={'noise': jax.random.key(0)}).shape
       ()
     """
-    roles = through_roles("fold_rngs", variables, rngs)
 
-    def folded(scope: Any, *args: Any, **kwargs: Any) -> Any:
-        opening = Opening(roles, scope, fn)
-        run = opening.body(fn, folded=True)
-        y, written = run([opening.values(THROUGH)], [opening.base_keys()], args, kwargs)
-        opening.write_back(*written)
-        return y
+    variables: Filter = True
+    rngs: Filter = True
 
-    return folded
+    @functools.cached_property
+    def roles(self) -> Roles:
+        """The table."""
+        return through_roles("fold_rngs", self.variables, self.rngs)
+
+    def __call__(self, fn: Fn) -> Fn:
+        return functools.partial(_folded, self.roles, fn)  # type: ignore[return-value]
 
 
-def add_metadata_axis(
-    fn: Callable[..., Any],
-    variable_axes: Mapping[Filter, Any] = {},
-    metadata_params: Mapping[Any, Any] = {},
-) -> Callable[..., Any]:
+fold_rngs = lift_of("fold_rngs", FoldRngs)
+
+
+def _folded(roles: Roles, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
+    """Runs a function on keys of which each is derived from one key of its stream."""
+    opening = Opening(roles, scopes, fn)
+    run = opening.body(fn, folded=True)
+    y, written = run([opening.values(THROUGH)], [opening.base_keys()], args, kwargs)
+    opening.write_back(*written)
+    return y
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AddMetadataAxis:
     """`liftax.add_metadata_axis` over a function of a scope.
 
     Args:
@@ -281,22 +323,28 @@ def add_metadata_axis(
 
     The other arguments are those of `liftax.add_metadata_axis`.
     """
-    rows = axis_rows(variable_axes, "add_metadata_axis", shared=True)
 
-    def axis_of(col: str) -> int | None:
-        return next((r.axis for r in rows if in_filter(r.filter, col)), None)
+    variable_axes: VariableAxes = dataclasses.field(default_factory=dict)
+    metadata_params: Metadata = dataclasses.field(default_factory=dict)
 
-    def changed(change: Callable[..., Any], group: Mapping[str, Any]) -> dict[str, Any]:
-        found = {}
-        for col, node in group.items():
-            axis = axis_of(col)
-            found[col] = node if axis is None else change(node, axis, metadata_params)
+    @functools.cached_property
+    def rows(self) -> list[Row]:
+        """The axis of each collection."""
+        return axis_rows(self.variable_axes, "add_metadata_axis", shared=True)
+
+    def changed(self, change: boxes.Change, variables: Collections) -> Collections:
+        """Changes the boxes of the collections that have an axis."""
+        found = dict(variables)
+        for col, node in variables.items():
+            axis = next((row.axis for row in self.rows if in_filter(row.filter, col)), None)
+            if axis is not None:
+                found[col] = change(node, axis, self.metadata_params)
         return found
 
-    return map_variables(
-        fn,
-        True,
-        lambda group: changed(boxes.remove_axis, group),
-        lambda group: changed(boxes.add_axis, group),
-        mutable=True,
-    )
+    def __call__(self, fn: Fn) -> Fn:
+        unnamed = functools.partial(self.changed, boxes.remove_axis)
+        named = functools.partial(self.changed, boxes.add_axis)
+        return MapVariables(True, unnamed, named, mutable=True)(fn)
+
+
+add_metadata_axis = lift_of("add_metadata_axis", AddMetadataAxis)

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from ... import jax_private
 from ...errors import AxesTreeError, AxisNameError, LoopDependentError
+from ...pytrees import split_by
 from ...words import shown
 from .. import boxes
 from ..call import LiftedCall
 from ..filters import Filter
 from ..refusals import unbound_axis
-from ..roles import BROADCAST, Roles, axis_rows, broadcast, split_pairs
+from ..roles import BROADCAST, Roles, VariableAxes, axis_rows, broadcast, split_pairs
 from ..scope import Scope
+from ..streams import Keyed
+from ..types import Fn, Function, Group, Metadata, Path, Tree
 from .axes import Sizes, axes_of, named, unnamed
-from .checks import check_options, check_out_axes, check_variable_axes
+from .checks import check_arguments, check_options, check_out_axes, check_variable_axes
 from .crossing import Opening
 from .one_trace import split_shared
+from .options import lift_of
 
 
-def vmap(
-    fn: Callable[..., Any],
-    variable_axes: Mapping[Filter, Any],
-    split_rngs: Mapping[Filter, bool],
-    in_axes: Any = 0,
-    out_axes: Any = 0,
-    axis_size: int | None = None,
-    axis_name: str | None = None,
-    spmd_axis_name: str | None = None,
-    metadata_params: Mapping[Any, Any] = {},
-) -> Callable[..., Any]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vmap:
     """`liftax.vmap` over a function of a scope.
 
     Args:
@@ -58,115 +54,117 @@ def vmap(
       >>> y.shape, variables['params']['w'].shape
       ((5, 2), (3, 2))
     """
-    arguments = dict(locals())
-    del arguments["fn"]
-    return mapper(**arguments)(fn)
 
+    variable_axes: VariableAxes
+    split_rngs: Mapping[Filter, bool]
+    in_axes: Tree = 0
+    out_axes: Tree = 0
+    axis_size: int | None = None
+    axis_name: str | None = None
+    spmd_axis_name: str | None = None
+    metadata_params: Metadata = dataclasses.field(default_factory=dict)
 
-def mapper(
-    variable_axes: Mapping[Filter, Any],
-    split_rngs: Mapping[Filter, bool],
-    in_axes: Any,
-    out_axes: Any,
-    axis_size: int | None,
-    axis_name: str | None,
-    spmd_axis_name: str | None,
-    metadata_params: Mapping[Any, Any],
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Returns `vmap` with its arguments read, for any number of functions."""
-    rows = axis_rows(variable_axes, "vmap", shared=True)
-    roles = Roles("vmap", rows, split_pairs(split_rngs, "vmap"))
-    axes = roles.axes
-    wanted = (*axes, BROADCAST)
-    shares_params = roles.role("params") == BROADCAST
-    check_options("vmap", metadata_params=metadata_params)
-    for axis in jax.tree.leaves(out_axes):
-        if not isinstance(axis, int):
-            raise AxesTreeError(
-                f"vmap: out_axes expected ints, or None for a value that is the same for each "
-                f"example; found {axis if axis is broadcast else shown(axis)}"
-            )
-
-    def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
-        def mapped(scope: Any, *args: Any, **kwargs: Any) -> Any:
-            opening = Opening(roles, scope, fn)
-            opening.check()
-            leaves, treedef = jax.tree.flatten(args)
-            leaf_axes = axes_of(in_axes, args, len(leaves), opening, "in_axes")
-            if any(a is broadcast for a in leaf_axes):
+    def __post_init__(self) -> None:
+        # What contradicts itself is refused where the user wrote it, not when it is called.
+        self.roles  # noqa: B018
+        check_options("vmap", metadata_params=self.metadata_params)
+        for axis in jax.tree.leaves(self.out_axes):
+            if not isinstance(axis, int):
                 raise AxesTreeError(
-                    f"{opening.place}: in_axes has broadcast; vmap uses None for it"
+                    f"vmap: out_axes expected ints, or None for a value that is the same for each "
+                    f"example; found {axis if axis is broadcast else shown(axis)}"
                 )
-            variables = opening.sorted_values(wanted)
-            shared = variables[BROADCAST]
-            taken = [unnamed(opening, variables[axis], axis, metadata_params) for axis in axes]
-            sizes = Sizes(opening, axis_size, "axis_size")
-            sizes.see_arguments(args, leaf_axes, skip=1)
-            for axis, group in zip(axes, taken, strict=True):
-                sizes.see_variables(group, axis)
-            size = sizes.known("nothing is mapped over; pass axis_size=")
-            shared_keys = opening.keys(False)
-            moving = [i for i, axis in enumerate(leaf_axes) if axis is not None]
-            differing: list[tuple[int, str]] | None = None
-            see = functools.partial(_pass_on, opening, metadata_params)
 
-            def body(parts: list[Any], taken: list[Any], split_keys: Any) -> Any:
-                nonlocal differing
-                filled = list(leaves)
-                for i, part in zip(moving, parts, strict=True):
-                    filled[i] = part
-                run = opening.body(
-                    fn,
-                    [BROADCAST, *axes],
-                    see=see,
-                    size=size,
-                    axis_name=metadata_params.get(boxes.PARTITION_NAME, axis_name),
-                )
-                filled = jax.tree.unflatten(treedef, filled)
-                y, (same, *written) = run(
-                    [shared, *taken], [shared_keys, split_keys], filled, kwargs
-                )
-                if out_axes != 0:
-                    y_axes = axes_of(out_axes, y, len(jax.tree.leaves(y)), opening, "out_axes")
-                    check_out_axes(opening, y, y_axes, shared=None)
-                check_variable_axes(opening, written, axes)
-                differing = _differing(opening, y, same, out_axes)
-                return y, same, written
+    @functools.cached_property
+    def roles(self) -> Roles:
+        """The table."""
+        rows = axis_rows(self.variable_axes, "vmap", shared=True)
+        return Roles("vmap", rows, split_pairs(self.split_rngs, "vmap"))
 
-            run = jax.vmap(
-                body,
-                in_axes=([leaf_axes[i] for i in moving], list(axes), 0),
-                out_axes=(out_axes, None, list(axes)),
-                axis_size=size,
-                axis_name=axis_name,
-                spmd_axis_name=spmd_axis_name,
-            )
-            try:
-                y, same, written = run([leaves[i] for i in moving], taken, opening.split_keys(size))
-            except ValueError as cause:
-                # Once the body has returned, nothing but a value without an axis can be wrong.
-                found = None if differing is None else _unshared(cause, differing)
-                if found is None:
-                    raise
-                if opening.initializing and roles.split("params") and shares_params:
-                    raise split_shared(opening.place, "a parameter") from cause
-                raise _differs(opening.place, *found) from cause
-            except NameError as cause:
-                unbound = unbound_axis(cause)
-                if unbound is None:
-                    raise
-                raise _no_axis(opening.place, unbound, axis_name) from cause
-            both = zip(written, axes, strict=True)
-            groups = [same, *[named(opening, group, a, metadata_params) for group, a in both]]
-            opening.write_back(opening.merged(groups), heard=True)
-            return y
-
-        return mapped
-
-    return lift
+    def __call__(self, fn: Fn) -> Fn:
+        return functools.partial(_mapped, self, fn)  # type: ignore[return-value]
 
 
-def _pass_on(opening: Opening, metadata_params: Mapping[Any, Any], inner: Sequence[Scope]) -> None:
+vmap = lift_of("vmap", Vmap)
+
+
+def _mapped(options: Vmap, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
+    """Runs a map: takes the scopes apart, maps the pure body, writes back what came out."""
+    roles, metadata_params = options.roles, options.metadata_params
+    axes, axis_name, out_axes = roles.axes, options.axis_name, options.out_axes
+    opening = Opening(roles, scopes, fn)
+    check_arguments(opening)
+    in_axes = axes_of(options.in_axes, args, opening, "in_axes")
+    if any(axis is broadcast for axis in in_axes):
+        raise AxesTreeError(f"{opening.place}: in_axes has broadcast; vmap uses None for it")
+
+    # Who has the axis: variables and arguments must agree on its size. A box may change its
+    # value as its axis is named, so the names go first.
+    variables = opening.sorted_values([*axes, BROADCAST])
+    shared = variables[BROADCAST]
+    taken = [unnamed(opening, variables[axis], axis, metadata_params) for axis in axes]
+    sizes = Sizes(opening, options.axis_size, "axis_size")
+    sizes.see_arguments(args, in_axes, skip=1)
+    for axis, group in zip(axes, taken, strict=True):
+        sizes.see_variables(group, axis)
+    size = sizes.known("nothing is mapped over; pass axis_size=")
+    shared_keys = opening.keys(False)
+    # What has no axis stays outside: a Python number that goes through JAX comes in as an array.
+    moving, whole = split_by(args, [axis is not None for axis in in_axes])
+    differing: list[tuple[int, str]] | None = None
+    see = functools.partial(_pass_on, opening, metadata_params)
+
+    def body(
+        moving: list[object], taken: list[Group], split_keys: Keyed
+    ) -> tuple[object, Group, list[Group]]:
+        nonlocal differing
+        run = opening.body(
+            fn,
+            [BROADCAST, *axes],
+            see=see,
+            size=size,
+            axis_name=metadata_params.get(boxes.PARTITION_NAME, axis_name),
+        )
+        y, (same, *written) = run(
+            [shared, *taken], [shared_keys, split_keys], whole.filled(moving), kwargs
+        )
+        if out_axes != 0:
+            check_out_axes(opening, y, axes_of(out_axes, y, opening, "out_axes"), shared=None)
+        check_variable_axes(opening, written, axes)
+        differing = _differing(opening, y, same, out_axes)
+        return y, same, written
+
+    run = jax.vmap(
+        body,
+        in_axes=([axis for axis in in_axes if axis is not None], list(axes), 0),
+        out_axes=(out_axes, None, list(axes)),
+        axis_size=size,
+        axis_name=axis_name,
+        spmd_axis_name=options.spmd_axis_name,
+    )
+    try:
+        y, same, written = run(moving, taken, opening.split_keys(size))
+    except ValueError as cause:
+        # Once the body has returned, nothing but a value without an axis can be wrong.
+        found = None if differing is None else _unshared(cause, differing)
+        if found is None:
+            raise
+        shares_params = roles.role("params") == BROADCAST
+        if opening.initializing and roles.split("params") and shares_params:
+            raise split_shared(opening.place, "a parameter") from cause
+        raise _differs(opening.place, *found) from cause
+    except NameError as cause:
+        unbound = unbound_axis(cause)
+        if unbound is None:
+            raise
+        raise _no_axis(opening.place, unbound, axis_name) from cause
+    both = zip(written, axes, strict=True)
+    groups = [same, *[named(opening, group, a, metadata_params) for group, a in both]]
+    opening.write_back(opening.merged(groups), heard=True)
+    return y
+
+
+def _pass_on(opening: Opening, metadata_params: Metadata, inner: Sequence[Scope]) -> None:
     """Tells a loop outside what is made in a body, as it is made.
 
     All iterations of Linen's loop take what they share from outside, so each example has its part
@@ -177,31 +175,32 @@ def _pass_on(opening: Opening, metadata_params: Mapping[Any, Any], inner: Sequen
     here = jax_private.current_map()
     for top, scope in zip(opening.tops, inner, strict=True):
         if top.call.on_birth is not None and top.call.wants_first:
-            root: Any = scope.call
+            root = scope.call
+            assert isinstance(root, LiftedCall)
             root.on_birth = functools.partial(_born, opening, metadata_params, top, root, here)
             root.wants_first = True
 
 
 def _born(
     opening: Opening,
-    metadata_params: Mapping[Any, Any],
+    metadata_params: Metadata,
     top: Scope,
     root: LiftedCall,
-    here: Any,
+    here: jax_private.Map,
     col: str,
-    path: tuple[str, ...],
-    value: Any,
+    path: Path,
+    value: object,
     late: bool,
-) -> Any:
+) -> object:
     axis: Any = root.roles.role(col)
     if axis == BROADCAST:
         return top.call.hear(root, col, path, value, late)
     names = (col, *path[len(top.path) :])
     leaves, treedef = jax.tree.flatten(value)
 
-    def change(all_examples: list[Any]) -> list[Any]:
+    def change(all_examples: list[jax.Array]) -> list[jax.Array]:
         nonlocal treedef
-        whole = jax.tree.unflatten(treedef, all_examples)
+        whole: Any = jax.tree.unflatten(treedef, all_examples)
         for name in reversed(names):  # for the messages
             whole = {name: whole}
         (whole,) = named(opening, (whole,), axis, metadata_params)
@@ -229,7 +228,7 @@ def _unshared(cause: ValueError, differing: list[tuple[int, str]]) -> tuple[int,
     return differing[0] if differing and _MAPPED in str(cause) else None
 
 
-def _differing(opening: Opening, y: Any, same: Any, out_axes: Any) -> list[tuple[int, str]]:
+def _differing(opening: Opening, y: Tree, same: Group, out_axes: Tree) -> list[tuple[int, str]]:
     """Lists what is to have no axis and has one, as `_unshared` returns it.
 
     While the body is traced, of which nothing may stay when it has ended.
@@ -238,7 +237,7 @@ def _differing(opening: Opening, y: Any, same: Any, out_axes: Any) -> list[tuple
     checked = [(1, path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(same)]
     if out_axes != 0:
         leaves = jax.tree_util.tree_leaves_with_path(y)
-        axes = axes_of(out_axes, y, len(leaves), opening, "out_axes")
+        axes = axes_of(out_axes, y, opening, "out_axes")
         both = zip(leaves, axes, strict=True)
         checked += [(0, path, leaf) for (path, leaf), axis in both if axis is None]
     return [
@@ -265,7 +264,7 @@ def _differs(place: str, part: int, path: str) -> LoopDependentError:
     )
 
 
-def _no_axis(place: str, name: str, axis_name: Any) -> AxisNameError:
+def _no_axis(place: str, name: str, axis_name: object) -> AxisNameError:
     """A collective over a name that no vmap around it gives."""
     return AxisNameError(
         f"{place}: a collective inside uses the axis name {name!r}, which no lift around it "

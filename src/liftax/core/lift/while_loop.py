@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, Unpack
 
 import jax
 
@@ -11,19 +11,25 @@ from ...errors import ConditionError, ScopeVariableNotFoundError
 from ...words import kind_of, names_on
 from ..filters import Filter
 from ..roles import BROADCAST, CARRY, Roles, Row, split_pairs
+from ..types import Function, Group, Tree
 from .checks import check_carried, checked_carry
-from .crossing import Opening
+from .crossing import Opening, Told
+
+T = TypeVar("T")
+
+State = tuple[Any, Group, Any]
+"""How often the body has run, the carried variables, and the user's carry."""
 
 
 def while_loop(
-    cond_fn: Callable[[Any, Any], Any],
-    body_fn: Callable[[Any, Any], Any],
-    scope: Any,
-    init: Any,
+    cond_fn: Callable[[Any, T], object],
+    body_fn: Callable[[Any, T], T],
+    scope: Tree,
+    init: T,
     carry_variables: Filter = False,
     broadcast_variables: Filter = True,
     split_rngs: Mapping[Filter, bool] = {},
-) -> Any:
+) -> T:
     """`liftax.while_loop` over functions of a scope.
 
     Args:
@@ -54,7 +60,7 @@ def while_loop(
     shared, carried = opening.values(BROADCAST), opening.values(CARRY)
     same, split = opening.keys(False), opening.keys(True)
 
-    def run(fn: Callable[..., Any], state: Any, **event: Any) -> Any:
+    def run(fn: Function, state: State, **event: Unpack[Told]) -> tuple[Any, Group]:
         step, variables, carry = state
         keys = jax.tree.map(lambda key: jax.random.fold_in(key, step), split)
         y, (written,) = opening.body(fn, [CARRY], **event)(
@@ -62,7 +68,7 @@ def while_loop(
         )
         return y, written
 
-    def test(state: Any) -> Any:
+    def test(state: State) -> bool | jax.Array:
         result, _ = run(cond_fn, state)
         if not isinstance(result, bool) and not (
             getattr(result, "dtype", None) == "bool" and result.shape == ()
@@ -74,7 +80,7 @@ def while_loop(
             )
         return result
 
-    def advance(state: Any) -> Any:
+    def advance(state: State) -> State:
         step, variables, before = state
         carry, after = run(body_fn, state, carry=True)
         checked_carry(opening, *jax.tree.flatten(before), carry)
