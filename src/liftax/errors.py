@@ -5,8 +5,9 @@ module's path, the lift, the collection or stream, what was found, what was
 expected and the argument to change; it never prints array contents.
 
 ``code`` is the stable code of the rule that was broken, where the rule has a
-page in the documentation, and ``None`` elsewhere. A traceback shows it below the
-message, as a note. The table of all codes stands at the end: an *error* is raised
+page in the documentation, and ``None`` elsewhere; ``title`` says in a few words what it
+is about. A traceback shows the code below the message, as a note. The table of all codes
+is made at the end, from the classes: an *error* is raised
 where the result would be wrong or lost; a *warning* (`LiftWarning`) is issued where
 something may be meant; a *note* stands only among the findings of a `Layout`.
 
@@ -32,6 +33,7 @@ class LiftaxError(Exception):
     """
 
     code: str | None = None
+    title: str = ""
 
     def __init__(self, *args: object):
         super().__init__(*args)
@@ -64,19 +66,19 @@ def where(path: Iterable[str], lift: str | None = None) -> str:
 class InvalidScopeError(LiftaxError):
     """A scope was used after the call that it belongs to had ended."""
 
-    code = "LX414"
+    code, title = "LX414", "A scope or bound module used after its call"
 
 
 class InvalidFilterError(LiftaxError):
     """A collection filter is not a bool, a name, a container of names or a DenyList."""
 
-    code = "LX111"
+    code, title = "LX111", "Not a collection filter"
 
 
 class InvalidRngError(LiftaxError):
     """A stream is missing, or what was handed in is not a key."""
 
-    code = "LX203"
+    code, title = "LX203", "A stream without a key"
 
 
 class InvalidKeyError(InvalidRngError, ValueError):
@@ -86,43 +88,43 @@ class InvalidKeyError(InvalidRngError, ValueError):
 class LazyInitError(LiftaxError):
     """A variable's initial value depends on an input of which only the shape is known."""
 
-    code = "LX428"
+    code, title = "LX428", "lazy_init needs a value of which only the shape is given"
 
 
 class ApplyScopeInvalidVariablesTypeError(LiftaxError):
     """The variables given to apply are not a mapping of collections."""
 
-    code = "LX426"
+    code, title = "LX426", "variables is not a mapping of collections"
 
 
 class ApplyScopeInvalidVariablesStructureError(LiftaxError):
     """The variables given to apply have a collection nested in itself."""
 
-    code = "LX427"
+    code, title = "LX427", "A collection nested in itself"
 
 
 class ScopeParamNotFoundError(LiftaxError):
     """A parameter is missing and may not be created here."""
 
-    code = "LX421"
+    code, title = "LX421", "A parameter is missing"
 
 
 class ScopeCollectionNotFound(LiftaxError):
     """A whole collection is missing and may not be created here."""
 
-    code = "LX422"
+    code, title = "LX422", "A collection is missing"
 
 
 class ScopeParamShapeError(LiftaxError):
     """A parameter's shape is not the one its initializer declares."""
 
-    code = "LX424"
+    code, title = "LX424", "A parameter has another shape than declared"
 
 
 class ScopeVariableNotFoundError(LiftaxError):
     """A variable is missing and may not be created here."""
 
-    code = "LX423"
+    code, title = "LX423", "A variable is missing"
 
 
 class PerturbationNotFoundError(ScopeVariableNotFoundError, ValueError):
@@ -132,7 +134,7 @@ class PerturbationNotFoundError(ScopeVariableNotFoundError, ValueError):
 class ModifyScopeVariableError(LiftaxError):
     """A variable was written in a collection that is not mutable."""
 
-    code = "LX425"
+    code, title = "LX425", "A write to a collection that is not mutable"
 
 
 class ImmutableVariableError(ModifyScopeVariableError):
@@ -142,7 +144,7 @@ class ImmutableVariableError(ModifyScopeVariableError):
 class JaxTransformError(LiftaxError):
     """A module or scope was used inside a JAX transformation that it knows nothing of."""
 
-    code = "LX308"
+    code, title = "LX308", "A bare JAX transformation around a bound module"
 
 
 class TraceContextError(JaxTransformError):
@@ -152,13 +154,13 @@ class TraceContextError(JaxTransformError):
 class LeakedTracerError(JaxTransformError):
     """A traced value was about to come back as a variable."""
 
-    code = "LX303"
+    code, title = "LX303", "A tracer leaves its transformation"
 
 
 class PartitioningUnspecifiedError(LiftaxError):
     """A lift adds an axis to boxed variables but no name was given for it."""
 
-    code = "LX112"
+    code, title = "LX112", "A lift adds an unnamed axis to boxed variables"
 
 
 # --- modules ----------------------------------------------------------------
@@ -167,7 +169,7 @@ class PartitioningUnspecifiedError(LiftaxError):
 class NameInUseError(LiftaxError):
     """A name was given to two different things in one module."""
 
-    code = "LX403"
+    code, title = "LX403", "One name for two things"
 
 
 class InvalidNameError(NameInUseError, TypeError):
@@ -177,7 +179,7 @@ class InvalidNameError(NameInUseError, TypeError):
 class AssignSubModuleError(LiftaxError):
     """A submodule was made outside ``setup`` and outside a compact method."""
 
-    code = "LX404"
+    code, title = "LX404", "A submodule made in a method that is not compact"
 
 
 class InvalidParentError(AssignSubModuleError, ValueError):
@@ -187,13 +189,13 @@ class InvalidParentError(AssignSubModuleError, ValueError):
 class SetAttributeInModuleSetupError(LiftaxError):
     """A field of the dataclass was assigned in ``setup``."""
 
-    code = "LX402"
+    code, title = "LX402", "setup changes a field"
 
 
 class SetAttributeFrozenModuleError(LiftaxError):
     """An attribute was assigned outside ``setup``; modules are frozen."""
 
-    code = "LX401"
+    code, title = "LX401", "A frozen module is changed in place"
 
 
 class MultipleMethodsCompactError(LiftaxError):
@@ -203,13 +205,13 @@ class MultipleMethodsCompactError(LiftaxError):
 class ReservedModuleAttributeError(LiftaxError):
     """A module defines a field called ``parent`` or ``name``."""
 
-    code = "LX406"
+    code, title = "LX406", "A field with a reserved name"
 
 
 class ApplyModuleInvalidMethodError(LiftaxError, AttributeError):
     """``method=`` is neither a method of the module nor a function of it."""
 
-    code = "LX407"
+    code, title = "LX407", "method is no method of the module"
 
 
 class NotCallableMethodError(ApplyModuleInvalidMethodError, TypeError):
@@ -219,55 +221,55 @@ class NotCallableMethodError(ApplyModuleInvalidMethodError, TypeError):
 class CallCompactUnboundModuleError(LiftaxError):
     """A module was called outside ``init``, ``apply`` or ``bind``."""
 
-    code = "LX408"
+    code, title = "LX408", "A module called outside init and apply"
 
 
 class CallSetupUnboundModuleError(LiftaxError):
     """``setup`` was called by hand on an unbound module."""
 
-    code = "LX409"
+    code, title = "LX409", "setup called by hand"
 
 
 class CallUnbindOnUnboundModuleError(LiftaxError):
     """``unbind`` was called on a module that is not bound."""
 
-    code = "LX410"
+    code, title = "LX410", "unbind of a module that is not bound"
 
 
 class CallShareScopeOnUnboundModuleError(LiftaxError):
     """``share_scope`` was called with a module that is not bound."""
 
-    code = "LX415"
+    code, title = "LX415", "share_scope with an unbound module"
 
 
 class InvalidInstanceModuleError(LiftaxError):
     """``init`` or ``apply`` was called on a class instead of an instance."""
 
-    code = "LX411"
+    code, title = "LX411", "init or apply called on a class"
 
 
 class IncorrectPostInitOverrideError(LiftaxError):
     """``__post_init__`` was overridden without calling the base class's."""
 
-    code = "LX412"
+    code, title = "LX412", "__post_init__ without super"
 
 
 class UnboundModuleError(LiftaxError, ValueError):
     """Variables or keys of a module were asked for that is not bound."""
 
-    code = "LX417"
+    code, title = "LX417", "Variables or keys of a module that is not bound"
 
 
 class UndeclaredError(LiftaxError, ValueError):
     """A variable was declared outside ``setup`` and outside a compact method."""
 
-    code = "LX416"
+    code, title = "LX416", "A variable declared in a method that is not compact"
 
 
 class DescriptorAttributeError(LiftaxError):
     """A descriptor of a module raised ``AttributeError`` while it was read."""
 
-    code = "LX413"
+    code, title = "LX413", "A descriptor that raises AttributeError"
 
 
 # --- lifts ------------------------------------------------------------------
@@ -280,133 +282,133 @@ class LiftError(LiftaxError):
 class TransformTargetError(LiftError):
     """A lift was given something that is neither a module class nor a function."""
 
-    code = "LX304"
+    code, title = "LX304", "The target of a lift is no module and no function"
 
 
 class TransformedMethodReturnValueError(LiftError):
     """A lifted method returned a module or a variable."""
 
-    code = "LX306"
+    code, title = "LX306", "A lifted method returns a module"
 
 
 class LiftMethodError(LiftError, AttributeError):
     """An entry of ``methods=`` names no method of the target."""
 
-    code = "LX305"
+    code, title = "LX305", "methods names no method of the target"
 
 
 class RoleError(LiftError, ValueError):
     """The table of roles contradicts itself: one collection, two roles."""
 
-    code = "LX108"
+    code, title = "LX108", "One collection under two roles"
 
 
 class UnnamedCollectionError(LiftError):
     """A collection is used inside a lift but none of its arguments names it."""
 
-    code = "LX101"
+    code, title = "LX101", "A collection that no argument of the lift names"
 
 
 class UnusedFilterError(LiftError, ValueError):
     """A key of ``variable_axes`` or ``split_rngs`` matched nothing."""
 
-    code = "LX107"
+    code, title = "LX107", "A name that matches nothing, much like one that would"
 
 
 class CarryError(LiftError, TypeError):
     """The carry changes its structure, shape or dtype from one iteration to the next."""
 
-    code = "LX102"
+    code, title = "LX102", "The carry changes from one iteration to the next"
 
 
 class BodyReturnError(LiftError, TypeError):
     """The body of a scan returned something other than a pair ``(carry, ys)``."""
 
-    code = "LX103"
+    code, title = "LX103", "The body of a scan does not return a pair"
 
 
 class LengthError(LiftError, ValueError):
     """The number of iterations is missing, contradictory or negative."""
 
-    code = "LX104"
+    code, title = "LX104", "The number of iterations is missing, contradictory or negative"
 
 
 class AxisError(LiftError, ValueError):
     """An axis is out of range for the array that it is applied to."""
 
-    code = "LX105"
+    code, title = "LX105", "An axis is out of range"
 
 
 class AxisNameError(LiftError, NameError):
     """A collective uses the name of an axis that no lift around it gives."""
 
-    code = "LX114"
+    code, title = "LX114", "A collective over the name of an axis that no lift gives"
 
 
 class AxesTreeError(LiftError, ValueError):
     """``in_axes`` or ``out_axes`` is not a prefix of the tree that it describes."""
 
-    code = "LX106"
+    code, title = "LX106", "in_axes or out_axes does not fit the arguments"
 
 
 class LoopDependentError(LiftError, ValueError):
     """A value declared ``broadcast`` depends on the carry or on a scanned value."""
 
-    code = "LX110"
+    code, title = "LX110", "A broadcast value depends on the loop"
 
 
 class LiftOptionError(LiftError, ValueError):
     """An option of a lift has a value that means nothing: ``unroll=0``, ``reverse='yes'``."""
 
-    code = "LX117"
+    code, title = "LX117", "An option of a lift that means nothing"
 
 
 class SplitSharedError(LiftError, ValueError):
     """A shared variable would be initialised differently in each iteration."""
 
-    code = "LX201"
+    code, title = "LX201", "A stream is split while its variables are shared"
 
 
 class ClosedOverModuleError(LiftError):
     """A lifted function uses a bound module that was not passed to it."""
 
-    code = "LX301"
+    code, title = "LX301", "A bound module closed over by a lifted function"
 
 
 class TiedModulesError(LiftError):
     """A lift would give two copies to what is one shared module outside it."""
 
-    code = "LX302"
+    code, title = "LX302", "A lift would untie a shared module"
 
 
 class BranchError(LiftError, TypeError):
     """The branches of a conditional disagree on what they return or create."""
 
-    code = "LX109"
+    code, title = "LX109", "Branches that disagree"
 
 
 class ConditionError(BranchError):
     """The condition of a cond, switch or while loop is not one bool, or not one index."""
 
-    code = "LX115"
+    code, title = "LX115", "A condition that is not one value"
 
 
 class DifferentiationError(LiftError, TypeError):
     """A function, its tangents or its cotangents do not fit the derivative asked for."""
 
-    code = "LX116"
+    code, title = "LX116", "A function that does not fit the derivative asked for"
 
 
 class StaticArgumentError(LiftError, ValueError):
     """A static argument is out of range, unhashable, or named twice."""
 
-    code = "LX307"
+    code, title = "LX307", "A static argument that does not exist or cannot be static"
 
 
 class PartitioningMismatchError(LiftaxError, ValueError):
     """The axis names of a boxed variable contradict its array, the mesh or the lift."""
 
-    code = "LX113"
+    code, title = "LX113", "Axis names that contradict the array or the lift"
 
 
 # --- warnings ---------------------------------------------------------------
@@ -442,13 +444,13 @@ class LiftWarning(UserWarning):
 class LayerError(LiftaxError, ValueError):
     """A layer's options contradict each other, or do not fit the shape of its input."""
 
-    code = "LX429"
+    code, title = "LX429", "A layer's options that do not fit each other or the input"
 
 
 class MissingExtraError(LiftaxError, ImportError):
     """A feature needs an optional package that is not installed; the message names the extra."""
 
-    code = "LX504"
+    code, title = "LX504", "An optional package that is not installed"
 
 
 # --- stacks and checkpoints -------------------------------------------------
@@ -457,19 +459,19 @@ class MissingExtraError(LiftaxError, ImportError):
 class StackingError(LiftaxError, ValueError):
     """Variables and the description of how their layers are stacked contradict each other."""
 
-    code = "LX502"
+    code, title = "LX502", "Variables that are not stacked as their description says"
 
 
 class CheckpointError(LiftaxError, ValueError):
     """A checkpoint is damaged, is of another kind, or disagrees with what was asked for."""
 
-    code = "LX503"
+    code, title = "LX503", "A checkpoint that is damaged or of another kind"
 
 
 class StackError(LiftError, ValueError):
     """A stack's options contradict each other, or do not fit its layers."""
 
-    code = "LX501"
+    code, title = "LX501", "A stack whose options contradict each other or its layers"
 
 
 # --- the table of codes and pages ---------------------------------------------
@@ -499,66 +501,6 @@ class Rule:
         return page.read_text(encoding="utf-8")
 
 
-_ERRORS = {
-    "LX101": ("UnnamedCollectionError", "A collection that no argument of the lift names"),
-    "LX102": ("CarryError", "The carry changes from one iteration to the next"),
-    "LX103": ("BodyReturnError", "The body of a scan does not return a pair"),
-    "LX104": ("LengthError", "The number of iterations is missing, contradictory or negative"),
-    "LX105": ("AxisError", "An axis is out of range"),
-    "LX106": ("AxesTreeError", "in_axes or out_axes does not fit the arguments"),
-    "LX107": ("UnusedFilterError", "A name that matches nothing, much like one that would"),
-    "LX108": ("RoleError", "One collection under two roles"),
-    "LX109": ("BranchError", "Branches that disagree"),
-    "LX110": ("LoopDependentError", "A broadcast value depends on the loop"),
-    "LX111": ("InvalidFilterError", "Not a collection filter"),
-    "LX112": ("PartitioningUnspecifiedError", "A lift adds an unnamed axis to boxed variables"),
-    "LX113": ("PartitioningMismatchError", "Axis names that contradict the array or the lift"),
-    "LX114": ("AxisNameError", "A collective over the name of an axis that no lift gives"),
-    "LX115": ("ConditionError", "A condition that is not one value"),
-    "LX116": ("DifferentiationError", "A function that does not fit the derivative asked for"),
-    "LX117": ("LiftOptionError", "An option of a lift that means nothing"),
-    "LX201": ("SplitSharedError", "A stream is split while its variables are shared"),
-    "LX203": ("InvalidRngError", "A stream without a key"),
-    "LX301": ("ClosedOverModuleError", "A bound module closed over by a lifted function"),
-    "LX302": ("TiedModulesError", "A lift would untie a shared module"),
-    "LX303": ("LeakedTracerError", "A tracer leaves its transformation"),
-    "LX304": ("TransformTargetError", "The target of a lift is no module and no function"),
-    "LX305": ("LiftMethodError", "methods names no method of the target"),
-    "LX306": ("TransformedMethodReturnValueError", "A lifted method returns a module"),
-    "LX307": ("StaticArgumentError", "A static argument that does not exist or cannot be static"),
-    "LX308": ("JaxTransformError", "A bare JAX transformation around a bound module"),
-    "LX401": ("SetAttributeFrozenModuleError", "A frozen module is changed in place"),
-    "LX402": ("SetAttributeInModuleSetupError", "setup changes a field"),
-    "LX403": ("NameInUseError", "One name for two things"),
-    "LX404": ("AssignSubModuleError", "A submodule made in a method that is not compact"),
-    "LX406": ("ReservedModuleAttributeError", "A field with a reserved name"),
-    "LX407": ("ApplyModuleInvalidMethodError", "method is no method of the module"),
-    "LX408": ("CallCompactUnboundModuleError", "A module called outside init and apply"),
-    "LX409": ("CallSetupUnboundModuleError", "setup called by hand"),
-    "LX410": ("CallUnbindOnUnboundModuleError", "unbind of a module that is not bound"),
-    "LX411": ("InvalidInstanceModuleError", "init or apply called on a class"),
-    "LX412": ("IncorrectPostInitOverrideError", "__post_init__ without super"),
-    "LX413": ("DescriptorAttributeError", "A descriptor that raises AttributeError"),
-    "LX414": ("InvalidScopeError", "A scope or bound module used after its call"),
-    "LX415": ("CallShareScopeOnUnboundModuleError", "share_scope with an unbound module"),
-    "LX416": ("UndeclaredError", "A variable declared in a method that is not compact"),
-    "LX417": ("UnboundModuleError", "Variables or keys of a module that is not bound"),
-    "LX421": ("ScopeParamNotFoundError", "A parameter is missing"),
-    "LX422": ("ScopeCollectionNotFound", "A collection is missing"),
-    "LX423": ("ScopeVariableNotFoundError", "A variable is missing"),
-    "LX424": ("ScopeParamShapeError", "A parameter has another shape than declared"),
-    "LX425": ("ModifyScopeVariableError", "A write to a collection that is not mutable"),
-    "LX426": ("ApplyScopeInvalidVariablesTypeError", "variables is not a mapping of collections"),
-    "LX427": ("ApplyScopeInvalidVariablesStructureError", "A collection nested in itself"),
-    "LX428": ("LazyInitError", "lazy_init needs a value of which only the shape is given"),
-    "LX429": ("LayerError", "A layer's options that do not fit each other or the input"),
-    "LX501": ("StackError", "A stack whose options contradict each other or its layers"),
-    "LX502": ("StackingError", "Variables that are not stacked as their description says"),
-    "LX503": ("CheckpointError", "A checkpoint that is damaged or of another kind"),
-    "LX504": ("MissingExtraError", "An optional package that is not installed"),
-}
-
-
 _WARNINGS = {
     "LX202": "A stream is not split while its parameters are stacked",
     "LX207": "The carry of a recurrent cell has another width than the cell's features",
@@ -573,30 +515,28 @@ _NOTES = {
 }
 
 
+# A class that only inherits its code is a special case of the rule, and no rule of its own.
+_ERRORS = {
+    cls.code: Rule(cls.code, "error", cls.title, name)
+    for name, cls in list(globals().items())
+    if isinstance(cls, type) and issubclass(cls, LiftaxError) and "title" in vars(cls) and cls.code
+}
+
+
 RULES: dict[str, Rule] = {
-    **{code: Rule(code, "error", title, error) for code, (error, title) in _ERRORS.items()},
+    **dict(sorted(_ERRORS.items())),
     **{code: Rule(code, "warning", title) for code, title in _WARNINGS.items()},
     **{code: Rule(code, "note", title) for code, title in _NOTES.items()},
 }
 """Code -> rule."""
 
 
-_BY_CLASS = {rule.error: rule for rule in RULES.values() if rule.error}
-
-
 def rule_of(error: LiftaxError | type[LiftaxError]) -> Rule | None:
-    """The rule that an error belongs to: by its code, else by its class or a class above it.
+    """The rule that an error belongs to: its own, or that of a class above it.
 
     Example:
       >>> from liftax import errors
       >>> rule_of(errors.CarryError).code
       'LX102'
     """
-    code = getattr(error, "code", None)
-    if code in RULES:
-        return RULES[code]
-    cls = error if isinstance(error, type) else type(error)
-    for base in cls.__mro__:
-        if base.__name__ in _BY_CLASS:
-            return _BY_CLASS[base.__name__]
-    return None
+    return RULES.get(error.code or "")

@@ -83,7 +83,8 @@ def did_you_mean(name: object, known: Iterable[str], like: float = 0.6) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _structure(treedef: object) -> str:
+def structure_of(treedef: object) -> str:
+    """Names the structure of a tree, as JAX writes it, cut where it gets long."""
     text = str(treedef).removeprefix("PyTreeDef(").removesuffix(")")
     return text if len(text) <= 120 else text[:117] + "..."
 

@@ -160,3 +160,28 @@ def test_equal_blocks_are_traced_once(scanned: bool, statistics: bool) -> None:
 
     both(run)
     assert counts[ours().name] == ([2, 2] if ON_FLAX and scanned else [1, 1])
+
+
+def test_methods_of_one_class_are_programs_of_their_own() -> None:
+    """The methods share the caches of the lift: a program is told apart by its method too."""
+
+    def run(lib: Library) -> Any:
+        nn = lib.nn
+
+        class Two(nn.Module):
+            def setup(self) -> None:
+                self.dense = nn.Dense(4, kernel_init=cheap)
+
+            def up(self, x: Any) -> Any:
+                return self.dense(x) + 1
+
+            def down(self, x: Any) -> Any:
+                return self.dense(x) - 1
+
+            def __call__(self, x: Any) -> Any:
+                return self.up(x), self.down(x)
+
+        lifted = nn.jit(Two, methods=["up", "down"])()
+        return lifted.init_with_output(jax.random.key(0), X)
+
+    both(run)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import json
@@ -19,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..words import did_you_mean
 from ._console import CommandError, Console
 
 EPILOG = """\
@@ -123,8 +123,7 @@ def find(target: str) -> Any:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(part, dir(found))
             raise CommandError(f"{target!r}: {source} has no {part!r}{hint}")
         found = getattr(found, part)
     return found

@@ -103,7 +103,7 @@ class LiftEvent:
     @cached_property
     def file_line(self) -> str | None:
         """`file:line` of the body's definition, `None` where Python does not know it."""
-        target = _unwrapped(self.target)
+        target = _unwrapped(getattr(self.target, "source", self.target))
         code = getattr(target, "__code__", None)
         if code is not None:
             return f"{code.co_filename}:{code.co_firstlineno}"

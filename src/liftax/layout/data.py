@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from ..words import did_you_mean
+
 Role = Literal["stacked", "shared", "carried", "through", "mapped", "differentiated", "absent"]
 
 ROLE_WORDS: dict[str, str] = {
@@ -252,10 +254,7 @@ class LayoutData:
         try:
             return self._by_name[name]
         except KeyError:
-            import difflib
-
-            near = difflib.get_close_matches(name, self._by_name, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, self._by_name)
             raise KeyError(f"the layout of {self.module} has no variable {name!r}{hint}") from None
 
     def __contains__(self, name: str) -> bool:

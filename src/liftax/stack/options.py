@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import math
 import re
@@ -24,6 +23,7 @@ import jax
 
 from .. import equations
 from ..errors import StackError
+from ..words import did_you_mean
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
@@ -171,8 +171,7 @@ def _named_policy(name: str) -> Policy:
         raise StackError(f"Remat: {name!r} makes a policy and is none; use {_MAKERS[name]}")
     if name not in public:
         plain = [n for n in public if n not in _MAKERS]
-        near = difflib.get_close_matches(name, plain, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, plain, like=0.4)
         raise StackError(
             f"Remat: jax.checkpoint_policies has no policy {name!r}{hint}\n"
             f"expected one of {', '.join(plain)}, or a function"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from ..core.lift.scan import Scan
 from ..core.roles import Roles
 from ..core.scope import Scope
 from ..core.streams import Stream
+from ..core.types import Function
 from ..errors import StackError
 from ..module.bound import whose
 from ..module.detach import Detached, without_modules
@@ -124,26 +124,21 @@ def _pattern(stack: Declaration, plan: Plan, x: Any, call: Arguments) -> tuple[A
         metadata_params=stack.metadata_params,
         check_constancy_invariants=False,
     )
-    run = ScanPlan(options, stack._roles(), plan, shared).over(_Turn(turn, blocks))
+    run = ScanPlan(options, stack._roles(), plan, shared).over(_named(turn, blocks))
     return run(detached.scopes, x, call.xs)
 
 
-class _Turn:
-    """The pattern once, with the name of its layers."""
-
-    def __init__(self, fn: Callable[..., Any], blocks: Sequence[Any]):
-        self.fn = fn
-        names = [type(block).__name__ for block in blocks]
-        kinds = dict.fromkeys(names)
-        text = [f"{names.count(k)} {k}" if names.count(k) > 1 else k for k in kinds]
-        self.__name__ = self.__qualname__ = " + ".join(text)
-        if len(blocks) == 1:
-            self.func = type(blocks[0])
-        else:  # where a layout finds the line
-            self.__code__ = inspect.unwrap(type(blocks[0]).__call__).__code__
-
-    def __call__(self, *args: Any) -> Any:
-        return self.fn(*args)
+def _named(turn: Function, blocks: Sequence[object]) -> Function:
+    """Gives the pattern's function the name of its layers, and the layout a line to show for it."""
+    names = [type(block).__name__ for block in blocks]
+    text = [f"{names.count(k)} {k}" if names.count(k) > 1 else k for k in dict.fromkeys(names)]
+    turn.__name__ = turn.__qualname__ = " + ".join(text)
+    # One layer is what the user lifted; of several, none is, and the first has the line.
+    if len(blocks) == 1:
+        turn.func = type(blocks[0])  # type: ignore[attr-defined]
+    else:
+        turn.source = type(blocks[0]).__call__  # type: ignore[attr-defined]
+    return turn
 
 
 def layer_scope(scope: Scope, at: StackLayout, number: int, roles: Roles, still: bool) -> Scope:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+import jax.typing
 
 from ..core.filters import Filter
 from ..core.lift.branches import cond as lift_cond
 from ..core.lift.branches import switch as lift_switch
+from ..core.types import Function, Tree
 from .target import call_functions
 
 
 def cond(
-    pred: Any,
-    true_fun: Callable[..., Any],
-    false_fun: Callable[..., Any],
-    mdl: Any,
-    *operands: Any,
+    pred: jax.typing.ArrayLike,
+    true_fun: Function,
+    false_fun: Function,
+    mdl: Tree,
+    *operands: Tree,
     variables: Filter = True,
     rngs: Filter = True,
 ) -> Any:
@@ -48,14 +51,14 @@ def cond(
       ['yes']
     """
     bodies, scopes, args = call_functions("cond", [true_fun, false_fun], mdl, operands)
-    return lift_cond(pred, bodies[0], bodies[1], scopes, *args, variables=variables, rngs=rngs)
+    return lift_cond(pred, *bodies, scopes, *args, variables=variables, rngs=rngs)
 
 
 def switch(
-    index: Any,
-    branches: Sequence[Callable[..., Any]],
-    mdl: Any,
-    *operands: Any,
+    index: jax.typing.ArrayLike,
+    branches: Sequence[Function],
+    mdl: Tree,
+    *operands: Tree,
     variables: Filter = True,
     rngs: Filter = True,
 ) -> Any:
@@ -88,9 +91,6 @@ def switch(
       ['large', 'small', 'up']
     """
     if not branches:
-        return _switch(index, [], None)
+        return lift_switch(index, [], None)  # which says that there is none
     bodies, scopes, args = call_functions("switch", list(branches), mdl, operands)
-    return _switch(index, bodies, scopes, *args, variables=variables, rngs=rngs)
-
-
-_switch = lift_switch
+    return lift_switch(index, bodies, scopes, *args, variables=variables, rngs=rngs)

@@ -1,8 +1,8 @@
-"""Lifts that are called at once: differentiation and branches over functions of modules."""
+"""Derivatives of functions of a module: lifts that are called at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core.filters import Filter
@@ -10,16 +10,17 @@ from ..core.lift.derivatives import custom_vjp as lift_custom_vjp
 from ..core.lift.derivatives import jvp as lift_jvp
 from ..core.lift.derivatives import value_and_grad as lift_value_and_grad
 from ..core.lift.derivatives import vjp as lift_vjp
+from ..core.types import Function, Tree
 from ..errors import DifferentiationError
 from .target import call_functions
 
 
 def vjp(
-    fn: Callable[..., Any],
-    mdl: Any,
-    *primals: Any,
+    fn: Function,
+    mdl: Tree,
+    *primals: Tree,
     has_aux: bool = False,
-    reduce_axes: Sequence[Any] = (),
+    reduce_axes: Sequence[object] = (),
     vjp_variables: Filter = "params",
     variables: Filter = True,
     rngs: Filter = True,
@@ -57,29 +58,25 @@ def vjp(
       (3,)
     """
     (body,), scopes, args = call_functions("vjp", [fn], mdl, primals)
+    # The cotangents of one module have the structure of its variables; who is to get a list of
+    # them must say so, or would find it where he looks for a dict.
     if len(scopes) > 1 and not multi_scope:
         raise DifferentiationError(
             f"vjp: the module holds {len(scopes) - 1} other modules, at places of their own; "
             f"pass multi_scope=True for a list of cotangents, one for each"
         )
     return lift_vjp(
-        body,
-        scopes,
-        *args,
-        has_aux=has_aux,
-        reduce_axes=reduce_axes,
-        vjp_variables=vjp_variables,
-        variables=variables,
-        rngs=rngs,
-    )
+        body, scopes, *args, has_aux=has_aux, reduce_axes=reduce_axes,
+        vjp_variables=vjp_variables, variables=variables, rngs=rngs,
+    )  # fmt: skip
 
 
 def value_and_grad(
-    fn: Callable[..., Any],
-    mdl: Any,
-    *primals: Any,
+    fn: Function,
+    mdl: Tree,
+    *primals: Tree,
     has_aux: bool = False,
-    reduce_axes: Sequence[Any] = (),
+    reduce_axes: Sequence[object] = (),
     variables: Filter = True,
     rngs: Filter = True,
 ) -> Any:
@@ -111,22 +108,17 @@ def value_and_grad(
     """
     (body,), scopes, args = call_functions("value_and_grad", [fn], mdl, primals)
     return lift_value_and_grad(
-        body,
-        scopes,
-        *args,
-        has_aux=has_aux,
-        reduce_axes=reduce_axes,
-        variables=variables,
-        rngs=rngs,
-    )
+        body, scopes, *args, has_aux=has_aux, reduce_axes=reduce_axes,
+        variables=variables, rngs=rngs,
+    )  # fmt: skip
 
 
 def grad(
-    fn: Callable[..., Any],
-    mdl: Any,
-    *primals: Any,
+    fn: Function,
+    mdl: Tree,
+    *primals: Tree,
     has_aux: bool = False,
-    reduce_axes: Sequence[Any] = (),
+    reduce_axes: Sequence[object] = (),
     variables: Filter = True,
     rngs: Filter = True,
 ) -> Any:
@@ -143,23 +135,19 @@ def grad(
       (3,)
     """
     value, grads = value_and_grad(
-        fn,
-        mdl,
-        *primals,
-        has_aux=has_aux,
-        reduce_axes=reduce_axes,
-        variables=variables,
-        rngs=rngs,
-    )
+        fn, mdl, *primals, has_aux=has_aux, reduce_axes=reduce_axes,
+        variables=variables, rngs=rngs,
+    )  # fmt: skip
+    # With `has_aux` the value is a pair, and what is left without the value is its second half.
     return (grads, value[1]) if has_aux else grads
 
 
 def jvp(
-    fn: Callable[..., Any],
-    mdl: Any,
-    primals: Sequence[Any],
-    tangents: Sequence[Any],
-    variable_tangents: Any,
+    fn: Function,
+    mdl: Tree,
+    primals: Sequence[object],
+    tangents: Sequence[object],
+    variable_tangents: Mapping[str, object] | Sequence[Mapping[str, object]],
     variables: Filter = True,
     rngs: Filter = True,
 ) -> tuple[Any, Any]:
@@ -192,9 +180,9 @@ def jvp(
 
 
 def custom_vjp(
-    fn: Callable[..., Any],
-    forward_fn: Callable[..., Any],
-    backward_fn: Callable[..., Any],
+    fn: Function,
+    forward_fn: Function,
+    backward_fn: Function,
     grad_vars: Filter = "params",
     nondiff_argnums: int | Sequence[int] = (),
 ) -> Callable[..., Any]:
@@ -231,7 +219,9 @@ def custom_vjp(
       [[1.0], [-1.0]]
     """
 
-    def run(mdl: Any, *args: Any) -> Any:
+    # `fn` and `forward_fn` are bodies over one detached module: JAX calls the one where nothing is
+    # differentiated and the other where something is, and both go on from where it stands.
+    def run(mdl: Tree, *args: Tree) -> object:
         bodies, scopes, plain = call_functions("custom_vjp", [fn, forward_fn], mdl, args)
         lifted = lift_custom_vjp(bodies[0], bodies[1], backward_fn, grad_vars, nondiff_argnums)
         return lifted(scopes, *plain)

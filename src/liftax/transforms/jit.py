@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from ..core.filters import Filter
 from ..core.lift.jit import Jit
-from .remat import _counted
-from .target import CoreLift, lift_target, no_arguments, remembered
-from .views import Target
+from ..core.scope import Scope
+from ..core.types import Fn, Function
+from .static_arguments import counted
+from .target import Body, lift_target, remembered
 
 
 @remembered
 def jit(
-    target: Target,
+    target: Fn,
     variables: Filter = True,
     rngs: Filter = True,
     static_argnums: int | Iterable[int] = (),
     static_argnames: str | Iterable[str] = (),
     donate_argnums: int | Iterable[int] = (),
-    device: Any = None,
+    device: object = None,
     backend: str | None = None,
     methods: Iterable[str] | None = None,
     inline: bool = False,
-) -> Target:
+) -> Fn:
     """Lifts `jax.jit` to modules.
 
     Equal modules share one program: the cache compares fields by value and type,
@@ -57,29 +57,21 @@ def jit(
       >>> Fast(2).apply(variables, jax.numpy.ones((4, 3))).shape
       (4, 2)
     """
-    counted = _counted("jit", "static_argnums", static_argnums)
-    donated = _counted("jit", "donate_argnums", donate_argnums)
+    counted_static = counted("jit", "static_argnums", static_argnums)
+    counted_donated = counted("jit", "donate_argnums", donate_argnums)
+    # The caches, for the life of the lifted class or function. A program is told apart by its
+    # method too, so that all methods can share them.
+    engines: dict[tuple[tuple[int, ...], tuple[int, ...]], Jit] = {}
 
-    def make() -> CoreLift:
-        # One cache for each method, kept for the life of the lifted class.
-        engines: dict[Any, Jit] = {}
+    def lift(fn: Body) -> Function:
+        def run(scopes: Sequence[Scope], *args: object, **kwargs: object) -> object:
+            numbers = argnums, donated = counted_static(fn, args), counted_donated(fn, args)
+            if numbers not in engines:
+                engines[numbers] = Jit(
+                    variables, rngs, argnums, static_argnames, donated, device, backend, inline
+                )
+            return engines[numbers](fn)(scopes, *args, **kwargs)
 
-        def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
-            def run(scopes: Any, *args: Any, **kwargs: Any) -> Any:
-                numbers = counted(fn, args), donated(fn, args)
-                if numbers not in engines:
-                    static, donate = numbers
-                    engines[numbers] = Jit(
-                        variables, rngs, static, static_argnames, donate, device, backend, inline
-                    )
-                return engines[numbers](fn)(scopes, *args, **kwargs)
+        return run
 
-            return run
-
-        return lift
-
-    if isinstance(methods, Mapping):
-        raise no_arguments("Jit")
-    if isinstance(target, type) and not isinstance(methods, (str, type(None))):
-        return lift_target("Jit", target, make(), {m: {} for m in methods}, lambda _: make())
-    return lift_target("Jit", target, make(), methods)
+    return lift_target("jit", target, lift, methods)

@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from ..core.filters import Filter
 from ..core.lift.remat import Remat
-from ..core.lift.static_arguments import positional
-from ..errors import StaticArgumentError
-from .target import lift_target, remembered
-from .views import Target
-
-
-def _numbers(lift: str, argument: str, numbers: int | Iterable[int]) -> tuple[int, ...]:
-    given = (numbers,) if isinstance(numbers, (int, str)) else tuple(numbers)
-    for number in given:
-        if isinstance(number, bool) or not hasattr(number, "__index__"):
-            names = " For names there is static_argnames" * (argument == "static_argnums")
-            raise StaticArgumentError(
-                f"{lift}: {argument} expected positions, as ints; found {type(number).__name__}."
-                f"{names}"
-            )
-    return tuple(number.__index__() for number in given)
-
-
-def _counted(
-    lift: str, argument: str, numbers: int | Iterable[int]
-) -> Callable[[Any, tuple[Any, ...]], tuple[int, ...]]:
-    """Returns the argument numbers, without the module, for a body and the arguments of a call.
-
-    Linen's way of counting: the module is number 0, of a class as of a function; negative numbers
-    count from the end of the signature, and where that takes any number of arguments, of the call.
-    """
-    given = _numbers(lift, argument, numbers)
-
-    def counted(body: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
-        known = positional(body.method)
-        last = len(args) if known == math.inf else int(known) - 1
-        found = []
-        for number in given:
-            place = number if number >= 0 else last + 1 + number
-            if not 0 <= place < max(known, len(args) + 1):
-                raise StaticArgumentError(
-                    f"{body.detached.scopes[0].where()}, {lift} of {body.__name__}: {argument} "
-                    f"has {number}, and there are {last} arguments after the module.\n"
-                    f"expected: 1 to {last}, or {-last} to -1 from the end; 0 is the module itself"
-                )
-            # What is left to its default has no buffer to be donated.
-            if place and not (argument == "donate_argnums" and place > len(args)):
-                found.append(place - 1)
-        return tuple(found)
-
-    return counted
+from ..core.scope import Scope
+from ..core.types import Fn, Function
+from .static_arguments import counted, positions
+from .target import Body, lift_target, remembered
 
 
 @remembered
 def remat(
-    target: Target,
+    target: Fn,
     variables: Filter = True,
     rngs: Filter = True,
     concrete: bool = False,
@@ -67,7 +23,7 @@ def remat(
     policy: Callable[..., bool] | None = None,
     methods: Iterable[str] | None = None,
     static_argnames: str | Sequence[str] = (),
-) -> Target:
+) -> Fn:
     """Lifts `jax.checkpoint` to modules: recomputes activations in the backward pass.
 
     Args:
@@ -103,31 +59,27 @@ def remat(
       >>> block.apply(variables, x, True, rngs={'dropout': jax.random.key(1)}).shape
       (4,)
     """
-    counted = _counted("remat", "static_argnums", static_argnums)
-
-    rematted = Remat(
-        variables,
-        rngs,
-        concrete,
-        prevent_cse,
-        policy=policy,
-        static_argnames=static_argnames,
+    numbers = counted("remat", "static_argnums", static_argnums)
+    options = Remat(
+        variables, rngs, concrete, prevent_cse, policy=policy, static_argnames=static_argnames
     )
 
-    def lift(fn: Callable[..., Any]) -> Callable[..., Any]:
-        def run(scopes: Any, *args: Any, **kwargs: Any) -> Any:
-            return rematted(fn, counted(fn, args))(scopes, *args, **kwargs)
+    def lift(fn: Body) -> Function:
+        # Which arguments the numbers mean depends on how many a call has.
+        def run(scopes: Sequence[Scope], *args: object, **kwargs: object) -> object:
+            return options(fn, numbers(fn, args))(scopes, *args, **kwargs)
 
         return run
 
-    return lift_target("Checkpoint", target, lift, methods)
+    # As Linen names the class: what is pickled or printed by its name is found again.
+    return lift_target("remat", target, lift, methods, prefix="Checkpoint")
 
 
 checkpoint = remat
 
 
 def remat_after_module(
-    target: Target,
+    target: Fn,
     variables: Filter = True,
     rngs: Filter = True,
     concrete: bool = False,
@@ -135,7 +87,7 @@ def remat_after_module(
     static_argnums: int | Sequence[int] = (),
     policy: Callable[..., bool] | None = None,
     methods: Iterable[str] | None = None,
-) -> Target:
+) -> Fn:
     """`remat` whose ``static_argnums`` count the arguments after the module, from 0.
 
     Args:
@@ -144,6 +96,6 @@ def remat_after_module(
 
     The other arguments are those of `remat`.
     """
-    numbers = _numbers("remat", "static_argnums", static_argnums)
-    rematted = Remat(variables, rngs, concrete, prevent_cse, numbers, policy)
-    return lift_target("Core_remat_static", target, rematted, methods)
+    numbers = positions("remat", "static_argnums", static_argnums)
+    options = Remat(variables, rngs, concrete, prevent_cse, numbers, policy)
+    return lift_target("remat", target, lambda fn: options(fn), methods, prefix="Core_remat_static")

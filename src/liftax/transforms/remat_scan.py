@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ..core.filters import Filter
 from ..core.lift.remat_scan import remat_scan as lift_remat_scan
+from ..core.roles import VariableAxes
+from ..core.types import Fn
 from .target import lift_target, remembered
-from .while_loop import Target
 
 
 @remembered
 def remat_scan(
-    target: Target,
+    target: Fn,
     lengths: Sequence[int] = (),
     policy: Callable[..., bool] | None = None,
     variable_broadcast: Filter = False,
     variable_carry: Filter = False,
-    variable_axes: Mapping[Filter, Any] = {True: 0},
+    variable_axes: VariableAxes = {True: 0},  # noqa: B006
     split_rngs: Mapping[Filter, bool] = {True: True},
-) -> Target:
+) -> Fn:
     """Scans a layer over depth and recomputes its activations in the backward pass.
 
     With more than one length the loops are nested: what is stored grows with the
@@ -47,16 +47,7 @@ def remat_scan(
       >>> variables['params']['Dense_0']['kernel'].shape
       (4, 5, 3, 3)
     """
-    return lift_target(
-        "Remat_scan",
-        target,
-        lambda fn: lift_remat_scan(
-            fn,
-            lengths=lengths,
-            policy=policy,
-            variable_broadcast=variable_broadcast,
-            variable_carry=variable_carry,
-            variable_axes=variable_axes,
-            split_rngs=split_rngs,
-        ),
-    )
+    # One lift of many: its scans and remats are inside the core's, over scopes, so that the module
+    # is detached and rebuilt once and not at each level.
+    options = (lengths, policy, variable_broadcast, variable_carry, variable_axes, split_rngs)
+    return lift_target("remat_scan", target, lambda fn: lift_remat_scan(fn, *options))

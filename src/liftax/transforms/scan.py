@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core.filters import Filter
 from ..core.lift.scan import Scan
-from .target import lift_target, remembered, with_arguments
-from .while_loop import Target
+from ..core.roles import VariableAxes
+from ..core.types import Fn, Tree
+from .target import Methods, lift_target, remembered
 
 
 @remembered
 def scan(
-    target: Target,
-    variable_axes: Mapping[Filter, Any] = {},
+    target: Fn,
+    variable_axes: VariableAxes = {},  # noqa: B006
     variable_broadcast: Filter = False,
     variable_carry: Filter = False,
     split_rngs: Mapping[Filter, bool] = {},
-    in_axes: Any = 0,
-    out_axes: Any = 0,
+    in_axes: Tree = 0,
+    out_axes: Tree = 0,
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,
     data_transform: Callable[..., Any] | None = None,
-    metadata_params: Mapping[Any, Any] = {},
-    methods: Iterable[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    metadata_params: Mapping[Any, object] = {},
+    methods: Methods = None,
     _split_transpose: bool = False,
     check_constancy_invariants: bool = True,
-) -> Target:
+) -> Fn:
     """Lifts `jax.lax.scan` to modules: runs one module as a loop.
 
     The body is called as ``body(module, carry, *xs, **kwargs) -> (carry, ys)``.
@@ -101,19 +102,10 @@ def scan(
       >>> y.shape
       (4,)
     """
-    arguments = {
-        "variable_axes": variable_axes,
-        "variable_broadcast": variable_broadcast,
-        "variable_carry": variable_carry,
-        "split_rngs": split_rngs,
-        "in_axes": in_axes,
-        "out_axes": out_axes,
-        "length": length,
-        "reverse": reverse,
-        "unroll": unroll,
-        "data_transform": data_transform,
-        "metadata_params": metadata_params,
-        "_split_transpose": _split_transpose,
-        "check_constancy_invariants": check_constancy_invariants,
-    }
-    return lift_target("Scan", target, *with_arguments("scan", Scan, arguments, methods))
+    # In the class's order, which is that of flax's core and not that of flax.linen above.
+    options = Scan(
+        variable_axes, variable_broadcast, variable_carry, split_rngs, in_axes, out_axes, length,
+        reverse, unroll, _split_transpose, data_transform, metadata_params,
+        check_constancy_invariants,
+    )  # fmt: skip
+    return lift_target("scan", target, options, methods)

@@ -7,35 +7,41 @@ their scopes, and the modules are rebuilt on the scopes inside.
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
 from ..core.cache_keys import typed
-from ..core.scope import Variable
+from ..core.scope import Scope, Variable
+from ..core.types import Fn, Function
 from ..errors import (
     LiftMethodError,
     StaticArgumentError,
     TransformedMethodReturnValueError,
     TransformTargetError,
 )
-from ..module.attach import is_module, own_methods
-from ..module.detach import Detached, without_modules
+from ..module.attach import Held, is_module, own_methods
+from ..module.bound import Variables
+from ..module.detach import Detached, Inputs, Memory, without_modules
+from ..module.fields import field_names
 from ..module.methods import intercepted, wrapped
 from ..module.state import LIFTED, NEW, state_of, watch
-from ..words import kind_of
+from ..words import did_you_mean, kind_of
 
-Target = TypeVar("Target", bound=Callable[..., Any])
-F = TypeVar("F", bound=Callable[..., Any])
-CoreLift = Callable[[Callable[..., Any]], Callable[..., Any]]
+CoreLift = Callable[["Body"], Function]
 """Maps a function of scopes, ``(scopes, *args, **kwargs)``, to its lifted twin."""
 
+Methods = Iterable[str] | Mapping[str, Mapping[str, object]] | None
+"""The methods to lift of a class, or for each the options in which its lift differs."""
 
-def remembered(lift: F) -> F:
+_REMEMBERED = 16
+
+
+def remembered(lift: Fn) -> Fn:
     """Lets a lift return the class that it made before of the same class and arguments.
 
     Models lift their blocks each time they are called. What was made is kept with
@@ -44,16 +50,18 @@ def remembered(lift: F) -> F:
     """
 
     @functools.wraps(lift)
-    def again(target: Any, *args: Any, **kwargs: Any) -> Any:
+    def again(target: object, *args: object, **kwargs: object) -> object:
         if isinstance(target, functools.partial) and _is_module_class(target.func):
-            lifted = remembered(lift)(target.func, *args, **kwargs)
+            lifted: Any = remembered(lift)(target.func, *args, **kwargs)
             return functools.partial(lifted, *target.args, **target.keywords)
         if not _is_module_class(target):
             return lift(target, *args, **kwargs)
         try:
             key = lift.__name__, typed(args) if args else (), typed(kwargs)
         except StaticArgumentError:
-            return lift(target, *args, **kwargs)
+            return lift(target, *args, **kwargs)  # with an option that nothing else can equal
+
+        # In the class's own dict: a subclass would find what was lifted of its base.
         known = target.__dict__.get("_lifted_classes")
         if known is None:
             known = _Memory()
@@ -61,6 +69,7 @@ def remembered(lift: F) -> F:
         made = known.get(key)
         if made is None:
             made = lift(target, *args, **kwargs)
+            # The oldest goes: a model that sweeps an option would keep a class for each value.
             while len(known) >= _REMEMBERED:
                 known.pop(next(iter(known)), None)
             known[key] = made
@@ -69,89 +78,96 @@ def remembered(lift: F) -> F:
     return again  # type: ignore[return-value]
 
 
-def _is_module_class(target: Any) -> bool:
-    return isinstance(target, type) and hasattr(target, "_liftax_module")
-
-
-_REMEMBERED = 16
-
-
-class _Memory(dict[Any, Any]):
+class _Memory(dict[Hashable, object]):
     """What was lifted of a class; it stays behind where the class is pickled."""
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type[_Memory], tuple[()]]:
         return _Memory, ()
 
 
+def _is_module_class(target: object) -> TypeGuard[type[Variables]]:
+    return isinstance(target, type) and hasattr(target, "_liftax_module")
+
+
 def lift_target(
-    name: str,
-    target: Any,
-    core_lift: CoreLift,
-    methods: Any = None,
-    per_method: Callable[[Mapping[str, Any]], CoreLift] | None = None,
-) -> Any:
+    lift: str, target: Fn, core_lift: CoreLift, methods: Methods = None, prefix: str = ""
+) -> Fn:
     """Lifts a module class or a function of modules.
 
     Args:
-      name: the lift's name, as it prefixes the class's: ``Scan``, ``Vmap``.
+      lift: the lift's name.
       target: the class or function.
-      core_lift: the lift over functions of scopes.
+      core_lift: the lift over functions of scopes. Where it is a dataclass, its fields are what
+        each method may have otherwise.
       methods: for a class: the names of the methods to lift (``__call__``), or a
         mapping of name to the lift's arguments for that method.
-      per_method: makes the core lift from such arguments.
+      prefix: what stands before the class's name, where it is not the lift's.
 
     Raises:
       TransformTargetError: the target is neither.
-      LiftMethodError: the class has no such method.
+      LiftMethodError: the class has no such method, or the lift no such argument.
     """
     if _is_module_class(target):
-        lifts: dict[str, CoreLift] = {}
-        if isinstance(methods, Mapping):
-            if per_method is None:
-                raise no_arguments(name)
-            lifts = {method: per_method(arguments) for method, arguments in methods.items()}
-        else:
-            names = ["__call__"] if methods is None else methods
-            names = [names] if isinstance(names, str) else names
-            if not isinstance(names, Iterable):
-                raise LiftMethodError(
-                    f"{spoken(name)}: methods expected names of methods; found {kind_of(names)}"
-                )
-            lifts = dict.fromkeys(names, core_lift)
-        return _lift_class(name, target, lifts)
+        lifts = _lifts_of_methods(lift, core_lift, methods)
+        return _lift_class(lift, prefix or lift.capitalize(), target, lifts)
+    # A module is callable, but what is lifted is code, and the instance is data of its calls.
     if is_module(target) or not callable(target):
+        name = type(target).__name__
         raise TransformTargetError(
-            f"{spoken(name)}: expected a module class or a function whose first argument is a "
+            f"{lift}: expected a module class or a function whose first argument is a "
             f"module; found "
             + (
-                f"an instance of {type(target).__name__}. Lift the class and then make the "
-                f"instance: nn.{spoken(name)}({type(target).__name__}, ...)(...)"
+                f"an instance of {name}. Lift the class and then make the "
+                f"instance: nn.{lift}({name}, ...)(...)"
                 if is_module(target)
                 else kind_of(target)
             )
         )
     if methods is not None:
         raise TransformTargetError(
-            f"{spoken(name)}: methods= goes with a module class; the target is a function"
+            f"{lift}: methods= goes with a module class; the target is a function"
         )
-    return lift_function(spoken(name), target, core_lift)
+    return _lifted(lift, target, _Nest(wrapped(target), None, ((core_lift, target),)))
 
 
-def spoken(name: str) -> str:
-    """The name by which users call a lift; the lifted classes of remat have others, as in Linen."""
-    return "remat" if name in ("Checkpoint", "Core_remat_static") else name.lower()
+def _lifts_of_methods(lift: str, core_lift: CoreLift, methods: Methods) -> dict[str, CoreLift]:
+    """Returns the lift of each method, by the method's name."""
+    if methods is None:
+        return {"__call__": core_lift}
+    if isinstance(methods, str):
+        return {methods: core_lift}
+    if not isinstance(methods, Iterable):
+        raise LiftMethodError(
+            f"{lift}: methods expected names of methods; found {kind_of(methods)}"
+        )
+    if not isinstance(methods, Mapping):
+        return dict.fromkeys(methods, core_lift)
+    if not dataclasses.is_dataclass(core_lift):
+        raise TransformTargetError(
+            f"{lift}: methods expected a list of names; this lift takes no arguments per method"
+        )
+    # What the user gave for all methods holds where a method says nothing else.
+    known = [field.name for field in dataclasses.fields(core_lift)]
+    for changes in methods.values():
+        for name in changes:
+            if name not in known:
+                raise LiftMethodError(
+                    f"{lift}: methods has the unknown argument {name!r}{did_you_mean(name, known)}"
+                    f" Known: {', '.join(n for n in known if not n.startswith('_'))}"
+                )
+    return {
+        method: dataclasses.replace(core_lift, **changes) for method, changes in methods.items()
+    }
 
 
-def no_arguments(name: str) -> TransformTargetError:
-    """Arguments for each method, where the lift takes the same for all."""
-    return TransformTargetError(
-        f"{spoken(name)}: methods expected a list of names; this lift takes no arguments per method"
-    )
-
-
-def _lift_class(name: str, target: type, lifts: Mapping[str, CoreLift]) -> type:
+def _lift_class(
+    lift: str, prefix: str, target: type[Variables], lifts: Mapping[str, CoreLift]
+) -> Any:
+    """Makes a subclass of a module class, with its methods lifted and nothing else changed."""
+    # `_as_base`: no new dataclass is made, so the subclass has the fields, their order and the
+    # generated methods of the target, and an instance of it is one of the target.
     nests: dict[str, _Nest] = {}
-    members: dict[str, Any] = {
+    members: dict[str, object] = {
         "__doc__": target.__doc__,
         "__module__": target.__module__,
         "_nests": nests,
@@ -159,33 +175,29 @@ def _lift_class(name: str, target: type, lifts: Mapping[str, CoreLift]) -> type:
     for method, core_lift in lifts.items():
         defined = any(method in cls.__dict__ for cls in target.__mro__)
         fn = getattr(target, method, None) if defined else None
-        if not callable(fn) or method in target._field_names:  # type: ignore[attr-defined]
-            raise _no_method(spoken(name), target, method)
+        if not callable(fn) or method in field_names(target):
+            raise _no_method(lift, target, method)
+        # A lifted method is lifted once more by adding to its nest. If a subclass has written the
+        # method anew since, its nest is that of another function.
         known = target.__dict__.get("_nests", {}).get(method)
         if known is None or known.lifted is not fn:
             known = _Nest(wrapped(fn), target, ())
         nest = known._replace(lifts=(*known.lifts, (core_lift, target)))
-        members[method] = _lifted(spoken(name), fn, nest)
+        members[method] = _lifted(lift, fn, nest)
         nests[method] = nest._replace(lifted=members[method])
-    meta = type(target)
-    return meta(name.capitalize() + target.__name__, (target,), members, _as_base=True)
+    meta: Any = type(target)
+    return meta(prefix + target.__name__, (target,), members, _as_base=True)
 
 
-def _no_method(lift: str, target: type, method: Any) -> LiftMethodError:
+def _no_method(lift: str, target: type, method: object) -> LiftMethodError:
     """An entry of ``methods`` that is none."""
     own = own_methods(target)
-    near = difflib.get_close_matches(str(method), own, n=1)
     what = "is no method of" if isinstance(method, str) and hasattr(target, method) else "is not in"
     return LiftMethodError(
         f"{lift}: methods names {method!r}, which {what} {target.__name__}"
-        + (f"; did you mean {near[0]!r}?" if near else "")
-        + f"\nexpected: methods= of {', '.join(map(repr, own)) or 'a class with some of its own'}"
+        f"{did_you_mean(method, own)}\n"
+        f"expected: methods= of {', '.join(map(repr, own)) or 'a class with some of its own'}"
     )
-
-
-def lift_function(name: str, fn: Callable[..., Any], core_lift: CoreLift) -> Callable[..., Any]:
-    """Lifts a function whose first argument is a module (or a container of them)."""
-    return _lifted(name, fn, _Nest(wrapped(fn), None, ((core_lift, fn),)))
 
 
 class _Nest(NamedTuple):
@@ -201,39 +213,45 @@ class _Nest(NamedTuple):
       lifted: what a class has for the method.
     """
 
-    method: Callable[..., Any]
+    method: Function
     cls: type | None
     lifts: tuple[tuple[CoreLift, Any], ...]
-    lifted: Any = None
+    lifted: object = None
 
 
-def _lifted(name: str, fn: Callable[..., Any], nest: _Nest) -> Callable[..., Any]:
+def _lifted(name: str, fn: Fn, nest: _Nest) -> Fn:
+    """Returns the function that stands for ``fn``: from modules to scopes and back."""
     method, cls, ((innermost, inside), *others), _ = nest
     outside = nest.lifts[-1][1]
 
     @functools.wraps(fn)
-    def lifted(module: Any, /, *args: Any, **kwargs: Any) -> Any:
+    def lifted(module: object, /, *args: object, **kwargs: object) -> object:
         if is_module(module) and module.scope is None:
             # Only to raise the error of an unbound call.
             return method(module, *args, **kwargs)
+
         (args, kwargs), fill, taken = without_modules(args, kwargs)
         detached = Detached([module, *taken], cls)
         if not detached.scopes:
             raise _unbound(name, outside, module)
         if watch().interceptors:
             _announce(detached, [target for _, target in reversed(others)])
+
+        # From the inside out: the user's method over scopes, under the innermost lift; and what
+        # comes of that is the body of the next.
         body = Body(method, inside, detached, fill)
         run = innermost(body)
         for core_lift, target in others:
-            body = _LiftedBody(run, body, target)
+            body = _LiftedBody(method, target, detached, fill, run, body)
             run = core_lift(body)
         return run(detached.scopes, *args, **kwargs)
 
+    # Around the user's method everything happens inside already.
     lifted.wrapped_method = True  # type: ignore[attr-defined]
-    return lifted
+    return lifted  # type: ignore[return-value]
 
 
-def _announce(detached: Detached, classes: Sequence[Any] = ()) -> None:
+def _announce(detached: Detached, classes: Sequence[type | None] = ()) -> None:
     """Tells interceptors of the modules that a lift takes before any method of theirs has run.
 
     Linen tries their ``setup`` then, by calling a method that returns its argument, on a copy
@@ -243,27 +261,27 @@ def _announce(detached: Detached, classes: Sequence[Any] = ()) -> None:
       classes: those between the first module's and the one that it is inside all lifts.
     """
     for module in detached.found.values():
-        if not is_module(module):
+        if not isinstance(module, Variables):
             continue
         state = state_of(module)
         if state.setup != NEW or state.again or state.announced:
             continue
         state.announced = True
         for cls in [type(module), *(classes if module is detached.values[0] else ())]:
-            told = module
+            told: Any = module
             if cls is not type(module):
-                told = object.__new__(cls)
+                told = object.__new__(cls or object)
                 told.__dict__.update(module.__dict__)
             intercepted(_returned, LIFTED, told, (np.zeros((), np.int32),), {})
 
 
-def _returned(module: Any, x: Any) -> Any:
+def _returned(module: object, x: object) -> object:
     return x
 
 
 def call_functions(
-    lift: str, functions: Sequence[Callable[..., Any]], module: Any, args: tuple[Any, ...]
-) -> tuple[list[Body], list[Any], tuple[Any, ...]]:
+    lift: str, functions: Sequence[Function], module: object, args: tuple[object, ...]
+) -> tuple[list[Body], list[Scope], tuple[Any, ...]]:
     """Detaches a module for a lift that calls functions of it at once.
 
     A bound method stands for the function of its class: the module inside is not the one it is
@@ -282,6 +300,7 @@ def call_functions(
                 f"{lift}: function {i} expected a function whose first argument is a module; "
                 f"found {kind_of(fn)}. Pass the function itself, not what it returns"
             )
+    # Branches are bodies over one detached module, so that each starts from where it stands now.
     functions = [
         fn.__func__ if inspect.ismethod(fn) and is_module(fn.__self__) else fn for fn in functions
     ]
@@ -295,7 +314,7 @@ def call_functions(
     return bodies, detached.scopes, plain[0]
 
 
-def _unbound(lift: str, target: Any, module: Any) -> TransformTargetError:
+def _unbound(lift: str, target: object, module: object) -> TransformTargetError:
     """A lifted function of no bound module."""
     name = getattr(target, "__name__", kind_of(target))
     found = f"an unbound {type(module).__name__}" if is_module(module) else kind_of(module)
@@ -307,39 +326,39 @@ def _unbound(lift: str, target: Any, module: Any) -> TransformTargetError:
     )
 
 
+@dataclasses.dataclass(eq=False)
 class Body:
     """A method as a function of scopes.
 
-    Args:
+    Attributes:
       method: called with the rebuilt module.
-      target: what the user lifted, for messages and the layout.
+      func: what the user lifted, for messages and the layout.
       detached: the module and those in the arguments.
       fill: puts the rebuilt modules back into the arguments.
-
-    Attributes:
-      own: how many of the scopes, from the first, are those of the lifted module (of a container
-        of modules: all in it), and not of modules that it holds or that are arguments.
     """
 
-    def __init__(
-        self,
-        method: Callable[..., Any],
-        target: Any,
-        detached: Detached,
-        fill: Callable[..., Any],
-    ):
-        self.method = method
-        self.detached = detached
-        self.fill = fill
-        self.func = target
-        self.own = detached.own
+    method: Function
+    func: Function
+    detached: Detached
+    fill: Callable[[Inputs, Sequence[object]], Inputs]
+
+    @property
+    def own(self) -> int:
+        """How many of the scopes, from the first, are the lifted module's.
+
+        Of a container of modules: those of all in it. The others are of modules that it holds or
+        that are arguments.
+        """
+        return self.detached.own
 
     @property
     def __name__(self) -> str:
         return str(getattr(self.func, "__name__", type(self.func).__name__))
 
-    def __call__(self, scopes: Any, *args: Any, **kwargs: Any) -> Any:
-        built: dict[int, Any] = {}
+    def __call__(self, scopes: Sequence[Scope], *args: object, **kwargs: object) -> object:
+        # New modules for each run of the body: JAX may trace it long after the call, and more than
+        # once. What they named is handed on at the end, and nothing else of them.
+        built: dict[int, Held] = {}
         module, *taken = self.detached.rebuild(scopes, built)
         args, kwargs = self.fill((args, kwargs), taken)
         y = self.method(module, *args, **kwargs)
@@ -352,60 +371,42 @@ class Body:
         """Whether somebody wants to hear of each call of a method."""
         return bool(watch().interceptors)
 
-    def identity(self) -> Any:
+    def identity(self) -> Hashable:
         """Returns a key: equal for bodies that make one program of equal inputs."""
-        return self.func, self.detached.cls, self.detached.fingerprint()
+        # The method too: a class's methods share the caches of one lift.
+        return self.func, self.method, self.detached.cls, self.detached.fingerprint()
 
-    def side(self) -> Any:
+    def side(self) -> Memory:
         """Returns what the modules remember after the body."""
         return self.detached.memory()
 
-    def restore(self, side: Any) -> None:
+    def restore(self, side: Memory) -> None:
         """Lets the modules remember what `side` returned."""
         self.detached.remember(side)
 
 
+@dataclasses.dataclass(eq=False)
 class _LiftedBody(Body):
     """A body under a lift, as the body of the next lift around it."""
 
-    def __init__(self, run: Callable[..., Any], body: Body, target: Any):
-        super().__init__(body.method, target, body.detached, body.fill)
-        self.run = run
-        self.body = body
+    run: Function
+    inner: Body
 
-    def __call__(self, scopes: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, scopes: Sequence[Scope], *args: object, **kwargs: object) -> object:
         return self.run(scopes, *args, **kwargs)
 
-    def identity(self) -> Any:
+    def identity(self) -> Hashable:
         """Returns a key, as that of the body inside."""
-        return self.func, self.body.identity()
+        return self.func, self.inner.identity()
 
 
-def _check_return(y: Any, target: Any) -> None:
+def _check_return(y: object, target: object) -> None:
+    # One level deep: what lies deeper is found as a tracer that is no array, by JAX.
     parts = y if isinstance(y, (tuple, list)) else y.values() if type(y) is dict else (y,)
     for found in parts:
-        if is_module(found) or isinstance(found, Variable):
+        if isinstance(found, (Variables, Variable)):
             raise TransformedMethodReturnValueError(
                 f"{getattr(target, '__name__', target)}: a lifted method returned a "
                 f"{type(found).__name__}, which cannot leave the lift; return arrays, or a "
                 f"variable's value"
             )
-
-
-def with_arguments(
-    lift: str, core: Callable[..., Any], arguments: Mapping[str, Any], methods: Any
-) -> tuple[CoreLift, Any, Callable[[Mapping[str, Any]], CoreLift]]:
-    """Fixes a core lift's arguments, for all methods and for each."""
-
-    def with_changes(changes: Mapping[str, Any]) -> CoreLift:
-        unknown = [name for name in changes if name not in arguments]
-        if unknown:
-            near = difflib.get_close_matches(str(unknown[0]), list(arguments), n=1)
-            raise LiftMethodError(
-                f"{lift}: methods has the unknown argument {unknown[0]!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-                + f" Known: {', '.join(n for n in arguments if not n.startswith('_'))}"
-            )
-        return core(**{**arguments, **changes})
-
-    return with_changes({}), methods, with_changes

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
-from ..core import boxes
 from ..core.filters import Filter
 from ..core.lift.views import add_metadata_axis as lift_add_metadata_axis
 from ..core.lift.views import fold_rngs as lift_fold_rngs
 from ..core.lift.views import map_variables as lift_map_variables
+from ..core.roles import VariableAxes
+from ..core.types import Fn, Tree
 from ..module.attach import is_module
 from ..module.state import watch
 from .target import lift_target, remembered
 
-Target = TypeVar("Target", bound=Callable[..., Any])
 
-
-def _unchanged(variables: Any) -> Any:
+def _unchanged(variables: Tree) -> Tree:
     return variables
 
 
 @remembered
 def map_variables(
-    target: Target,
+    target: Fn,
     mapped_collections: Filter = True,
     trans_in_fn: Callable[..., Any] = _unchanged,
     trans_out_fn: Callable[..., Any] = _unchanged,
@@ -35,7 +34,7 @@ def map_variables(
     rngs: Filter = True,
     variables: Filter = True,
     methods: Iterable[str] | None = None,
-) -> Target:
+) -> Fn:
     """Shows a module its variables through a function.
 
     Args:
@@ -76,18 +75,14 @@ def map_variables(
       >>> y.shape, jax.tree.map(jax.numpy.shape, variables['params'])
       ((5,), {'Dense_0': {'kernel': (5, 2)}})
     """
+    options = (mapped_collections, trans_in_fn, trans_out_fn, init, mutable, rngs, variables)
     return lift_target(
-        "Map_variables",
-        target,
-        lambda fn: lift_map_variables(
-            fn, mapped_collections, trans_in_fn, trans_out_fn, init, mutable, rngs, variables
-        ),
-        methods,
+        "map_variables", target, lambda fn: lift_map_variables(fn, *options), methods
     )
 
 
 @remembered
-def fold_rngs(target: Target, variables: Filter = True, rngs: Filter = True) -> Target:
+def fold_rngs(target: Fn, variables: Filter = True, rngs: Filter = True) -> Fn:
     """Derives the keys inside a module from one key of each stream, drawn at its path.
 
     What the module draws then depends on how many draws its path made before, and
@@ -105,15 +100,15 @@ def fold_rngs(target: Target, variables: Filter = True, rngs: Filter = True) -> 
       >>> sorted(Folded(2).init(jax.random.key(0), jax.numpy.ones(3))['params'])
       ['bias', 'kernel']
     """
-    return lift_target("Fold_rngs", target, lambda fn: lift_fold_rngs(fn, variables, rngs))
+    return lift_target("fold_rngs", target, lambda fn: lift_fold_rngs(fn, variables, rngs))
 
 
 @remembered
 def add_metadata_axis(
-    target: Target,
-    variable_axes: Mapping[Filter, Any] = {},
-    metadata_params: Mapping[Any, Any] = {},
-) -> Target:
+    target: Fn,
+    variable_axes: VariableAxes = {},  # noqa: B006
+    metadata_params: Mapping[Any, object] = {},
+) -> Fn:
     """Adds an axis name to boxed variables without adding an axis.
 
     Args:
@@ -130,14 +125,16 @@ def add_metadata_axis(
       >>> variables['params']['kernel'].names
       ('layers', 'in', 'out')
     """
+    # The class has the prefix that it has in Linen, where this is a `map_variables`.
     return lift_target(
-        "Map_variables",
+        "add_metadata_axis",
         target,
         lambda fn: lift_add_metadata_axis(fn, variable_axes, metadata_params),
+        prefix="Map_variables",
     )
 
 
-def named_call(class_fn: Target, force: bool = True) -> Target:
+def named_call(class_fn: Fn, force: bool = True) -> Fn:
     """Names a function of a module in profiles and compiled programs.
 
     Args:
@@ -154,8 +151,10 @@ def named_call(class_fn: Target, force: bool = True) -> Target:
       2
     """
 
+    # By hand and not with `lift_target`: a name needs no scopes inside, and the function may be
+    # a method of a module that is not bound.
     @functools.wraps(class_fn)
-    def named(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def named(self: object, *args: object, **kwargs: object) -> object:
         if not (force or watch().named_call):
             return class_fn(self, *args, **kwargs)
         own = (self.name or type(self).__name__) if is_module(self) else ""
@@ -165,6 +164,3 @@ def named_call(class_fn: Target, force: bool = True) -> Target:
             return class_fn(self, *args, **kwargs)
 
     return named  # type: ignore[return-value]
-
-
-PARTITION_NAME = boxes.PARTITION_NAME

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..core.filters import Filter
 from ..core.lift.vmap import Vmap
-from .target import lift_target, remembered, with_arguments
-from .while_loop import Target
+from ..core.roles import VariableAxes
+from ..core.types import Fn, Tree
+from .target import Methods, lift_target, remembered
 
 
 @remembered
 def vmap(
-    target: Target,
-    variable_axes: Mapping[Filter, Any] = {},
+    target: Fn,
+    variable_axes: VariableAxes = {},  # noqa: B006
     split_rngs: Mapping[Filter, bool] = {},
-    in_axes: Any = 0,
-    out_axes: Any = 0,
+    in_axes: Tree = 0,
+    out_axes: Tree = 0,
     axis_size: int | None = None,
     axis_name: str | None = None,
     spmd_axis_name: str | None = None,
-    metadata_params: Mapping[Any, Any] = {},
-    methods: Iterable[str] | Mapping[str, Mapping[str, Any]] | None = None,
-) -> Target:
+    metadata_params: Mapping[Any, object] = {},
+    methods: Methods = None,
+) -> Fn:
     """Lifts `jax.vmap` to modules: writes a module for one example, runs it for a batch.
 
     The result equals the Python loop
@@ -73,14 +74,8 @@ def vmap(
       >>> jax.tree.map(jax.numpy.shape, variables)
       {'params': {'bias': (5, 2), 'kernel': (5, 3, 2)}}
     """
-    arguments = {
-        "variable_axes": variable_axes,
-        "split_rngs": split_rngs,
-        "in_axes": in_axes,
-        "out_axes": out_axes,
-        "axis_size": axis_size,
-        "axis_name": axis_name,
-        "spmd_axis_name": spmd_axis_name,
-        "metadata_params": metadata_params,
-    }
-    return lift_target("Vmap", target, *with_arguments("vmap", Vmap, arguments, methods))
+    options = Vmap(
+        variable_axes, split_rngs, in_axes, out_axes, axis_size, axis_name, spmd_axis_name,
+        metadata_params,
+    )  # fmt: skip
+    return lift_target("vmap", target, options, methods)

@@ -1,4 +1,4 @@
-"""The lifted loops and maps over modules: scan, vmap, remat_scan, while_loop."""
+"""A loop of a module that runs until a condition ends it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, TypeVar
 
 from ..core.filters import Filter
 from ..core.lift.while_loop import while_loop as lift_while_loop
+from ..core.types import Tree
 from .target import call_functions
 
-Target = TypeVar("Target", bound=Callable[..., Any])
 Carry = TypeVar("Carry")
 
 
 def while_loop(
-    cond_fn: Callable[[Any, Carry], Any],
+    cond_fn: Callable[[Any, Carry], object],
     body_fn: Callable[[Any, Carry], Carry],
-    mdl: Any,
+    mdl: Tree,
     init: Carry,
     carry_variables: Filter = False,
     broadcast_variables: Filter = True,
@@ -55,6 +55,7 @@ def while_loop(
       >>> int(i), int(variables['state']['steps'])
       (16, 4)
     """
+    # The carry is detached as well: it may hold Variables.
     bodies, scopes, (start,) = call_functions("while_loop", [cond_fn, body_fn], mdl, (init,))
     return lift_while_loop(
         bodies[0], bodies[1], scopes, start, carry_variables, broadcast_variables, split_rngs

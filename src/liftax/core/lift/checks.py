@@ -22,7 +22,7 @@ from ...errors import (
     LiftWarning,
     TiedModulesError,
 )
-from ...words import _structure, describe, kind_of, names_on, shown
+from ...words import describe, kind_of, names_on, shown, structure_of
 from ..roles import Axis, broadcast
 from ..scope import Scope
 from ..types import Group, Path, Placed, Tree
@@ -165,7 +165,11 @@ def checked_carry(at: Placed, before: list[Any], before_def: PyTreeDef, carry: T
     after, after_def = jax.tree.flatten(carry)
     if after_def != before_def:
         old = jax.tree.unflatten(before_def, before)
-        path, a, b = _difference(old, carry) or ("", _structure(before_def), _structure(after_def))
+        path, a, b = _difference(old, carry) or (
+            "",
+            structure_of(before_def),
+            structure_of(after_def),
+        )
         raise carry_error(
             at.place,
             f"carry{path} changes its structure",
