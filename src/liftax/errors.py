@@ -60,7 +60,7 @@ def where(path: Iterable[str], lift: str | None = None) -> str:
     return f"{text}, inside {lift}" if lift else text
 
 
-# --- scopes, variables and streams -----------------------------------------
+# --- scopes, variables and streams --------------------------------------------
 
 
 class InvalidScopeError(LiftaxError):
@@ -163,7 +163,7 @@ class PartitioningUnspecifiedError(LiftaxError):
     code, title = "LX112", "A lift adds an unnamed axis to boxed variables"
 
 
-# --- modules ----------------------------------------------------------------
+# --- modules ------------------------------------------------------------------
 
 
 class NameInUseError(LiftaxError):
@@ -272,7 +272,7 @@ class DescriptorAttributeError(LiftaxError):
     code, title = "LX413", "A descriptor that raises AttributeError"
 
 
-# --- lifts ------------------------------------------------------------------
+# --- lifts --------------------------------------------------------------------
 
 
 class LiftError(LiftaxError):
@@ -411,7 +411,7 @@ class PartitioningMismatchError(LiftaxError, ValueError):
     code, title = "LX113", "Axis names that contradict the array or the lift"
 
 
-# --- warnings ---------------------------------------------------------------
+# --- warnings -----------------------------------------------------------------
 
 
 class LiftWarning(UserWarning):
@@ -438,7 +438,7 @@ class LiftWarning(UserWarning):
         return type(self), self._given
 
 
-# --- layers -----------------------------------------------------------------
+# --- layers -------------------------------------------------------------------
 
 
 class LayerError(LiftaxError, ValueError):
@@ -453,7 +453,7 @@ class MissingExtraError(LiftaxError, ImportError):
     code, title = "LX504", "An optional package that is not installed"
 
 
-# --- stacks and checkpoints -------------------------------------------------
+# --- stacks and checkpoints ---------------------------------------------------
 
 
 class StackingError(LiftaxError, ValueError):

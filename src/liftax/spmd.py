@@ -119,7 +119,7 @@ def logical_to_mesh_axes(
       P('x', None, 'y', None)
     """
     if array_dim_names is None:
-        return None
+        return None  # a value without names, among others that have some
     names = _check_names(array_dim_names)
     placed, _ = _place(names, _rules(rules))
     return PartitionSpec(*placed.values())
@@ -150,26 +150,25 @@ def _rules(rules: LogicalRules | None) -> LogicalRules:
 
 
 def _check_rules(rules: object) -> None:
-    if isinstance(rules, (list, tuple)):
-        for rule in rules:
-            if not (isinstance(rule, (list, tuple)) and len(rule) == 2):
-                break
-            name, place = rule
-            axes = place if isinstance(place, (list, tuple)) else (place,)
-            if not isinstance(name, str) or not all(
-                isinstance(axis, str) or axis is place is None for axis in axes
-            ):
-                break
-        else:
-            return
+    if not isinstance(rules, (list, tuple)):
         raise PartitioningMismatchError(
-            f"rules: {rule!r} is not a rule; write (logical_name, mesh_axis), where mesh_axis is a "
-            f"name, a tuple of names or None"
+            f"rules must be a sequence of pairs (logical_name, mesh_axis), but it is a "
+            f"{type(rules).__name__}; the order of rules matters"
         )
-    raise PartitioningMismatchError(
-        f"rules must be a sequence of pairs (logical_name, mesh_axis), but it is a "
-        f"{type(rules).__name__}; the order of rules matters"
-    )
+    for rule in rules:
+        if not _is_rule(rule):
+            raise PartitioningMismatchError(
+                f"rules: {rule!r} is not a rule; write (logical_name, mesh_axis), where mesh_axis "
+                f"is a name, a tuple of names or None"
+            )
+
+
+def _is_rule(rule: object) -> bool:
+    if not (isinstance(rule, (list, tuple)) and len(rule) == 2 and isinstance(rule[0], str)):
+        return False
+    if isinstance(rule[1], (list, tuple)):
+        return all(isinstance(axis, str) for axis in rule[1])
+    return rule[1] is None or isinstance(rule[1], str)
 
 
 def _is_entry(entry: object) -> bool:
@@ -291,6 +290,7 @@ def with_logical_constraint(
       P('data', None)
     """
     chosen, fallback = _rules(rules), RulesFallback(fallback)
+    # No rules: the program is to run as if no axis had a name, on one device or on many.
     if not chosen or logical_axis_resources is None:
         return x
 
@@ -330,6 +330,7 @@ class LogicallyPartitioned(boxes.Partitioned[Any]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Tuples: a box is part of the structure of a tree, which must be hashable.
         if self.rules is not None:
             _check_rules(self.rules)
             frozen = tuple((n, tuple(p) if isinstance(p, list) else p) for n, p in self.rules)
@@ -365,6 +366,7 @@ def with_logical_partitioning(
       >>> init(jax.random.key(0), (4, 8)).names
       ('embed', 'mlp')
     """
+    # A text is no tuple of names, though it can be made one: the box refuses it.
     fixed = names if isinstance(names, str) else tuple(names)
 
     @functools.wraps(fn)

@@ -29,6 +29,18 @@ def describe(value: object) -> str:
     return array_text(value) or type(value).__name__
 
 
+def described(leaf: object) -> str:
+    """Names a leaf of a tree: an array as `describe` does, a short value by itself.
+
+    Example:
+      >>> import numpy as np
+      >>> described(np.zeros((4, 3))), described("decay")
+      ('float64[4,3]', "'decay'")
+    """
+    text = array_text(leaf) or repr(leaf)
+    return text if len(text) <= 40 or array_text(leaf) else type(leaf).__name__
+
+
 def shown(value: object) -> str:
     """Shows an option's value: what it is if it is short and plain, else as `describe` does.
 

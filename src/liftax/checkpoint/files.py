@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from ..errors import CheckpointError
-from ..stack.arrays import described, is_array
+from ..stack.arrays import is_array
 from ..stack.stacking import Stackings, name_of
+from ..words import described
 from .convert import to_layers, to_stacked
 from .find import as_stackings
 from .msgpack import looks_like_msgpack, read_msgpack

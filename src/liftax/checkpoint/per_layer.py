@@ -17,10 +17,11 @@ import numpy as np
 from ..core.boxes import is_axis_metadata
 from ..core.types import Path
 from ..errors import StackingError
-from ..stack.arrays import Array, InMemory, described, is_array
+from ..stack.arrays import Array, InMemory, is_array
 from ..stack.convert import LayerAxis, form_of, split, unite
 from ..stack.stacking import Stacking, Stackings, name_of
 from ..stack.trees import MISSING, arrays_in, get, put, remove
+from ..words import described
 from .find import as_stackings
 from .roots import find_roots
 
@@ -254,7 +255,7 @@ def _merged(one: Mapping[str, object], other: Mapping[str, object]) -> dict[str,
     return made
 
 
-# -- norms and counts --------------------------------------------------------------------------
+# --- norms and counts ---------------------------------------------------------
 
 
 def layer_norms(variables: Any, layout: Any, *, collection: str | None = None) -> dict[str, Any]:

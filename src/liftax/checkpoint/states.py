@@ -20,10 +20,11 @@ import numpy as np
 
 from ..core.types import Path
 from ..errors import StackingError
-from ..stack.arrays import Array, Lazy, View, described, is_array
+from ..stack.arrays import Array, Lazy, View, is_array
 from ..stack.convert import Converter
 from ..stack.stacking import Stackings, name_of
 from ..stack.trees import arrays_in, get, opened, put
+from ..words import described
 from .roots import Root, find_trees
 from .tensors import unboxed
 

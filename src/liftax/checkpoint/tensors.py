@@ -13,8 +13,9 @@ import numpy as np
 
 from ..core.boxes import is_axis_metadata
 from ..errors import CheckpointError
-from ..stack.arrays import Lazy, described, is_array
+from ..stack.arrays import Lazy, is_array
 from ..stack.stacking import name_of
+from ..words import described
 
 # The dtypes that a file may have, under the names of the safetensors format. Nothing else is ever
 # made from the name that stands in a file.
@@ -161,7 +162,7 @@ def combined(checksums: Mapping[str, str]) -> str:
     return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
 
 
-# -- names -------------------------------------------------------------------------------------
+# --- names --------------------------------------------------------------------
 
 
 def escape(name: str) -> str:

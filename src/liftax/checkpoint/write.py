@@ -141,7 +141,7 @@ def _layers(tree: Any, stackings: Stackings) -> dict[str, list[str]]:
     return {label: names for label, names in layers.items() if names}
 
 
-# -- what a file says of itself ----------------------------------------------------------------
+# --- what a file says of itself -----------------------------------------------
 
 
 def described(plan: Plan, extra: Mapping[str, str], checksums: Mapping[str, str]) -> dict[str, str]:
@@ -264,7 +264,7 @@ def with_values(tree: Any, about: Described) -> Any:
     return nested({**dict(flat(tree) if tree else ()), **about.values})
 
 
-# -- writing -----------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------
 
 
 def write(

@@ -147,7 +147,7 @@ def _plan(
         raise CommandError(f"{args.source}: {error}") from error
 
 
-# -- where the layers are ----------------------------------------------------------------------
+# --- where the layers are -----------------------------------------------------
 
 
 def layouts(args: argparse.Namespace, found: Checkpoint) -> tuple[Stackings, Stackings]:
@@ -310,7 +310,7 @@ def _numbers(tree: Any, layers: tuple[str, ...]) -> set[int]:
     return found
 
 
-# -- what is printed ---------------------------------------------------------------------------
+# --- what is printed ----------------------------------------------------------
 
 
 def _describe(args: argparse.Namespace, found: Checkpoint, plan: Plan, console: Console) -> None:

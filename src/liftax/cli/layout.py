@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-# -- reading what was typed --------------------------------------------------------------------
+# --- reading what was typed ---------------------------------------------------
 
 
 def find(target: str) -> Any:

@@ -90,7 +90,7 @@ class Scope:
         self.reservations: dict[str, set[str | None]] = {}
         self._rewound: dict[str, int] | None = None
 
-    # --- the place ----------------------------------------------------------
+    # --- the place ------------------------------------------------------------
 
     @property
     def root(self) -> Scope:
@@ -147,7 +147,7 @@ class Scope:
         if not self.call.valid:
             raise refusals.not_valid(self)
 
-    # --- names --------------------------------------------------------------
+    # --- names ----------------------------------------------------------------
 
     def name_reserved(self, name: str, col: str | None = None) -> bool:
         """Tells whether ``name`` is taken, for ``col`` or (None) for a child scope."""
@@ -268,7 +268,7 @@ class Scope:
 
         return bound
 
-    # --- streams ------------------------------------------------------------
+    # --- streams --------------------------------------------------------------
 
     @property
     def rng_counters(self) -> dict[str, int]:
@@ -307,7 +307,7 @@ class Scope:
             return stream.draw(counter)
         return log_draw(root.log, stream, counters, name, root.creating, bases)
 
-    # --- variables ----------------------------------------------------------
+    # --- variables ------------------------------------------------------------
 
     def node(self, col: str) -> Any:
         """Returns this scope's part of a collection for reading, None if there is none."""

@@ -154,7 +154,7 @@ class _Record:
         self.layers: dict[Path, Any] = {}
         self.described: dict[Path, tuple[Any, list[LiftEvent]]] = {}
 
-    # -- what the engine calls -----------------------------------------------------------------
+    # --- what the engine calls ------------------------------------------------
 
     def enter(self, event: LiftEvent) -> None:
         parent = self.nest[-1] if self.nest else None
@@ -191,7 +191,7 @@ class _Record:
             )
         return call(*args, **kwargs)
 
-    # -- what came of it -----------------------------------------------------------------------
+    # --- what came of it ------------------------------------------------------
 
     def lifts(self, variables: Mapping[str, Any]) -> tuple[LiftNode, ...]:
         used: dict[int, set[str]] = {}

@@ -247,7 +247,7 @@ class LayoutData:
     def __deepcopy__(self, memo: Any) -> Self:
         return self
 
-    # -- looking things up ---------------------------------------------------------------------
+    # --- looking things up ----------------------------------------------------
 
     def __getitem__(self, name: str) -> VariableLayout:
         """The variable called `collection/path`, as in `layout["params/Dense_0/kernel"]`."""
@@ -286,7 +286,7 @@ class LayoutData:
             found.setdefault(v.along[-1].lift if v.along else None, []).append(v)
         return {lift: tuple(vs) for lift, vs in found.items()}
 
-    # -- totals --------------------------------------------------------------------------------
+    # --- totals ---------------------------------------------------------------
 
     @property
     def parameters(self) -> int:
@@ -347,7 +347,7 @@ class LayoutData:
             )
         return self.replace(cost=self.measure())
 
-    # -- showing -------------------------------------------------------------------------------
+    # --- showing --------------------------------------------------------------
 
     def __repr__(self) -> str:
         counts = ", ".join(
@@ -399,7 +399,7 @@ class LayoutData:
         )
 
 
-# -- wording shared by the table, the page and the findings ------------------------------------
+# --- wording shared by the table, the page and the findings -------------------
 
 
 def human_bytes(count: float) -> str:

@@ -84,7 +84,7 @@ class _Page:
         self.kinds: dict[str, str] = {}  # details -> id of their template
         self.ids = {id(v): f"v{i}" for i, v in enumerate(layout.variables)}
 
-    # -- head, findings, totals ----------------------------------------------------------------
+    # --- head, findings, totals -----------------------------------------------
 
     def head(self) -> str:
         layout = self.layout
@@ -153,7 +153,7 @@ class _Page:
             sections.append("<h2>Parameters by lift</h2>" + _table(titles, lifts))
         return f"<section><h2>Totals</h2>{''.join(sections)}</section>"
 
-    # -- the nest ------------------------------------------------------------------------------
+    # --- the nest -------------------------------------------------------------
 
     def nest(self) -> str:
         layout = self.layout
@@ -222,7 +222,7 @@ class _Page:
             chips[_CHIPS:] = [f'<span class="chip soft">and {rest:,} more</span>']
         return f'<div class="chips">{"".join(chips)}</div>' if chips else ""
 
-    # -- the variables -------------------------------------------------------------------------
+    # --- the variables --------------------------------------------------------
 
     def variables(self, limit: int | None = None) -> str:
         groups, left = [], limit if limit is not None else math.inf
@@ -317,7 +317,7 @@ class _Page:
         text = escape(", ".join(said))
         return f'<span class="axes num" role="img" aria-label="{text}">{"".join(blocks)}</span>'
 
-    # -- details -------------------------------------------------------------------------------
+    # --- details --------------------------------------------------------------
 
     def inspector(self) -> str:
         return (
@@ -400,7 +400,7 @@ class _Page:
             parts.append(f"<div><dt>Streams</dt>{lines}</div>")
         return "".join(parts) + "</dl>"
 
-    # -- colour --------------------------------------------------------------------------------
+    # --- colour ---------------------------------------------------------------
 
     def tint(self, lift: int | None, css: str) -> str:
         """The attributes that give an element its lift's hue."""
@@ -416,7 +416,7 @@ class _Page:
         )
 
 
-# -- small pieces ------------------------------------------------------------------------------
+# --- small pieces -------------------------------------------------------------
 
 
 def _hue(i: int) -> int:

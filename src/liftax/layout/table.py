@@ -109,7 +109,7 @@ def as_rich(layout: LayoutData) -> Any:
     return Group(*parts)
 
 
-# -- the words, shared by both ----------------------------------------------------------------
+# --- the words, shared by both ------------------------------------------------
 
 
 def axes_segments(variable: VariableLayout) -> list[Segment]:
@@ -213,7 +213,7 @@ def _box() -> Any:
     return box.SIMPLE_HEAD
 
 
-# -- without rich ------------------------------------------------------------------------------
+# --- without rich -------------------------------------------------------------
 
 
 def _plain_text(layout: LayoutData, width: int) -> str:

@@ -398,10 +398,8 @@ class Module(Variables):
           >>> nn.Dense(2).apply(variables, jnp.ones((4, 3))).shape
           (4, 2)
         """
-        fn = function_of(self, method)
-        return apply(fn, self, mutable, capture_intermediates)(
-            variables, *args, rngs=rngs, **kwargs
-        )
+        run = apply(function_of(self, method), self, mutable, capture_intermediates)
+        return run(variables, *args, rngs=rngs, **kwargs)
 
     @boundary
     def init_with_output(
@@ -511,20 +509,13 @@ class Module(Variables):
         **kwargs: object,
     ) -> str:
         """Returns a table of the module and its submodules; see `liftax.tabulate`."""
+        # Here and below in the method: few programs ask for it, and all of them import this file.
         from .summary import tabulate
 
         table = tabulate(
-            self,
-            rngs,
-            depth=depth,
-            show_repeated=show_repeated,
-            mutable=mutable,
-            console_kwargs=console_kwargs,
-            table_kwargs=table_kwargs,
-            column_kwargs=column_kwargs,
-            compute_flops=compute_flops,
-            compute_vjp_flops=compute_vjp_flops,
-        )
+            self, rngs, depth, show_repeated, mutable, console_kwargs, table_kwargs, column_kwargs,
+            compute_flops, compute_vjp_flops,
+        )  # fmt: skip
         return table(*args, **kwargs)
 
     @boundary

@@ -120,19 +120,6 @@ def is_array(leaf: object) -> TypeGuard[Array]:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-def described(leaf: object) -> str:
-    """A leaf in words: `float32[4,3]`, or its type.
-
-    Example:
-      >>> described(np.zeros((4, 3))), described("decay")
-      ('float64[4,3]', "'decay'")
-    """
-    if is_array(leaf):
-        return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-    text = repr(leaf)
-    return text if len(text) <= 40 else type(leaf).__name__
-
-
 def take(leaf: Array, index: int, axis: int) -> Array:
     """Slice `index` of an array along `axis`, which is gone then.
 

@@ -18,7 +18,8 @@ import jax
 from ..core.boxes import AxisMetadata, is_axis_metadata
 from ..core.types import Path
 from ..errors import LiftaxError, StackingError
-from .arrays import Array, Places, apart, described, inverse, is_array, permuted, together
+from ..words import described
+from .arrays import Array, Places, apart, inverse, is_array, permuted, together
 from .stacking import NONE_GONE, Stacking, Stackings, name_of
 from .trees import MISSING, Level, arrays_in, get, has, opened, put, remove
 

@@ -69,7 +69,7 @@ class Declaration(Module):
         self._roles()
         self._frozen()
 
-    # --- what is declared ---------------------------------------------------------
+    # --- what is declared -----------------------------------------------------
 
     @property
     def _pattern(self) -> Sequence[Any]:

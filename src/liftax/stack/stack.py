@@ -117,7 +117,7 @@ class Stack(Declaration):
         own_layers(self)
         super().__post_init__()
 
-    # --- running --------------------------------------------------------------------
+    # --- running --------------------------------------------------------------
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs all layers.
@@ -155,7 +155,7 @@ class Stack(Declaration):
         body.__name__ = type(self).__name__
         return restored(body, into, back)(detached.scopes, x)
 
-    # --- one layer ------------------------------------------------------------------
+    # --- one layer ------------------------------------------------------------
 
     @nowrap
     def __getitem__(self, index: int) -> Any:

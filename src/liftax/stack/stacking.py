@@ -181,7 +181,7 @@ class Stacking:
             made = hold(made, inner)
         return made
 
-    # -- axes ------------------------------------------------------------------------------
+    # --- axes -----------------------------------------------------------------
 
     def stacks(self, collection: str) -> bool:
         """Whether the variables of `collection` have the layer axis.
@@ -225,7 +225,7 @@ class Stacking:
         axes = (a.axis_of(collection) for a in self.around if a.stack not in removed)
         return [axis for axis in axes if axis is not None]
 
-    # -- plain data ------------------------------------------------------------------------
+    # --- plain data -----------------------------------------------------------
 
     def to_dict(self, collections: Iterable[str] = ("params",)) -> dict[str, object]:
         """Plain dicts, lists, strings and numbers, ready for JSON.

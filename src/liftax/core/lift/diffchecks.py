@@ -115,7 +115,7 @@ def _misfit(old: Tree, new: Tree) -> tuple[KeyPath, str, str] | None:
     return None
 
 
-# --- custom_vjp ----------------------------------------------------------------
+# --- custom_vjp ---------------------------------------------------------------
 
 
 def with_residuals(opening: Opening, out: T) -> T:

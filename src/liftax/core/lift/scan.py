@@ -296,7 +296,7 @@ class _Call:
         length = None if jax_private.is_symbolic(self.size) else self.size
         return self.plan.loop(step, state, xs, length=length, **self.options.of_jax)
 
-    # --- the body ---------------------------------------------------------------
+    # --- the body -------------------------------------------------------------
 
     def body(self, state: State, x: Slice) -> tuple[list[Scope], Leaves, Leaves]:
         """Runs the user's body once; returns the inner scopes, the carry's and the ys' leaves.
@@ -357,7 +357,7 @@ class _Call:
         check_variable_axes(self.opening, groups, self.plan.roles.axes)
         return groups
 
-    # --- a loop that makes variables ----------------------------------------------
+    # --- a loop that makes variables ------------------------------------------
 
     def run_in_parts(self, carry: Leaves, xs: Slice) -> _Result:
         """Traces the body to a jaxpr, runs what stands before the loop, then the loop."""
