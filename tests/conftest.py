@@ -1,6 +1,11 @@
 """Settings of the whole suite. This file runs before any test module imports jax."""
 
 import os
+import shutil
+import tempfile
+
+import hypothesis
+import pytest
 
 # Sharding is tested on eight devices, parity to the last bit on the CPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -8,8 +13,15 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 ).strip()
 
-import hypothesis
-import pytest
+# What one test compiled is read by the next, by the other worker and by the processes that tests
+# start. A program is found by its content, its options and the compiler, so no bit changes. The
+# folder is made by the first process and is gone with it, unless one is given: workers inherit it.
+OWN_CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    OWN_CACHE = tempfile.mkdtemp(prefix="liftax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = OWN_CACHE
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Compiling takes as long as it takes: no deadline. In CI the same examples every time.
 hypothesis.settings.register_profile(
@@ -21,6 +33,11 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("liftax")
+
+
+def pytest_unconfigure():
+    if OWN_CACHE:
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(params=[False, True], ids=["remat", "remat3"])

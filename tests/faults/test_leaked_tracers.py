@@ -178,7 +178,6 @@ def model_of(name):
 @contextlib.contextmanager
 def few_objects():
     """Lets each of JAX's many collections look at what is new only."""
-    gc.collect()
     gc.freeze()
     try:
         yield

@@ -38,6 +38,23 @@ def interpret(fn: Callable[..., Any], *args: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shape), flat)
 
 
+def evaluate(program: jex.ClosedJaxpr, args: Sequence[Any], wanted: Sequence[int]) -> list[Any]:
+    """The results number `wanted` of a program; what they do not need is left out."""
+    jaxpr = program.jaxpr
+    results = [jaxpr.outvars[i] for i in wanted]
+    needed, eqns = set(_variables(results)), []
+    for eqn in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(eqn.outvars):
+            needed.update(_variables(eqn.invars))
+            eqns.append(eqn)
+    pruned = jaxpr.replace(eqns=eqns[::-1], outvars=results)
+    return _evaluate(jex.ClosedJaxpr(pruned, program.consts), args)
+
+
+def _variables(atoms: Sequence[Any]) -> list[Any]:
+    return [atom for atom in atoms if not isinstance(atom, jex.Literal)]
+
+
 def _evaluate(program: Any, args: Sequence[Any]) -> list[Any]:
     jaxpr, consts = (
         (program.jaxpr, program.consts) if isinstance(program, jex.ClosedJaxpr) else (program, ())

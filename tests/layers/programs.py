@@ -14,7 +14,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from helpers.interpret import _CALLS
+from helpers.compare import assert_same
+from helpers.interpret import _CALLS, evaluate
 from jax.extend import core as jex
 
 from liftax.equations import as_scan
@@ -195,11 +196,31 @@ def _uses(jaxpr: Any, carries: Sequence[Any]) -> list[set[int]]:
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def _differing(found: Any, expected: Any) -> list[int]:
+    """Which results of two closed jaxprs are not known to be the same arithmetic."""
+    variables = [[v.aval.str_short() for v in p.jaxpr.invars] for p in (found, expected)]
+    assert variables[0] == variables[1]
+    numbers = Numbering()
+    inputs = [numbers.of("input", i) for i in range(len(variables[0]))]
+    results = numbers.program(found, inputs), numbers.program(expected, inputs)
+    return [i for i, (a, b) in enumerate(zip(*results, strict=True)) if a != b]
+
+
 def same_program(found: Any, expected: Any) -> bool:
     """Whether two closed jaxprs, of the same inputs, do the same arithmetic."""
-    numbers = Numbering()
-    variables = [[v.aval.str_short() for v in p.jaxpr.invars] for p in (found, expected)]
-    if variables[0] != variables[1]:
-        return False
-    inputs = [numbers.of("input", i) for i in range(len(variables[0]))]
-    return numbers.program(found, inputs) == numbers.program(expected, inputs)
+    return not _differing(found, expected)
+
+
+def assert_same_results(
+    found: Any, expected: Any, inputs: Sequence[Any], shapes: Any, what: str
+) -> None:
+    """Two closed jaxprs, whose results are trees like `shapes`, give the same bits.
+
+    Results that are the same arithmetic do. The others are run, one primitive at a time.
+    """
+    differing = _differing(found, expected)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    names = [paths[i] for i in differing]
+    values = [evaluate(program, inputs, differing) for program in (found, expected)]
+    left, right = (dict(zip(names, value, strict=True)) for value in values)
+    assert_same(left, right, what)

@@ -1,7 +1,7 @@
-"""Runs the models under one flag, in a process of its own: `python -m probes.run FLAG FILE CACHE`.
+"""Runs the models under one flag, in a process of its own: `python -m probes.run FLAG FILE`.
 
 A flag changes how JAX traces, and much of JAX caches what it traced: only a fresh process has one
-flag and nothing of another.
+flag and nothing of another. What is compiled is shared by all of them, in the folder of the suite.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from helpers.run import total
 from probes.flags import FLAGS, Flag
 from probes.models import MODELS, WRITES
 
+# Small programs, compiled quickly rather than well: what comes out is compared to rounding.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 X = np.sin(np.arange(12) * 0.7 - 1.0).reshape(4, 3)
 
 
@@ -46,7 +49,7 @@ def _compute(flag: Flag, nn: ModuleType, name: str, x: Any) -> dict[str, Any]:
             out = model.apply(given, x, rngs=drops, mutable=WRITES.get(name, False))
             return total(out), out
 
-        compiled = jax.jit(jax.value_and_grad(run, has_aux=True))
+        compiled = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=QUICK)
         (_, outputs), grads = compiled(params, variables)
         return {"params": params, "state": variables, "outputs": outputs, "grads": grads}
 
@@ -68,11 +71,7 @@ def _attempt(*args: Any) -> Any:
         return text.partition("-" * 20)[0][-1500:]
 
 
-def main(flag: str, file: str, cache: str, *names: str) -> None:
-    # The processes before this one compiled most of what this one needs; tracing is its own.
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+def main(flag: str, file: str, *names: str) -> None:
     results: dict[str, Any] = {}
     subject, reference = ours().nn, linen().nn
     with FLAGS[flag].on(X) as x:

@@ -33,10 +33,10 @@ NEITHER: dict[tuple[str, str], str] = {
 TESTS = Path(__file__).parents[1]
 
 
-def run(flag: str, folder: Path, cache: Path, *models: str) -> dict[str, Any]:
+def run(flag: str, folder: Path, *models: str) -> dict[str, Any]:
     """What both libraries compute, or the words of their errors, by model."""
     file = folder / "results"
-    command = [sys.executable, "-m", "probes.run", flag, str(file), str(cache), *models]
+    command = [sys.executable, "-m", "probes.run", flag, str(file), *models]
     done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return pickle.loads(file.read_bytes())
@@ -60,22 +60,16 @@ def difference(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
     return None
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled programs, which most flags leave as they are; a folder for each pytest worker."""
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.mark.parametrize("flag", FLAGS)
-def test_models_under(flag: str, tmp_path: Path, cache: Path) -> None:
+def test_models_under(flag: str, tmp_path: Path) -> None:
     missing = FLAGS[flag].missing()
     if missing:
         pytest.skip(f"jax {jax.__version__} has no {', '.join(missing)}")
-    results = run(flag, tmp_path, cache)
+    results = run(flag, tmp_path)
     assert list(results) == list(FLAGS[flag].models)
 
     only_ours = [name for name, (_, linen) in results.items() if isinstance(linen, str)]
-    plain = run("no flag", tmp_path, cache, *only_ours) if only_ours else {}
+    plain = run("no flag", tmp_path, *only_ours) if only_ours else {}
     faults = []
     for name, (found, linen) in results.items():
         if isinstance(found, str):
