@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,15 @@ from jax import lax
 
 from ..errors import LayerError, where
 from ..jax_private import is_staged
+from ..module import Module
 from ..words import shown
+from .dtypes import Array, PrecisionLike
+
+_T = TypeVar("_T")
+Ints = int | Iterable[int]
 
 
-def fail(module: Any, problem: str, change: str) -> LayerError:
+def fail(module: object, problem: str, change: str) -> LayerError:
     """The error of ``module``: its place, what is wrong, what to change."""
     if isinstance(module, str):
         return LayerError(f"{module}: {problem}\n{change}")
@@ -24,29 +29,27 @@ def fail(module: Any, problem: str, change: str) -> LayerError:
     return LayerError(f"{place}{type(module).__name__}: {problem}\n{change}")
 
 
-def merge_option(module: Any, name: str, field: Any, argument: Any) -> Any:
+def merge_option(module: Module, name: str, field: _T | None, argument: _T | None) -> _T:
     """An option that is a field or an argument of the call, and just one of them."""
-    if field is None and argument is None:
-        raise fail(
-            module, f"{name} is not set.", f"Pass {name}= to the constructor or to the call."
-        )
-    if field is not None and argument is not None:
-        raise fail(
-            module,
-            f"{name} is set by the constructor ({field}) and by the call ({argument}).",
-            f"Pass {name}= to one of them.",
-        )
-    return argument if field is None else field
+    if field is None:
+        if argument is None:
+            change = f"Pass {name}= to the constructor or to the call."
+            raise fail(module, f"{name} is not set.", change)
+        return argument
+    if argument is not None:
+        both = f"by the constructor ({field}) and by the call ({argument})"
+        raise fail(module, f"{name} is set {both}.", f"Pass {name}= to one of them.")
+    return field
 
 
-def to_tuple(value: int | Iterable[int]) -> tuple[int, ...]:
+def to_tuple(value: Ints) -> tuple[int, ...]:
     """``3`` or ``[3, 4]`` as a tuple of ints."""
     if isinstance(value, Iterable):
         return tuple(map(operator.index, value))
     return (operator.index(value),)
 
 
-def sizes(module: Any, option: str, value: Any, least: int = 0) -> tuple[int, ...]:
+def sizes(module: object, option: str, value: Ints, least: int = 0) -> tuple[int, ...]:
     """``value`` as a tuple of sizes; what is no int, or less than ``least``, is an error."""
     try:
         found = to_tuple(value)
@@ -61,7 +64,7 @@ def sizes(module: Any, option: str, value: Any, least: int = 0) -> tuple[int, ..
     return found
 
 
-def check_size(module: Any, option: str, value: Any, least: int = 0) -> None:
+def check_size(module: object, option: str, value: int, least: int = 0) -> None:
     """``value`` must be one int, ``least`` or more."""
     if type(value) is int and value >= least:
         return
@@ -71,7 +74,7 @@ def check_size(module: Any, option: str, value: Any, least: int = 0) -> None:
         )
 
 
-def normalize_axes(module: Any, option: str, axes: Any, ndim: int) -> tuple[int, ...]:
+def normalize_axes(module: object, option: str, axes: Ints, ndim: int) -> tuple[int, ...]:
     """``axes`` counted from 0, in order; out of range or repeated ones are an error."""
     try:
         given = to_tuple(axes)
@@ -89,7 +92,7 @@ def normalize_axes(module: Any, option: str, axes: Any, ndim: int) -> tuple[int,
     return found
 
 
-def check_broadcast(module: Any, what: str, shape: Sequence[int], target: Sequence[int]) -> None:
+def check_broadcast(module: object, what: str, shape: Sequence[int], target: Sequence[int]) -> None:
     """``shape`` must broadcast to ``target``, without making it larger."""
     fits = len(shape) <= len(target) and all(
         a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False)
@@ -110,13 +113,13 @@ def check_broadcast(module: Any, what: str, shape: Sequence[int], target: Sequen
 # differentiated twice, is added up inside it, and sums in another order round otherwise.
 
 
-def _quick(plain: Callable[..., Any], primitive: Callable[..., Any]) -> Callable[..., Any]:
+def _quick(plain: Callable[..., Any], primitive: Callable[..., Array]) -> Callable[..., Array]:
     """``plain``, by ``primitive`` where an array is staged and the other operand is like it.
 
     Arrays are floating; a Python float takes the dtype of the array beside it.
     """
 
-    def op(a: Any, b: Any) -> Any:
+    def op(a: Any, b: Any) -> Array:
         if is_staged(a):
             if type(b) is float:
                 return primitive(a, a.dtype.type(b))
@@ -135,12 +138,12 @@ mul = _quick(operator.mul, lax.mul)
 maximum = _quick(jnp.maximum, lax.max)
 
 
-def square(x: Any) -> Any:
+def square(x: Array) -> Array:
     """``x * x``."""
     return lax.square(x) if isinstance(x, jax.core.Tracer) else jnp.square(x)
 
 
-def reshape(x: Any, shape: tuple[int, ...]) -> Any:
+def reshape(x: Array, shape: tuple[int, ...]) -> Array:
     """``x`` under another shape, in which no size is left open."""
     return lax.reshape(x, shape) if is_staged(x) else jnp.reshape(x, shape)
 
@@ -150,31 +153,36 @@ _jit_dot_general = jax.jit(
 )
 
 
-def dot_general(lhs: Any, rhs: Any, dimension_numbers: Any, precision: Any = None) -> jax.Array:
+def dot_general(
+    lhs: Array,
+    rhs: Array,
+    dimension_numbers: lax.DotDimensionNumbers,
+    precision: PrecisionLike = None,
+) -> Array:
     """``lax.dot_general``."""
     if isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer):
         return lax.dot_general(lhs, rhs, dimension_numbers, precision=precision)
     return _jit_dot_general(lhs, rhs, dimension_numbers=dimension_numbers, precision=precision)
 
 
-def is_differentiated(*values: Any) -> bool:
+def is_differentiated(*values: object) -> bool:
     """Tells whether a value is traced and not staged: there jnp's own jitted functions are used."""
     return any(isinstance(value, jax.core.Tracer) and not is_staged(value) for value in values)
 
 
-def matmul(x: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+def matmul(x: Array, kernel: Array, precision: PrecisionLike = None) -> Array:
     """Contracts the last axis of ``x`` with the first of ``kernel``."""
     return dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision)
 
 
-def _add_bias(y: Any, bias: Any) -> jax.Array:
+def _add_bias(y: Array, bias: Array) -> Array:
     return add(y, reshape(bias, (1,) * (y.ndim - bias.ndim) + bias.shape))
 
 
 _jit_add_bias = jax.jit(_add_bias, inline=True)
 
 
-def add_bias(y: Any, bias: Any) -> jax.Array:
+def add_bias(y: Array, bias: Array) -> Array:
     """``y + bias``, the axes of ``bias`` being the last of ``y``."""
     if isinstance(y, jax.core.Tracer) or isinstance(bias, jax.core.Tracer):
         return _add_bias(y, bias)

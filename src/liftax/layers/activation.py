@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax.nn import (
     celu,
@@ -34,7 +32,7 @@ from jax.numpy import tanh
 
 from ..module import Module, compact
 from . import initializers
-from .dtypes import Array, Dtype, as_array, cast
+from .dtypes import Array, ArrayLike, Dtype, as_array, cast
 
 normalize = standardize
 """An older name of :func:`jax.nn.standardize`."""
@@ -92,7 +90,7 @@ class PReLU(Module):
     negative_slope_init: float = 0.01
 
     @compact
-    def __call__(self, inputs: Any) -> Array:
+    def __call__(self, inputs: ArrayLike) -> Array:
         """Applies the activation to an array of any shape; shape and dtype are kept."""
         inputs = as_array(inputs)
         init = initializers.constant(self.negative_slope_init)

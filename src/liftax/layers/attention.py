@@ -13,10 +13,21 @@ from jax import lax
 
 from ..module import Module
 from ._util import check_broadcast, dot_general, fail, is_differentiated
-from .dtypes import Array, Dtype, PrecisionLike, as_array, cast, promote_dtype
+from .dtypes import (
+    Array,
+    ArrayLike,
+    DotGeneral,
+    Dtype,
+    PrecisionLike,
+    as_array,
+    cast,
+    promote_dtype,
+)
+
+Einsum = Callable[..., Array]
 
 
-def _check(name: str, query: Any, key: Any, value: Any = None) -> None:
+def _check(name: str, query: Array, key: Array, value: Array | None = None) -> None:
     """Queries, keys and values must agree in batch, heads, length and depth."""
     q, k = jnp.shape(query), jnp.shape(key)
     v = jnp.shape(value) if value is not None else k
@@ -36,13 +47,18 @@ def _check(name: str, query: Any, key: Any, value: Any = None) -> None:
         raise fail(name, f"{shapes}: {problem}.", "Pass (*batch, length, heads, depth).")
 
 
-def check_rate(module: Any, rate: Any, option: str = "dropout_rate") -> None:
+def check_rate(module: object, rate: float, option: str = "dropout_rate") -> None:
     """Raises LayerError for a rate that is no part of the whole."""
     if not 0.0 <= rate <= 1.0:
         raise fail(module, f"{option}={rate} is not in 0 to 1.", f"Change {option}=.")
 
 
-def _no_clash(name: str, einsums: Sequence[Any], precision: Any, dot: Any) -> bool:
+def _no_clash(
+    name: str,
+    einsums: Sequence[Einsum | None],
+    precision: PrecisionLike,
+    dot: DotGeneral | None,
+) -> bool:
     """Whether custom einsums are used; both or none, and no option of the default ones."""
     given = [e is not None for e in einsums]
     if any(given) and not all(given):
@@ -60,7 +76,7 @@ def _no_clash(name: str, einsums: Sequence[Any], precision: Any, dot: Any) -> bo
     return any(given)
 
 
-def _default_einsum(precision: Any, dot: Any) -> Callable[..., Any]:
+def _default_einsum(precision: PrecisionLike, dot: DotGeneral | None) -> Einsum:
     if dot is not None:
         return functools.partial(jnp.einsum, precision=precision, _dot_general=dot)
 
@@ -74,13 +90,13 @@ def _default_einsum(precision: Any, dot: Any) -> Callable[..., Any]:
     return einsum
 
 
-def _logits(query: Array, key: Array, precision: Any) -> Array:
+def _logits(query: Array, key: Array, precision: PrecisionLike) -> Array:
     n = query.ndim
     batch = (*range(n - 3), n - 2)
     return dot_general(query, key, (((n - 1,), (n - 1,)), (batch, batch)), precision)
 
 
-def _average(weights: Array, value: Array, precision: Any) -> Array:
+def _average(weights: Array, value: Array, precision: PrecisionLike) -> Array:
     n = value.ndim
     batch = ((*range(n - 3), n - 2), tuple(range(n - 2)))
     y = dot_general(value, weights, (((n - 3,), (n - 1,)), batch), precision)
@@ -104,8 +120,8 @@ def dot_product_attention_weights(
     precision: PrecisionLike = None,
     module: Module | None = None,
     force_fp32_for_softmax: bool = False,
-    einsum_dot_general: Callable[..., Array] | None = None,
-    einsum: Callable[..., Array] | None = None,
+    einsum_dot_general: DotGeneral | None = None,
+    einsum: Einsum | None = None,
 ) -> Array:
     """The weights of attention, ``softmax(q @ k.T / sqrt(depth) + bias)``.
 
@@ -195,9 +211,9 @@ def dot_product_attention(
     precision: PrecisionLike = None,
     module: Module | None = None,
     force_fp32_for_softmax: bool = False,
-    einsum_dot_general: Callable[..., Array] | None = None,
-    qk_attn_weights_einsum: Callable[..., Array] | None = None,
-    attn_weights_value_einsum: Callable[..., Array] | None = None,
+    einsum_dot_general: DotGeneral | None = None,
+    qk_attn_weights_einsum: Einsum | None = None,
+    attn_weights_value_einsum: Einsum | None = None,
 ) -> Array:
     """Attention: ``softmax(q @ k.T / sqrt(depth) + bias) @ v``.
 
@@ -336,9 +352,9 @@ def fused_dot_product_attention(
 
 
 def make_attention_mask(
-    query_input: Any,
-    key_input: Any,
-    pairwise_fn: Callable[..., Any] = jnp.multiply,
+    query_input: ArrayLike,
+    key_input: ArrayLike,
+    pairwise_fn: Callable[..., Array] = jnp.multiply,
     extra_batch_dims: int = 0,
     dtype: Dtype = jnp.float32,
 ) -> Array:
@@ -369,7 +385,7 @@ def make_attention_mask(
     return mask.astype(dtype)
 
 
-def make_causal_mask(x: Any, extra_batch_dims: int = 0, dtype: Dtype = jnp.float32) -> Array:
+def make_causal_mask(x: ArrayLike, extra_batch_dims: int = 0, dtype: Dtype = jnp.float32) -> Array:
     """The mask with which a position sees itself and those before it.
 
     Args:

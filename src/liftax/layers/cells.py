@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 from jax.numpy import tanh
@@ -64,7 +65,7 @@ class RNNCellBase(Module):
         raise NotImplementedError(f"{type(self).__name__} must define num_feature_axes.")
 
 
-def check_cell(cell: Any) -> None:
+def check_cell(cell: object) -> None:
     """Raises LayerError where ``initialize_carry`` is called on a class, as it once was."""
     if not isinstance(cell, RNNCellBase):
         raise fail(
@@ -74,7 +75,7 @@ def check_cell(cell: Any) -> None:
         )
 
 
-def pair_of(cell: Any, carry: Any) -> tuple[Any, Any]:
+def pair_of(cell: RNNCellBase, carry: Any) -> tuple[Array, Array]:
     """The two states of a carry; an array with two rows is no pair."""
     if not isinstance(carry, (tuple, list)) or len(carry) != 2:
         found = f"of shape {jnp.shape(carry)}" if hasattr(carry, "shape") else type(carry).__name__
@@ -84,7 +85,7 @@ def pair_of(cell: Any, carry: Any) -> tuple[Any, Any]:
     return carry[0], carry[1]
 
 
-def width_of(cell: Any, state: Any) -> int:
+def width_of(cell: Any, state: Array) -> int:
     """The width of a carry, which a cell takes as its own, as Linen's do.
 
     Warns:
@@ -102,20 +103,26 @@ def width_of(cell: Any, state: Any) -> int:
     return int(shape[-1])
 
 
+def first_state(cell: Any, rng: Array, input_shape: tuple[int, ...]) -> Array:
+    """One state of a first carry: as wide as the cell, for inputs ``(..., in)``."""
+    check_cell(cell)
+    return cell.carry_init(rng, (*input_shape[:-1], cell.features), cell.param_dtype)
+
+
+def first_pair(cell: Any, rng: Array, input_shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The two states of a first carry ``(c, h)``, each from a key of its own."""
+    check_cell(cell)
+    key_c, key_h = jax.random.split(rng)
+    return first_state(cell, key_c, input_shape), first_state(cell, key_h, input_shape)
+
+
 class VectorCell(RNNCellBase):
     """What the cells over vectors share."""
 
     @nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Any:
         """The first hidden state, for inputs of shape ``input_shape = (*batch, in)``."""
-        check_cell(self)
-        return self._first_state(rng, input_shape)
-
-    @nowrap
-    def _first_state(self, rng: Array, input_shape: tuple[int, ...]) -> Array:
-        cell: Any = self
-        shape = (*input_shape[:-1], cell.features)
-        return cell.carry_init(rng, shape, cell.param_dtype)
+        return first_state(self, rng, input_shape)
 
     @nowrap
     def _dense(self, width: int, **options: Any) -> Dense:
@@ -165,7 +172,7 @@ class SimpleCell(VectorCell):
     """
 
     features: int
-    activation_fn: Callable[..., Any] = tanh
+    activation_fn: Callable[..., Array] = tanh
     kernel_init: Initializer = default_kernel_init
     recurrent_kernel_init: Initializer = default_recurrent_init
     bias_init: Initializer = initializers.zeros
@@ -191,7 +198,21 @@ class SimpleCell(VectorCell):
         return h, h
 
 
-class GRUCell(VectorCell):
+class GatedCell(VectorCell):
+    """The fields that the gated recurrent unit and the long short-term memories share."""
+
+    features: int
+    gate_fn: Callable[..., Array] = sigmoid
+    activation_fn: Callable[..., Array] = tanh
+    kernel_init: Initializer = default_kernel_init
+    recurrent_kernel_init: Initializer = default_recurrent_init
+    bias_init: Initializer = initializers.zeros
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    carry_init: Initializer = initializers.zeros
+
+
+class GRUCell(GatedCell):
     r"""A gated recurrent unit.
 
     .. math::
@@ -230,16 +251,6 @@ class GRUCell(VectorCell):
       >>> h.shape, y.shape
       ((2, 4), (2, 4))
     """
-
-    features: int
-    gate_fn: Callable[..., Any] = sigmoid
-    activation_fn: Callable[..., Any] = tanh
-    kernel_init: Initializer = default_kernel_init
-    recurrent_kernel_init: Initializer = default_recurrent_init
-    bias_init: Initializer = initializers.zeros
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    carry_init: Initializer = initializers.zeros
 
     @compact
     def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
@@ -299,8 +310,8 @@ class MGUCell(VectorCell):
     """
 
     features: int
-    gate_fn: Callable[..., Any] = sigmoid
-    activation_fn: Callable[..., Any] = tanh
+    gate_fn: Callable[..., Array] = sigmoid
+    activation_fn: Callable[..., Array] = tanh
     kernel_init: Initializer = default_kernel_init
     recurrent_kernel_init: Initializer = default_recurrent_init
     forget_bias_init: Initializer = initializers.ones

@@ -18,6 +18,7 @@ from . import initializers, linear
 from ._util import add_bias, check_size, fail, sizes, to_tuple
 from .dtypes import (
     Array,
+    ArrayLike,
     Dtype,
     Initializer,
     PrecisionLike,
@@ -29,6 +30,7 @@ from .linear import default_kernel_init
 
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 Pads = tuple[tuple[int, int], ...]
+Convolution = Callable[..., Array]
 
 _LAX_PADDING = ("SAME", "SAME_LOWER", "VALID")
 CONV_PADDING = (*_LAX_PADDING, "CIRCULAR", "REFLECT", "CAUSAL")
@@ -41,7 +43,7 @@ def _dimension_numbers(ndim: int) -> lax.ConvDimensionNumbers:
 
 
 def canonicalize_padding(
-    padding: PaddingLike, rank: int, names: Sequence[str] = _LAX_PADDING, module: Any = "padding"
+    padding: PaddingLike, rank: int, names: Sequence[str] = _LAX_PADDING, module: object = "padding"
 ) -> str | Pads:
     """Padding as a name in capitals or as one ``(low, high)`` pair per dimension.
 
@@ -74,7 +76,9 @@ def canonicalize_padding(
     )
 
 
-def _per_dimension(module: Any, option: str, value: Any, rank: int) -> tuple[int, ...]:
+def _per_dimension(
+    module: _Conv | ConvTranspose, option: str, value: int | Sequence[int] | None, rank: int
+) -> tuple[int, ...]:
     """An option of one value per dimension; an int counts for all, None is 1."""
     try:
         found = to_tuple(1 if value is None else value)
@@ -92,7 +96,7 @@ def _per_dimension(module: Any, option: str, value: Any, rank: int) -> tuple[int
     return found
 
 
-def _kernel_size(module: Any) -> tuple[int, ...]:
+def _kernel_size(module: _Conv | ConvTranspose) -> tuple[int, ...]:
     """The size of the kernel; an int is that of a one-dimensional one."""
     size = sizes(module, "kernel_size", module.kernel_size, 1)
     if not size:
@@ -104,7 +108,7 @@ def _kernel_size(module: Any) -> tuple[int, ...]:
     return size
 
 
-def _one_batch(module: Any, x: Array, rank: int) -> tuple[Array, tuple[int, ...]]:
+def _one_batch(module: _Conv | ConvTranspose, x: Array, rank: int) -> tuple[Array, tuple[int, ...]]:
     """``x`` with its batch axes merged into one, and those axes."""
     if x.ndim <= rank:
         raise fail(
@@ -119,11 +123,11 @@ def _one_batch(module: Any, x: Array, rank: int) -> tuple[Array, tuple[int, ...]
     return x, batch
 
 
-def _masked(module: Any, kernel: Array) -> Array:
+def _masked(module: _Conv | ConvTranspose, kernel: Array) -> Array:
     return kernel if module.mask is None else kernel * module.mask
 
 
-def _check_mask(module: Any, shape: tuple[int, ...]) -> None:
+def _check_mask(module: _Conv | ConvTranspose, shape: tuple[int, ...]) -> None:
     if module.mask is not None and jnp.shape(module.mask) != shape:
         raise fail(
             module,
@@ -143,20 +147,20 @@ class _Conv(Module):
     kernel_dilation: None | int | Sequence[int] = 1
     feature_group_count: int = 1
     use_bias: bool = True
-    mask: Any = None
+    mask: Array | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     precision: PrecisionLike = None
     kernel_init: Initializer = default_kernel_init
     bias_init: Initializer = initializers.zeros
     promote_dtype: PromoteDtypeFn = promote_dtype
-    conv_general_dilated: Callable[..., Any] | None = None
-    conv_general_dilated_cls: Any = None
+    conv_general_dilated: Convolution | None = None
+    conv_general_dilated_cls: Callable[[], Convolution] | None = None
 
     shared_weights = True
 
     @compact
-    def __call__(self, inputs: Any) -> Array:
+    def __call__(self, inputs: ArrayLike) -> Array:
         """Convolves ``(*batch, *space, channels)``, with any number of batch axes."""
         size = _kernel_size(self)
         rank = len(size)
@@ -228,7 +232,7 @@ class _Conv(Module):
         return y if len(batch) == 1 else jnp.reshape(y, (*batch, *y.shape[1:]))
 
     @nowrap
-    def _convolution(self) -> Callable[..., Any]:
+    def _convolution(self) -> Convolution:
         """The convolution that the options ask for."""
         if self.conv_general_dilated_cls is not None:
             if self.conv_general_dilated is not None:
@@ -394,7 +398,7 @@ class ConvTranspose(Module):
     padding: PaddingLike = "SAME"
     kernel_dilation: Sequence[int] | None = None
     use_bias: bool = True
-    mask: Any = None
+    mask: Array | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     precision: PrecisionLike = None
@@ -405,7 +409,7 @@ class ConvTranspose(Module):
     preferred_element_type: Dtype | None = None
 
     @compact
-    def __call__(self, inputs: Any) -> Array:
+    def __call__(self, inputs: ArrayLike) -> Array:
         """Convolves ``(*batch, *space, channels)``, with any number of batch axes."""
         size = _kernel_size(self)
         rank = len(size)

@@ -13,15 +13,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike as ArrayLike
 
 Array = jax.Array
 Dtype = Any
 Initializer = Callable[..., Any]
 PrecisionLike = Any
 PromoteDtypeFn = Callable[..., Any]
+DotGeneral = Callable[..., Array]
 
 
-def canonicalize_dtype(*args: Any, dtype: Dtype | None = None, inexact: bool = True) -> Any:
+def canonicalize_dtype(*args: Any, dtype: Dtype | None = None, inexact: bool = True) -> Dtype:
     """The dtype that ``args`` are to be cast to.
 
     Args:
@@ -71,7 +73,7 @@ def promote_dtype(*args: Any, dtype: Dtype | None = None, inexact: bool = True) 
     return [x if x is None else cast(x, dtype) for x in args]
 
 
-def as_array(x: Any) -> Array:
+def as_array(x: ArrayLike) -> Array:
     """``x`` as an array; free where it is one."""
     return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
@@ -83,7 +85,7 @@ def cast(x: Any, dtype: Dtype) -> Array:
     return jnp.asarray(x, dtype)
 
 
-def _uniform(args: tuple[Any, ...]) -> Any:
+def _uniform(args: tuple[Any, ...]) -> Dtype | None:
     """The one dtype of all args, or None where promotion has something to decide."""
     dtype = None
     for x in args:

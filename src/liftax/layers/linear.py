@@ -22,7 +22,16 @@ from ._util import (
     sizes,
     to_tuple,
 )
-from .dtypes import Array, Dtype, Initializer, PrecisionLike, PromoteDtypeFn, promote_dtype
+from .dtypes import (
+    Array,
+    ArrayLike,
+    DotGeneral,
+    Dtype,
+    Initializer,
+    PrecisionLike,
+    PromoteDtypeFn,
+    promote_dtype,
+)
 
 default_kernel_init: Initializer = initializers.lecun_normal()
 default_embed_init: Initializer = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
@@ -59,12 +68,12 @@ def canonicalize_padding(padding: Any, rank: int) -> str | list[tuple[int, int]]
     )
 
 
-def _check_dots(module: Any) -> None:
+def _check_dots(module: Dense | DenseGeneral) -> None:
     if module.dot_general_cls is not None and module.dot_general is not None:
         raise fail(module, "both dot_general and dot_general_cls are set.", "Pass one of them.")
 
 
-def _dot_of(module: Any) -> Callable[..., Any]:
+def _dot_of(module: Dense | DenseGeneral) -> DotGeneral:
     """The contraction that the module's options ask for."""
     if module.dot_general_cls is not None:
         return module.dot_general_cls()
@@ -109,11 +118,11 @@ class Dense(Module):
     kernel_init: Initializer = default_kernel_init
     bias_init: Initializer = initializers.zeros
     promote_dtype: PromoteDtypeFn = promote_dtype
-    dot_general: Callable[..., Any] | None = None
-    dot_general_cls: Any = None
+    dot_general: DotGeneral | None = None
+    dot_general_cls: Callable[[], DotGeneral] | None = None
 
     @compact
-    def __call__(self, inputs: Any) -> Array:
+    def __call__(self, inputs: ArrayLike) -> Array:
         """Maps the last axis of ``inputs``."""
         shape = jnp.shape(inputs)
         if not shape:
@@ -126,12 +135,12 @@ class Dense(Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         if self.dot_general is None and self.dot_general_cls is None:
-            y = matmul(inputs, kernel, self.precision)
+            y = matmul(x, kernel, self.precision)
         else:
-            contract = (((inputs.ndim - 1,), (0,)), ((), ()))
-            y = _dot_of(self)(inputs, kernel, contract, precision=self.precision)
+            contract = (((x.ndim - 1,), (0,)), ((), ()))
+            y = _dot_of(self)(x, kernel, contract, precision=self.precision)
         return y if bias is None else add_bias(y, bias)
 
 
@@ -195,11 +204,11 @@ class DenseGeneral(Module):
     bias_init: Initializer = initializers.zeros
     precision: PrecisionLike = None
     promote_dtype: PromoteDtypeFn = promote_dtype
-    dot_general: Callable[..., Any] | None = None
-    dot_general_cls: Any = None
+    dot_general: DotGeneral | None = None
+    dot_general_cls: Callable[[], DotGeneral] | None = None
 
     @compact
-    def __call__(self, inputs: Any) -> Array:
+    def __call__(self, inputs: ArrayLike) -> Array:
         """Maps the axes ``axis`` of ``inputs``."""
         shape = jnp.shape(inputs)
         features = sizes(self, "features", self.features)
@@ -289,7 +298,7 @@ class Einsum(Module):
     preferred_element_type: Dtype | None = None
 
     @compact
-    def __call__(self, inputs: Any, einsum_str: str | None = None) -> Array:
+    def __call__(self, inputs: ArrayLike, einsum_str: str | None = None) -> Array:
         """Applies the einsum; ``einsum_str`` is given here or to the constructor."""
         equation = merge_option(self, "einsum_str", self.einsum_str, einsum_str).replace(" ", "")
         shape = sizes(self, "shape", self.shape)
@@ -421,7 +430,7 @@ class Embed(Module):
             self.param_dtype,
         )
 
-    def __call__(self, inputs: Any) -> Array:
+    def __call__(self, inputs: Array) -> Array:
         """The vectors at the indices ``inputs``."""
         if not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise fail(
@@ -434,7 +443,7 @@ class Embed(Module):
             return jnp.broadcast_to(table, (*jnp.shape(inputs), self.features))
         return jnp.take(table, inputs, axis=0)
 
-    def attend(self, query: Any) -> Array:
+    def attend(self, query: ArrayLike) -> Array:
         """The inner product of each query with every vector, ``query @ embedding.T``.
 
         Shapes: ``(..., features) -> (..., num_embeddings)``. Used to share the table

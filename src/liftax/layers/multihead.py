@@ -17,7 +17,7 @@ from ..module import Module, compact, nowrap
 from . import initializers
 from ._util import check_broadcast, fail, merge_option
 from .attention import check_rate, combine_masks, dot_product_attention
-from .dtypes import Array, Dtype, Initializer, PrecisionLike
+from .dtypes import Array, DotGeneral, Dtype, Initializer, PrecisionLike
 from .linear import DenseGeneral, default_kernel_init
 from .normalization import LayerNorm
 
@@ -121,10 +121,10 @@ class MultiHeadDotProductAttention(Module):
     decode: bool = False
     normalize_qk: bool = False
     force_fp32_for_softmax: bool = False
-    qkv_dot_general: Callable[..., Any] | None = None
-    out_dot_general: Callable[..., Any] | None = None
-    qkv_dot_general_cls: Any = None
-    out_dot_general_cls: Any = None
+    qkv_dot_general: DotGeneral | None = None
+    out_dot_general: DotGeneral | None = None
+    qkv_dot_general_cls: Callable[[], DotGeneral] | None = None
+    out_dot_general_cls: Callable[[], DotGeneral] | None = None
     qk_attn_weights_einsum_cls: Callable[..., Callable[..., Array]] | None = None
     attn_weights_value_einsum_cls: Callable[..., Callable[..., Array]] | None = None
 
@@ -249,7 +249,7 @@ class MultiHeadDotProductAttention(Module):
             )
 
     @nowrap
-    def _check_options(self, query: Array, key: Array, value: Array, mask: Any) -> None:
+    def _check_options(self, query: Array, key: Array, value: Array, mask: Array | None) -> None:
         check_rate(self, self.dropout_rate)
         for dot in ("qkv_dot_general", "out_dot_general"):
             if getattr(self, dot) is not None and getattr(self, dot + "_cls") is not None:
@@ -303,7 +303,13 @@ class MultiHeadDotProductAttention(Module):
 
     @nowrap
     def _attend(
-        self, query: Array, key: Array, value: Array, mask: Any, rng: Any, sow: bool
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array | None,
+        rng: Array | None,
+        sow: bool,
     ) -> Array:
         """Calls ``attention_fn`` with the options it takes; one in use must be taken."""
         options = {

@@ -7,7 +7,7 @@ statistics of half-precision inputs are taken in float32 unless asked otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,9 +27,10 @@ from ._util import (
     square,
     sub,
 )
-from .dtypes import Array, Dtype, Initializer, as_array, canonicalize_dtype, cast
+from .dtypes import Array, ArrayLike, Dtype, Initializer, as_array, canonicalize_dtype, cast
 
 Axes = int | Sequence[int]
+AxisName = Hashable | None
 
 
 def _squared(x: Array) -> Array:
@@ -40,7 +41,7 @@ def _squared(x: Array) -> Array:
 
 
 def _statistics(
-    module: Any, x: Array, axes: tuple[int, ...], mask: Any, axis_name: Any,
+    module: Any, x: Array, axes: tuple[int, ...], mask: Array | None, axis_name: AxisName,
     centered: bool = True,
 ) -> tuple[Any, Array]:  # fmt: skip
     """Mean and variance of ``x`` over ``axes``, without these axes, as XLA rounds Linen's.
@@ -83,7 +84,7 @@ def _statistics(
 def _rescale(
     module: Any,
     x: Array,
-    mean: Any,
+    mean: Array | None,
     var: Array,
     axes: tuple[int, ...],
     features: tuple[int, ...],
@@ -113,7 +114,7 @@ def _rescale(
     return cast(y, dtype)
 
 
-def _check_mask(module: Any, mask: Any, shape: tuple[int, ...]) -> None:
+def _check_mask(module: Module, mask: Array | None, shape: tuple[int, ...]) -> None:
     if mask is not None:
         check_broadcast(module, "mask", jnp.shape(mask), shape)
 
@@ -163,13 +164,13 @@ class LayerNorm(Module):
     scale_init: Initializer = initializers.ones
     reduction_axes: Axes = -1
     feature_axes: Axes = -1
-    axis_name: Any = None
-    axis_index_groups: Any = None
+    axis_name: AxisName = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
 
     @compact
-    def __call__(self, x: Any, *, mask: Array | None = None) -> Array:
+    def __call__(self, x: ArrayLike, *, mask: Array | None = None) -> Array:
         """Normalizes ``x``; where ``mask`` is False, ``x`` does not count as data."""
         x = as_array(x)
         axes = normalize_axes(self, "reduction_axes", self.reduction_axes, x.ndim)
@@ -218,13 +219,13 @@ class RMSNorm(Module):
     scale_init: Initializer = initializers.ones
     reduction_axes: Axes = -1
     feature_axes: Axes = -1
-    axis_name: Any = None
-    axis_index_groups: Any = None
+    axis_name: AxisName = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
 
     @compact
-    def __call__(self, x: Any, *, mask: Array | None = None) -> Array:
+    def __call__(self, x: ArrayLike, *, mask: Array | None = None) -> Array:
         """Normalizes ``x``; where ``mask`` is False, ``x`` does not count as data."""
         x = as_array(x)
         axes = normalize_axes(self, "reduction_axes", self.reduction_axes, x.ndim)
@@ -282,13 +283,13 @@ class GroupNorm(Module):
     bias_init: Initializer = initializers.zeros
     scale_init: Initializer = initializers.ones
     reduction_axes: Axes | None = None
-    axis_name: Any = None
-    axis_index_groups: Any = None
+    axis_name: AxisName = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
 
     @compact
-    def __call__(self, x: Any, *, mask: Array | None = None) -> Array:
+    def __call__(self, x: ArrayLike, *, mask: Array | None = None) -> Array:
         """Normalizes ``x``; where ``mask`` is False, ``x`` does not count as data."""
         x = as_array(x)
         if not x.ndim:
@@ -379,13 +380,13 @@ class InstanceNorm(Module):
     bias_init: Initializer = initializers.zeros
     scale_init: Initializer = initializers.ones
     feature_axes: Axes = -1
-    axis_name: Any = None
-    axis_index_groups: Any = None
+    axis_name: AxisName = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
 
     @compact
-    def __call__(self, x: Any, *, mask: Array | None = None) -> Array:
+    def __call__(self, x: ArrayLike, *, mask: Array | None = None) -> Array:
         """Normalizes ``x``; where ``mask`` is False, ``x`` does not count as data."""
         x = as_array(x)
         features = normalize_axes(self, "feature_axes", self.feature_axes, x.ndim)
@@ -456,8 +457,8 @@ class BatchNorm(Module):
     use_scale: bool = True
     bias_init: Initializer = initializers.zeros
     scale_init: Initializer = initializers.ones
-    axis_name: Any = None
-    axis_index_groups: Any = None
+    axis_name: AxisName = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
 

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from ._util import fail, sizes
-from .conv import PaddingLike, canonicalize_padding
-from .dtypes import Array, as_array
+from .conv import PaddingLike, Pads, canonicalize_padding
+from .dtypes import Array, ArrayLike, as_array
 
 
 def pool(
-    inputs: Any,
-    init: Any,
-    reduce_fn: Callable[[Any, Any], Any],
+    inputs: ArrayLike,
+    init: ArrayLike,
+    reduce_fn: Callable[[Array, Array], Array],
     window_shape: Sequence[int],
     strides: Sequence[int] | None,
     padding: PaddingLike,
@@ -57,8 +56,8 @@ def pool(
 
 
 def _arguments(
-    ndim: int, window_shape: Any, strides: Any, padding: Any
-) -> tuple[tuple[int, ...], tuple[int, ...], Any]:
+    ndim: int, window_shape: Sequence[int], strides: Sequence[int] | None, padding: PaddingLike
+) -> tuple[tuple[int, ...], tuple[int, ...], str | Pads]:
     """Window, strides and padding over all axes, a batch axis among them."""
     if not isinstance(window_shape, Sequence):
         raise fail("pool", f"window_shape={window_shape} is not a tuple.", "Pass a tuple of ints.")
@@ -89,7 +88,7 @@ def _arguments(
 
 
 def avg_pool(
-    inputs: Any,
+    inputs: ArrayLike,
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
     padding: PaddingLike = "VALID",
@@ -130,7 +129,7 @@ def avg_pool(
 
 
 def max_pool(
-    inputs: Any,
+    inputs: ArrayLike,
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
     padding: PaddingLike = "VALID",
@@ -153,7 +152,7 @@ def max_pool(
 
 
 def min_pool(
-    inputs: Any,
+    inputs: ArrayLike,
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
     padding: PaddingLike = "VALID",
@@ -175,7 +174,7 @@ def min_pool(
     return pool(x, _extreme(x, jnp.inf), lax.min, window_shape, strides, padding)
 
 
-def _extreme(x: Array, infinity: float) -> Any:
+def _extreme(x: Array, infinity: float) -> ArrayLike:
     """The value that loses to all others: an infinity, or the end of an integer's range."""
     if jnp.issubdtype(x.dtype, jnp.integer):
         info = jnp.iinfo(x.dtype)

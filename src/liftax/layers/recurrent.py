@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 from jax.numpy import tanh
@@ -14,38 +12,25 @@ from jax.numpy import tanh
 from ..module import Module, compact, nowrap
 from . import initializers
 from ._util import add_bias, fail, is_differentiated, matmul, to_tuple
+from .cells import GatedCell, first_pair, pair_of, width_of
 from .cells import GRUCell as GRUCell
 from .cells import MGUCell as MGUCell
 from .cells import RNNCellBase as RNNCellBase
 from .cells import SimpleCell as SimpleCell
-from .cells import VectorCell, check_cell, default_recurrent_init, pair_of, width_of
 from .conv import CONV_PADDING, Conv, canonicalize_padding
 from .dtypes import Array, Dtype, Initializer, promote_dtype
-from .linear import default_kernel_init
 from .rnn import RNN as RNN
 from .rnn import Bidirectional as Bidirectional
 from .rnn import flip_sequences as flip_sequences
 
 
-class _LSTM(VectorCell):
-    """The fields and the state of a long short-term memory, and its gates."""
-
-    features: int
-    gate_fn: Callable[..., Any] = sigmoid
-    activation_fn: Callable[..., Any] = tanh
-    kernel_init: Initializer = default_kernel_init
-    recurrent_kernel_init: Initializer = default_recurrent_init
-    bias_init: Initializer = initializers.zeros
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    carry_init: Initializer = initializers.zeros
+class _LSTM(GatedCell):
+    """The state of a long short-term memory, and its gates."""
 
     @nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> tuple[Array, Array]:
         """The first ``(c, h)``, for inputs of shape ``input_shape = (*batch, in)``."""
-        check_cell(self)
-        key_c, key_h = jax.random.split(rng)
-        return self._first_state(key_c, input_shape), self._first_state(key_h, input_shape)
+        return first_pair(self, rng, input_shape)
 
     @nowrap
     def _step(self, c: Array, gates: Sequence[Array]) -> tuple[tuple[Array, Array], Array]:
@@ -298,13 +283,7 @@ class ConvLSTMCell(RNNCellBase):
     @nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> tuple[Array, Array]:
         """The first ``(c, h)``, for inputs of shape ``input_shape``."""
-        check_cell(self)
-        key_c, key_h = jax.random.split(rng)
-        shape = (*input_shape[:-1], self.features)
-        return (
-            self.carry_init(key_c, shape, self.param_dtype),
-            self.carry_init(key_h, shape, self.param_dtype),
-        )
+        return first_pair(self, rng, input_shape)
 
     @property
     def num_feature_axes(self) -> int:

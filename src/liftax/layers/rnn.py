@@ -18,8 +18,8 @@ from .dtypes import Array
 
 
 def flip_sequences(
-    inputs: Any, seq_lengths: Array | None, num_batch_dims: int, time_major: bool
-) -> Any:
+    inputs: Array, seq_lengths: Array | None, num_batch_dims: int, time_major: bool
+) -> Array:
     """Reverses each sequence in time, and leaves its padding at the end.
 
     Args:
@@ -176,7 +176,7 @@ class RNN(Module):
                 "Pass one length for each sequence.",
             )
 
-        def flip(x: Any) -> Any:
+        def flip(x: Array) -> Array:
             return flip_sequences(x, seq_lengths, batch_dims, time_major)
 
         if reverse:
@@ -238,8 +238,8 @@ class Bidirectional(Module):
       (2, 5, 8)
     """
 
-    forward_rnn: Any
-    backward_rnn: Any
+    forward_rnn: RNN
+    backward_rnn: RNN
     merge_fn: Callable[[Array, Array], Array] = _concatenate
     time_major: bool = False
     return_carry: bool = False

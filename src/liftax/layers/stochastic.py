@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +50,7 @@ class Dropout(Module):
 
     @compact
     def __call__(
-        self, inputs: Any, deterministic: bool | None = None, rng: Array | None = None
+        self, inputs: Array, deterministic: bool | None = None, rng: Array | None = None
     ) -> Array:
         """Drops parts of ``inputs``; ``rng`` is the key, in place of the stream."""
         idle = merge_option(self, "deterministic", self.deterministic, deterministic)

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import KeyPath
 
 from ..module import Module, compact
 from ..transforms import map_variables
 from . import initializers
 from ._util import fail, normalize_axes
-from .dtypes import Array, Dtype, Initializer, as_array, canonicalize_dtype, cast
+from .dtypes import Array, ArrayLike, Dtype, Initializer, as_array, canonicalize_dtype, cast
 
 
 def _unit(x: Array, axes: tuple[int, ...] | None, epsilon: float) -> Array:
@@ -22,7 +23,7 @@ def _unit(x: Array, axes: tuple[int, ...] | None, epsilon: float) -> Array:
     return x * lax.rsqrt((x * x).sum(axes, keepdims=True) + epsilon)
 
 
-def _path_in(layer: Module, path: Any) -> str:
+def _path_in(layer: Module, path: KeyPath) -> str:
     """The path of a parameter, from the name of the layer that holds it.
 
     The value in a box has a name of its own on it: ``Dense_0/kernel/value``.
@@ -104,7 +105,7 @@ class SpectralNorm(Module):
         )
         return run(self.layer_instance)
 
-    def _spectral_normalize(self, path: Any, x: Any, update_stats: bool) -> Any:
+    def _spectral_normalize(self, path: KeyPath, x: ArrayLike, update_stats: bool) -> Array:
         x = as_array(x)
         if x.ndim <= 1:
             return x
@@ -205,7 +206,7 @@ class WeightNorm(Module):
         )
         return run(self.layer_instance)
 
-    def _l2_normalize(self, path: Any, x: Any) -> Any:
+    def _l2_normalize(self, path: KeyPath, x: ArrayLike) -> Array:
         x = as_array(x)
         name = _path_in(self.layer_instance, path)
         if self.variable_filter and not any(part in name for part in self.variable_filter):

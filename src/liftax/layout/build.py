@@ -341,11 +341,8 @@ class _Record:
         )
 
 
-class _Array:
-    """Stands where an array was."""
-
-
-_ARRAY = _Array()
+_ARRAY = object()
+"""Stands where an array was."""
 
 
 def _is_array(leaf: Any) -> bool:

@@ -25,11 +25,7 @@ def findings_of(layout: LayoutData) -> tuple[Finding, ...]:
 
 
 def _same_start(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
-    params = [
-        v
-        for v, role in _along(layout, lift)
-        if v.collection == "params" and role == "stacked" and _split(v, lift) is False
-    ]
+    params = [v for v in _stacked_params(layout, lift) if _split(v, lift) is False]
     if params and lift.splits.get("params") is False and lift.size != 1:
         yield _finding(
             "LX202",
@@ -44,9 +40,7 @@ def _same_start(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
 def _ensemble(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
     if lift.kind != "vmap":
         return
-    params = [
-        v for v, role in _along(layout, lift) if v.collection == "params" and role == "stacked"
-    ]
+    params = _stacked_params(layout, lift)
     if not params:
         return
     sizes = [layout.lifts[a.lift].size for a in params[0].along if a.role == "stacked"]
@@ -99,6 +93,11 @@ def _same_numbers(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
 
 def _along(layout: LayoutData, lift: LiftNode) -> list[tuple[VariableLayout, str]]:
     return [(v, a.role) for v in layout.variables for a in v.along if a.lift == lift.index]
+
+
+def _stacked_params(layout: LayoutData, lift: LiftNode) -> list[VariableLayout]:
+    along = _along(layout, lift)
+    return [v for v, role in along if v.collection == "params" and role == "stacked"]
 
 
 def _split(v: VariableLayout, lift: LiftNode) -> bool | None:
