@@ -28,9 +28,6 @@ from helpers.run import total
 from probes.flags import FLAGS, Flag
 from probes.models import MODELS, WRITES
 
-# Small programs, compiled quickly rather than well: what comes out is compared to rounding.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 X = np.sin(np.arange(12) * 0.7 - 1.0).reshape(4, 3)
 
 
@@ -49,7 +46,7 @@ def _compute(flag: Flag, nn: ModuleType, name: str, x: Any) -> dict[str, Any]:
             out = model.apply(given, x, rngs=drops, mutable=WRITES.get(name, False))
             return total(out), out
 
-        compiled = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=QUICK)
+        compiled = jax.jit(jax.value_and_grad(run, has_aux=True))
         (_, outputs), grads = compiled(params, variables)
         return {"params": params, "state": variables, "outputs": outputs, "grads": grads}
 
