@@ -154,7 +154,9 @@ class OptimizedLSTMCell(_LSTM):
         c, h = pair_of(self, carry)
         width = width_of(self, h)
 
-        def weights(name: str, x: Array, use_bias: bool, init: Initializer) -> Any:
+        def weights(
+            name: str, x: Array, use_bias: bool, init: Initializer
+        ) -> tuple[Array, Array | None]:
             made = DenseParams(width, use_bias, self.param_dtype, init, self.bias_init, name=name)
             return made(x)
 
