@@ -12,7 +12,7 @@ constants.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import jax_private
@@ -84,6 +84,24 @@ def programs_of(eqn: Any) -> Iterator[jex.ClosedJaxpr]:
             program = jax_private.as_program(part)
             if program is not None:
                 yield program
+
+
+def with_programs(eqn: Any, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> Any:
+    """Returns an equation with the programs that it calls changed."""
+    params = {name: _changed(value, change) for name, value in params_of(eqn).items()}
+    prim = eqn.params.get("_prim")
+    if prim is not None:
+        params = {**eqn.params, "_prim": jax_private.with_params(prim, params, eqn.effects)}
+    return eqn.replace(params=params)
+
+
+def _changed(value: Any, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> Any:
+    if isinstance(value, (tuple, list)):
+        parts = [_changed(part, change) for part in value]
+        same = all(new is old for new, old in zip(parts, value, strict=True))
+        return value if same else type(value)(parts)
+    program = jax_private.with_program(value, change)
+    return value if program is None else program
 
 
 def given_name(eqn: Any) -> str | None:

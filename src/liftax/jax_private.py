@@ -207,6 +207,7 @@ def identity(name: str) -> _core.Primitive:
 
 _whole_p = _core.Primitive("liftax_whole")
 _whole_p.multiple_results = True
+_whole_p.def_abstract_eval(lambda *avals, **_: avals)
 
 
 Map = object

@@ -9,7 +9,6 @@ from .layers.conv import ConvTranspose as ConvTranspose
 from .layers.conv import PaddingLike as PaddingLike
 from .layers.conv import _Conv as _Conv
 from .layers.conv import _dimension_numbers
-from .layers.conv import canonicalize_padding as canonicalize_padding
 from .layers.dtypes import Array as Array
 from .layers.dtypes import Dtype as Dtype
 from .layers.dtypes import Initializer as Initializer
@@ -20,6 +19,7 @@ from .layers.linear import Dense as Dense
 from .layers.linear import DenseGeneral as DenseGeneral
 from .layers.linear import Einsum as Einsum
 from .layers.linear import Embed as Embed
+from .layers.linear import canonicalize_padding as canonicalize_padding
 from .layers.linear import default_embed_init as default_embed_init
 from .layers.linear import default_kernel_init as default_kernel_init
 

@@ -134,3 +134,15 @@ def test_such_boxes_in_every_storage_and_run_of_a_stack(store: str, run: str) ->
     assert sorted(changed) == [f"layers_{i}" for i in range(4)]
     assert all(leaf.shape == () for leaf in jax.tree.leaves((first, changed)))
     assert len({float(leaf) for leaf in jax.tree.leaves(changed)}) == 3
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_such_boxes_are_converted_there_and_back(axis: int) -> None:
+    nn, box = ours().nn, box_of(ours())
+    axes = {"largest": axis, "params": 0}
+    stacking = nn.Stacking.of("block", 2, axis=axes, metadata_params={"size": 2})
+    layers = nn.to_layers({"largest": {"block": {"of": box(jnp.float32(4))}}}, stacking)["largest"]
+    assert [float(layers["block"][f"layers_{i}"]["of"].value) for i in range(2)] == [4, 4]
+    layers["block"]["layers_1"]["of"] = box(jnp.float32(5))
+    (again,) = jax.tree.leaves(nn.to_stacked({"largest": layers}, stacking))
+    assert again.shape == () and float(again) == 5

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.boxes import is_axis_metadata
 from ..core.types import Path
 from ..errors import StackingError
 from ..stack.arrays import Array, Lazy, View, is_array
@@ -106,7 +107,12 @@ def check_states(tree: object, stackings: Stackings, collection: str | None) -> 
 
 
 def _named(node: object, at: Path) -> object:
-    """A tree with the places of arrays for the arrays, and no boxes."""
+    """A tree with the places of arrays for the arrays, and no boxes.
+
+    A box that is more than names may change its value with the axis: then sizes say nothing.
+    """
+    if is_axis_metadata(node) and not hasattr(node, "names"):
+        return None
     node = unboxed(node)
     if is_array(node):
         return _Named(at, tuple(node.shape), node.dtype)

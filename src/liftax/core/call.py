@@ -73,6 +73,7 @@ class Call:
     on_birth: Callable[[str, Path, object, bool], object] | None = None
     # Whether on_birth is told what a map inside, of variables or of examples, makes as it is made.
     wants_first = False
+    hears: Callable[[str], bool] | None = None  # of which collections, if on_birth is there
     late = False  # whether what is written comes out of a lift inside the body
     creating: str | None = None  # the collection being initialised
 

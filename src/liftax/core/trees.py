@@ -28,6 +28,13 @@ def plain_dicts(tree: Any) -> Any:
     return copy_dicts(tree)
 
 
+def sorted_dicts(tree: Any) -> Any:
+    """Copies the dicts of a tree with their keys in order, as JAX hands them out."""
+    if type(tree) is not dict:
+        return tree
+    return {key: sorted_dicts(tree[key]) for key in sorted(tree)}
+
+
 def abstract(value: Any) -> jax.ShapeDtypeStruct:
     """Returns what stands for an array where none is computed: all that JAX knows of its type.
 

@@ -171,17 +171,21 @@ def split(node: object, axis: LayerAxis, at: Path, done: Done = _kept) -> list[o
 
 
 def _split_box(box: AxisMetadata, axis: LayerAxis, at: Path, done: Done) -> list[object]:
+    stacked = [leaf for leaf in jax.tree.leaves(box) if is_array(leaf)]
+    if stacked:
+        # It may change its value too: what stands for all layers becomes one for each.
+        index = axis.named(stacked[0].ndim, at)
+        with _naming(at):
+            box = box.remove_axis(index, axis.stacking.metadata_params)
     leaves, treedef = jax.tree.flatten(box)
     contents = [split(leaf, axis, at, done) for leaf in leaves]
     boxes = [jax.tree.unflatten(treedef, [c[i] for c in contents]) for i in range(axis.count)]
-    arrays = [leaf for leaf in leaves if is_array(leaf)]
-    if not arrays:
+    ndim = next((leaf.ndim for leaf in leaves if is_array(leaf)), None)
+    if ndim is None:
         return boxes
-    ndim = arrays[0].ndim
-    index, order = axis.named(ndim, at), axis.places(ndim, at).order
+    order = axis.places(ndim, at).order
     with _naming(at):
-        gone = [b.remove_axis(index, axis.stacking.metadata_params) for b in boxes]
-        return [_names_permuted(b, order) for b in gone]
+        return [_names_permuted(b, order) for b in boxes]
 
 
 def _names_permuted(box: AxisMetadata, order: tuple[int, ...] | None) -> AxisMetadata:

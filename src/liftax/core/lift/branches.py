@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import PyTreeDef
 
+from ... import jax_private
 from ...errors import BranchError, ConditionError
 from ...words import describe, kind_of
 from ..filters import Filter
@@ -17,8 +18,9 @@ from ..roles import THROUGH, through_roles
 from ..streams import Keyed
 from ..types import Function, Group, Tree
 from .checks import kinds
+from .counters import counted, set_counters
 from .crossing import Opening
-from .one_trace import Loop, Marks, Variables, flat, name_of, nested, trace_loop
+from .one_trace import Loop, Marks, Variables, flat, name_of, nested, rewritten, trace_loop
 
 T = TypeVar("T")
 
@@ -103,6 +105,10 @@ def _branch(
     keys = opening.keys(False)
     values = opening.values(THROUGH)
     if opening.can_write(THROUGH):
+        if jax_private.jit_is_disabled():
+            chosen = select([lambda i=i: i for i in range(len(functions))])
+            if type(chosen) is int:  # JAX runs but that one
+                return _known(opening, functions, chosen, operands, values, keys)
         return _traced(opening, select, functions, operands, values, keys)
 
     returned: dict[int, object] = {}
@@ -140,16 +146,37 @@ class _Branch:
         def body(operands: tuple[object, ...], x: None) -> tuple[object, ...]:
             run = opening.body(fn, see=lambda inner: self.marks.listen(inner, {THROUGH: True}))
             y, (after,) = run([values], [keys], operands)
-            written = {
-                place: value
-                for place, value in flat(after).items()
-                if len(place) > 2 and value is not before.get(place)
-            }
+            written = rewritten(after, before)
             self.marks.end()
             self.y, self.written = kinds(y), {p: kinds(value) for p, value in written.items()}
             return [], {}, (jax.tree.map(jnp.asarray, y), written), ({}, None)
 
         self.loop: Loop = trace_loop(body, operands, None, self.marks, opening.place)
+
+
+def _known(
+    opening: Opening,
+    functions: list[Function],
+    chosen: int,
+    operands: tuple[object, ...],
+    values: Group,
+    keys: Keyed,
+) -> object:
+    """Runs the branch that is chosen; after it, what other branches alone would make is made.
+
+    No key counts that those draw: Linen does not look at them.
+    """
+    y, (written,) = opening.body(functions[chosen])([values], [keys], operands)
+    opening.write_back(written)
+    counts, drawn = counted(opening), len(opening.log or ())
+    for fn in functions[:chosen] + functions[chosen + 1 :]:
+        branch = _Branch(opening, fn, operands, opening.values(THROUGH), keys)
+        born = branch.loop.first(operands, None)
+        opening.write_back(nested(born, len(opening.tops)))
+        set_counters(opening, counts)
+    if opening.log is not None:
+        del opening.log[drawn:]
+    return y
 
 
 def _traced(
@@ -181,7 +208,7 @@ def _traced(
             born = {place: early.get(place, value) for place, value in born.items()}
             _, _, (y, written) = branch.loop.step({}, operands, born, None)
             after = {**before, **early, **written}
-            return y, {place: after[place] for place in places}
+            return y, {place: after[place] for place in (*branch.written, *places)}
 
         return call
 

@@ -216,7 +216,7 @@ def check_carried(at: Placed, before: Group, after: Group) -> None:
 
 
 def _check_node(at: Placed, path: Path, old: object, new: object) -> None:
-    if isinstance(old, dict) and isinstance(new, dict):
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         for name, value in old.items():
             _check_node(at, (*path, name), value, new[name])
     elif old is not new:

@@ -29,7 +29,7 @@ from ..linen_keys import Log
 from ..roles import THROUGH, Role, Roles, Row
 from ..scope import Scope
 from ..streams import Base, Keyed, Stream
-from ..trees import copy_dicts
+from ..trees import copy_dicts, sorted_dicts
 from ..types import Collections, Function, Group, Path, Tree
 
 
@@ -116,6 +116,16 @@ class Opening(Around):
     def watched(self) -> bool:
         """Whether a loop outside wants to see the variables that this call makes."""
         return self.initializing and any(top.call.on_birth is not None for top in self.tops)
+
+    @property
+    def heard(self) -> bool:
+        """Whether a loop outside wants to see some of them as they are made."""
+        return self.watched and any(
+            top.call.hears is not None and top.call.wants_first and top.call.hears(col)
+            for top, roles in zip(self.tops, self.tables, strict=True)
+            for row in roles.rows
+            for col in _candidates(row, top)
+        )
 
     # --- going in -------------------------------------------------------------
 
@@ -340,7 +350,10 @@ class Opening(Around):
     # --- coming out -----------------------------------------------------------
 
     def written(self, inner: Sequence[Scope], role: Role) -> Group:
-        """Returns the mutable variables of the inner scopes under ``role``."""
+        """Returns the mutable variables of the inner scopes under ``role``.
+
+        Collections are in the order in which they were made, what is in them in that of names.
+        """
         if self.read_only:
             return self.empty()
         groups = []
@@ -348,7 +361,7 @@ class Opening(Around):
             found = {}
             for col, node in scope._nodes.items():
                 if scope.call.is_mutable(col) and roles.role(col) == role:
-                    found[col] = node
+                    found[col] = sorted_dicts(node)
             groups.append(found)
         return tuple(groups)
 

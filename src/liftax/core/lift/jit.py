@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
 
+from ... import jax_private
 from ...errors import StaticArgumentError
 from ...pytrees import Rest
 from ..cache_keys import typed, weakly
 from ..filters import Filter
 from ..roles import THROUGH, Roles, through_roles
+from ..scope import Scope
 from ..streams import Keyed
 from ..types import Fn, Function, Group, Tree
 from .counters import Counted, counted, draw_again, drawn_since, fingerprint, set_counters
 from .crossing import Opening
+from .one_trace import Marks, Variables, flat, nested, rewritten, trace_loop, write_births
 from .options import lift_of
 from .static_arguments import Inputs, Static, StaticBody, is_traceable
 
@@ -158,6 +161,8 @@ def _jitted(options: Jit, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: 
     opening = Opening(options.roles, scopes, fn)
     static = Static(opening, args, kwargs, options.static_argnums, options.static_argnames)
     keys = opening.base_keys()
+    if opening.heard and not jax_private.jit_is_disabled():
+        return _in_parts(options, opening, fn, static, keys)
     body = StaticBody(opening.body(fn, folded=True), static)
     identity = getattr(fn, "identity", None)
     key = (identity() if identity is not None else fn, fingerprint(opening), static.key())
@@ -204,6 +209,41 @@ def _jitted(options: Jit, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: 
     return effects.outputs.filled(out)
 
 
+def _in_parts(options: Jit, opening: Opening, fn: Function, static: Static, keys: Keyed) -> object:
+    """Runs a body inside a loop that shares what it makes, as two programs.
+
+    In Linen's second trace of the loop the variables are there: the first program makes them,
+    the second has them among its inputs.
+    """
+    marks = Marks()
+    values = opening.values(THROUGH)
+    before = flat(values)
+
+    def see(inner: Sequence[Scope]) -> None:
+        marks.listen(inner, {THROUGH: True}, opening.tops)
+        for scope in inner:
+            scope.call.wants_first = True
+
+    body = StaticBody(opening.body(fn, folded=True, see=see), static)
+
+    def traced(dynamic: Inputs, x: None) -> tuple[object, ...]:
+        out, (after,) = body(values, keys, dynamic)
+        written = rewritten(after, before, marks)
+        marks.end()
+        return [], {}, (out, written), ({}, None)
+
+    loop = trace_loop(traced, static.dynamic, None, marks, opening.place)
+    first = jax.jit(lambda dynamic: loop.first(dynamic, None), **options.of_jax)
+    born = write_births(opening, marks, first(static.dynamic))
+
+    def then(dynamic: Inputs, born: Variables) -> Any:
+        return loop.step({}, dynamic, born, None)[2]
+
+    out, written = jax.jit(then, **options.of_jax)(static.dynamic, born)
+    opening.write_back(nested(written, len(opening.tops)))
+    return body.outputs(out)
+
+
 def _donated(numbers: frozenset[int], args: tuple[Tree, ...], static: Static) -> set[int]:
     """Returns which dynamic leaves belong to donated arguments."""
     if not numbers:
@@ -238,5 +278,4 @@ def _staged_call(
     out, written = body(variables, keys, dynamic)
     side = getattr(opening.target, "side", None)
     effects = _Effects(body.rest, counted(opening), side() if side is not None else None)
-    # In the order of their names, as `jax.jit` has them, where it is not disabled.
-    return out, jax.tree.map(lambda leaf: leaf, written), effects
+    return out, written, effects

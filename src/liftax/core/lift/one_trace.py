@@ -78,6 +78,19 @@ def nested(places: Mapping[Place, object], scopes: int) -> Group:
     return group
 
 
+def rewritten(
+    after: Group, before: Mapping[Place, object], marks: Marks | None = None
+) -> Variables:
+    """Returns what a body wrote, by place: what neither stood there before nor was marked there."""
+    return {
+        place: value
+        for place, value in flat(after).items()
+        if len(place) > 2
+        and not (place in before and value is before[place])
+        and not (marks is not None and marks.unchanged(place, value))
+    }
+
+
 def name_of(place: Place) -> str:
     """Names a variable in messages."""
     return "variable " + "/".join(map(str, place[1:]))
@@ -110,23 +123,22 @@ class Marks:
     def __init__(self) -> None:
         self.births: dict[Place, Birth] = {}
         self._number = itertools.count()
-        self._marked: dict[int, object] = {}
 
-    def listen(self, inner: Sequence[Scope], kinds: Mapping[Role, bool]) -> None:
+    def listen(
+        self, inner: Sequence[Scope], kinds: Mapping[Role, bool], tops: Sequence[Scope] = ()
+    ) -> None:
         """Marks what is made in scopes from now on.
 
         Args:
           kinds: role -> whether its variables are carried; other roles are left alone.
+          tops: the scopes outside; where they are given, only what a loop outside hears of.
         """
-        for top, scope in enumerate(inner):
-            roles = scope.call.roles
+        for i, scope in enumerate(inner):
+            roles, hears = scope.call.roles, tops[i].call.hears if tops else None
             assert roles is not None
-
-            def kind(col: str, roles: Roles = roles) -> bool | None:
-                role = roles.role(col)
-                return None if role is None else kinds.get(role)
-
-            scope.call.on_birth = functools.partial(self._born, top, len(scope.path), kind)
+            kind = functools.partial(_kind_in, roles, kinds, hears)
+            scope.call.on_birth = functools.partial(self._born, i, len(scope.path), kind)
+            scope.call.hears = functools.partial(_is_heard, kind)
 
     def _born(
         self,
@@ -172,22 +184,35 @@ class Marks:
         marked = [_mark_p.bind(jnp.asarray(x), mark=n) for x, n in zip(leaves, names, strict=True)]
         value = jax.tree.unflatten(treedef, marked)
         self.births[place] = Birth(carried, names, treedef, value, late, came_in)
-        self._marked |= {id(x): x for x in (value, *marked)}
         return value
 
-    def stands_on(self, value: object) -> bool:
-        """Tells whether ``value`` is, unchanged, what was marked."""
-        return id(value) in self._marked
+    def unchanged(self, place: Place, value: object) -> bool:
+        """Tells whether ``value`` is what was marked there."""
+        birth = self.births.get(place)
+        return birth is not None and value is birth.first
 
     def clear(self) -> None:
         """Forgets the marks of a trace that another one replaces."""
         self.births.clear()
-        self._marked.clear()
 
     def end(self) -> None:
         """Forgets the values of a trace that has ended: JAX holds on to what it traced."""
         self.births = {place: b._replace(first=None) for place, b in self.births.items()}
-        self._marked.clear()
+
+
+def _kind_in(
+    roles: Roles,
+    kinds: Mapping[Role, bool],
+    hears: Callable[[str], bool] | None,
+    col: str,
+) -> bool | None:
+    """Whether a collection is carried; None where it is left alone."""
+    role = roles.role(col)
+    return None if role is None or not (hears is None or hears(col)) else kinds.get(role)
+
+
+def _is_heard(kind: Callable[[str], bool | None], col: str) -> bool:
+    return kind(col) is not None
 
 
 Atoms = Sequence["jex.Var | jex.Literal"]
@@ -283,13 +308,17 @@ def _mark_of(eqn: jex.JaxprEqn) -> str | None:
 
 def _of_first_trace(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
     """Returns the program with the keys that Linen's first trace of it draws."""
-    eqns = [
-        eqn.replace(params={"draw": eqn.params["draw"].first})
-        if eqn.primitive is draw_p and eqn.params["draw"].first is not None
-        else eqn
-        for eqn in jaxpr.eqns
-    ]
+    eqns = [_in_first(eqn) for eqn in jaxpr.eqns]
     return jax_private.rewire(jaxpr, invars=jaxpr.invars, outvars=jaxpr.outvars, eqns=eqns)
+
+
+def _in_first(eqn: jex.JaxprEqn) -> jex.JaxprEqn:
+    if eqn.primitive is draw_p:
+        first = eqn.params["draw"].first
+        return eqn if first is None else eqn.replace(params={"draw": first})
+    if not any(draws_again(inner.jaxpr) for inner in equations.programs_of(eqn)):
+        return eqn
+    return equations.with_programs(eqn, _of_first_trace)
 
 
 def draws_again(program: jex.Jaxpr) -> bool:
@@ -417,7 +446,7 @@ def _at(opening: Opening, place: Place) -> object:
     index, col, *names = place
     node: Any = opening.tops[index].node(col)
     for name in names:
-        node = node[name]
+        node = node.get(name) if isinstance(node, Mapping) else None
     return node
 
 

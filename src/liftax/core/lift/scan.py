@@ -40,7 +40,17 @@ from .checks import (
     nothing_first,
 )
 from .crossing import Opening
-from .one_trace import Loop, Marks, Variables, flat, name_of, nested, trace_loop, write_births
+from .one_trace import (
+    Loop,
+    Marks,
+    Variables,
+    flat,
+    name_of,
+    nested,
+    rewritten,
+    trace_loop,
+    write_births,
+)
 from .options import lift_of
 from .tally import Tally
 
@@ -431,12 +441,7 @@ class _Call:
                 born[place] = jax.tree.map(jnp.asarray, value)
 
         # Shared: what the body left in them, where that is neither what came in nor a mark.
-        before = flat(self.shared)
-        changed = {
-            place: value
-            for place, value in flat(self.opening.written(inner, BROADCAST)).items()
-            if len(place) > 2 and value is not before.get(place) and not marks.stands_on(value)
-        }
+        changed = rewritten(self.opening.written(inner, BROADCAST), flat(self.shared), marks)
 
         # The outputs keep their structure where they are the same in each iteration, so that
         # an error can name one.

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ... import jax_private
 from ...errors import ApplyScopeInvalidVariablesTypeError, UnusedFilterError
 from ...words import kind_of
 from .. import boxes
@@ -147,6 +148,7 @@ class _Initialised:
 
     The body is traced once for both: the values of mapped variables are marked where they
     are made or come in, and the second run is the same program with others in their place.
+    Without jit it is run as Python, twice.
     """
 
     options: MapVariables
@@ -170,7 +172,8 @@ class _Initialised:
 
     def see(self, inner: Sequence[Scope]) -> None:
         """Marks what the body makes, and tells a loop or a map outside of it."""
-        self.marks.listen(inner, {MAPPED: False})
+        if not jax_private.jit_is_disabled():
+            self.marks.listen(inner, {MAPPED: False})
         for top, scope in zip(self.opening.tops, inner, strict=True):
             _pass_on(self.opening, top.call, scope.call)
 
@@ -187,17 +190,14 @@ class _Initialised:
 
     def finish(self) -> Any:
         """Runs the body as Linen's two runs; returns what the second one returns."""
-        opening, options, fn = self.opening, self.options, self.fn
-        remembered = getattr(fn, "side", lambda: None)()
-        loop = trace_loop(self.in_parts, None, None, self.marks, opening.place)
-        made = nested(loop.invariants[0], len(opening.tops))
-        # Written first: a loop or a map outside marks what is made on the way, and what
-        # follows must use it with that mark on.
-        stored = _seen(opening, made, options.map_out_fn, "trans_out_fn", False)
-        opening.write_back(stored, late=False, heard=True)
-        inside = opening.values(MAPPED)
-        mapped = _seen(opening, inside, options.map_in_fn, "trans_in_fn", False)
+        opening, options = self.opening, self.options
+        remembered = getattr(self.fn, "side", lambda: None)()
+        if jax_private.jit_is_disabled():
+            _, (made, _) = self.run(self.outside, see=self.see)
+            return self.anew(self.mapped(made), remembered)
 
+        loop = trace_loop(self.in_parts, None, None, self.marks, opening.place)
+        mapped = self.mapped(nested(loop.invariants[0], len(opening.tops)))
         births = _mapped_births(self.marks, mapped, loop.made)
         reused = births is not None and not draws_again(loop.outside)
         drawn = self.drawn
@@ -211,9 +211,48 @@ class _Initialised:
             opening.log.extend(drawn)
         if reused:
             return _written(options, opening, loop.step(births, None, {}, None)[2])
+        return self.anew(mapped, remembered)
+
+    def mapped(self, made: Group) -> Group:
+        """Writes what the first run left; returns it as the second one sees it."""
+        opening, options = self.opening, self.options
+        # Written first: a loop or a map outside marks what is made on the way, and what
+        # follows must use it with that mark on.
+        stored = _seen(opening, made, options.map_out_fn, "trans_out_fn", False)
+        new = _new_keys(opening, stored)
+        opening.write_back(stored, late=False, heard=True)
+        inside = opening.values(MAPPED)
+        mapped = _seen(opening, inside, options.map_in_fn, "trans_in_fn", False)
+        for node, way in new:  # Linen writes them when the body has run again
+            for key in way:
+                node[key] = node.pop(key)
+                node = node[key]
+        return mapped
+
+    def anew(self, mapped: Group, remembered: object) -> Any:
+        """Runs the body again, from what its modules remembered before the first run."""
         if remembered is not None:
-            fn.restore(remembered)  # type: ignore[attr-defined]
-        return _written(options, opening, self.run(mapped))
+            self.fn.restore(remembered)  # type: ignore[attr-defined]
+        return _written(self.options, self.opening, self.run(mapped))
+
+
+def _new_keys(opening: Opening, values: Group) -> list[tuple[dict[str, Any], list[str]]]:
+    """Returns the keys that writing ``values`` adds: dicts that are there, and the ways below."""
+    found = []
+    tops = zip(opening.tops, values, strict=True)
+    for top, col, names in ((t, c, n) for t, group in tops for c, n in group.items()):
+        if not names or not top.call.is_mutable(col):
+            continue
+        way: list[str] = []
+        node: Any = top.node(col)
+        while node is None and top.parent is not None:
+            way = [top.name or "", *way]
+            top = top.parent
+            node = top.node(col)
+        if node is None:
+            node, way = top._nodes, [col, *way]
+        found += [(node, [*way, name]) for name in names if way or name not in node]
+    return found
 
 
 def _mapped_births(marks: Marks, mapped: Group, made: Variables) -> Variables | None:
@@ -233,8 +272,7 @@ def _mapped_births(marks: Marks, mapped: Group, made: Variables) -> Variables | 
 
 def _pass_on(opening: Opening, outside: Call, root: Call) -> None:
     """Tells a loop or a map outside what is made in a body, before it is mapped."""
-    marked = root.on_birth
-    assert marked is not None
+    marked = root.on_birth  # None without jit
 
     def on_birth(col: str, path: Path, value: object, late: bool) -> object:
         if opening.roles.role(col) != MAPPED:
@@ -243,7 +281,7 @@ def _pass_on(opening: Opening, outside: Call, root: Call) -> None:
         late = late or root.creating is None
         if outside.on_birth is not None and outside.wants_first:
             value = outside.hear(root, col, path, value, late)
-        return marked(col, path, value, late)
+        return value if marked is None else marked(col, path, value, late)
 
     root.on_birth, root.wants_first = on_birth, True
 

@@ -178,7 +178,7 @@ def _pass_on(opening: Opening, metadata_params: Metadata, inner: Sequence[Scope]
             root = scope.call
             assert isinstance(root, LiftedCall)
             root.on_birth = functools.partial(_born, opening, metadata_params, top, root, here)
-            root.wants_first = True
+            root.wants_first, root.hears = True, top.call.hears
 
 
 def _born(
@@ -197,6 +197,7 @@ def _born(
         return top.call.hear(root, col, path, value, late)
     names = (col, *path[len(top.path) :])
     leaves, treedef = jax.tree.flatten(value)
+    creating = root.creating
 
     def change(all_examples: list[jax.Array]) -> list[jax.Array]:
         nonlocal treedef
@@ -206,7 +207,10 @@ def _born(
         (whole,) = named(opening, (whole,), axis, metadata_params)
         for name in names:
             whole = whole[name]
+        # Where the body is traced to a program first, it is heard when that is run.
+        before, root.creating = root.creating, creating
         whole = top.call.hear(root, col, path, whole, late)
+        root.creating = before
         (whole,) = unnamed(opening, (whole,), axis, metadata_params)
         changed, treedef = jax.tree.flatten(whole)
         return changed

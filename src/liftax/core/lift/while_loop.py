@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, Unpack
 
 import jax
 
 from ...errors import ConditionError, ScopeVariableNotFoundError
-from ...words import kind_of, names_on
+from ...words import kind_of
+from ..call import Call
 from ..filters import Filter
 from ..roles import BROADCAST, CARRY, Roles, Row, split_pairs
-from ..types import Function, Group, Tree
+from ..scope import Scope
+from ..types import Function, Group, Path, Tree
 from .checks import check_carried, checked_carry
 from .crossing import Opening, Told
 
@@ -60,10 +63,23 @@ def while_loop(
     shared, carried = opening.values(BROADCAST), opening.values(CARRY)
     same, split = opening.keys(False), opening.keys(True)
 
+    made: list[str] = []
+
+    def hear(top: Scope, call: Call, col: str, path: Path, value: object, late: bool) -> object:
+        names = path[len(top.path) :]
+        # What no initializer makes is part of a value that grows.
+        if late or call.creating is not None or len(names) == 1:
+            made.append("/".join((col, *names)))
+        return value
+
+    def see(inner: Sequence[Scope]) -> None:
+        for top, scope in zip(opening.tops, inner, strict=True):
+            scope.call.on_birth = functools.partial(hear, top, scope.call)
+
     def run(fn: Function, state: State, **event: Unpack[Told]) -> tuple[Any, Group]:
         step, variables, carry = state
         keys = jax.tree.map(lambda key: jax.random.fold_in(key, step), split)
-        y, (written,) = opening.body(fn, [CARRY], **event)(
+        y, (written,) = opening.body(fn, [CARRY], see=see, **event)(
             [shared, variables], [same, keys], (carry,)
         )
         return y, written
@@ -84,14 +100,9 @@ def while_loop(
         step, variables, before = state
         carry, after = run(body_fn, state, carry=True)
         checked_carry(opening, *jax.tree.flatten(before), carry)
-        new = [
-            "/".join(names_on(path[1:]))
-            for path, _ in jax.tree_util.tree_leaves_with_path(after)
-            if path not in {p for p, _ in jax.tree_util.tree_leaves_with_path(variables)}
-        ]
-        if new:
+        if made:
             raise ScopeVariableNotFoundError(
-                f"{opening.place}: the body makes variables ({', '.join(new[:4])}), but a while "
+                f"{opening.place}: the body makes variables ({', '.join(made[:4])}), but a while "
                 f"loop may run zero times. Make them before the loop: call the body once on "
                 f"the initial carry where self.is_initializing()"
             )
