@@ -61,11 +61,7 @@ def _paths(tree: Any) -> Any:
     return [(k, _paths(v)) for k, v in tree.items()] if isinstance(tree, dict) else None
 
 
-# `map_variables(init=True)` writes here before it maps, in Linen at its end; see README.
-MAPPED = [name for name in table() if name.startswith(("SpectralNorm", "WeightNorm"))]
-
-
-@pytest.mark.parametrize("name", [name for name in table() if name not in MAPPED])
+@pytest.mark.parametrize("name", table())
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 def test_init_makes_the_variables_in_one_order(name: str) -> None:
     """As the dicts have them that an eager `init` returns: what returns them traced sorts them."""
