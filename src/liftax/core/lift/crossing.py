@@ -83,6 +83,9 @@ class Opening(Around):
         self.initializing = False
         self.keyless = True  # whether there is no stream
         self.boxed = False  # whether any variable is in a metadata box
+        # Of each top's streams. JAX traces a rule of derivatives when the call may have ended, and
+        # its scopes have let go of their streams.
+        self.paths: list[dict[str, Path]] = []
         for top in self.tops:
             top.check_valid()
             root = top.call
@@ -96,6 +99,7 @@ class Opening(Around):
                 self.boxed = True
             if top.rngs:
                 self.keyless = False
+            self.paths.append({name: stream.path for name, stream in top.rngs.items()})
         self.no_keys: Keyed = ({},) * len(self.tops)
         # The table of each top.
         self.tables = [roles] * len(self.tops)
@@ -233,7 +237,7 @@ class Opening(Around):
             rngs: dict[str, Stream] = {}
             if not self.keyless:
                 rngs = {
-                    n: Stream(key, () if folded else top.rngs[n].path)
+                    n: Stream(key, () if folded else self.paths[i][n])
                     for group in keys
                     for n, key in group[i].items()
                 }
