@@ -41,7 +41,7 @@ def test_the_pages_that_are_not_run_have_tests_of_their_own():
     assert [code for code in RULES if not is_run(code)] == ["LX208"]
 
 
-@pytest.mark.parametrize("code", filter(is_run, RULES))
+@pytest.mark.parametrize("code", list(filter(is_run, RULES)))
 def test_message_and_fix(code):
     """The example raises, warns or finds what the page shows, in twelve lines; the fix is clean."""
     page = blocks(code)
