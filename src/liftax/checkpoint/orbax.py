@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import json
 import logging
+import sys
+import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from .tensors import Keep, to_plain
 
 _MARK = "_METADATA"
 _ABOUT = "_CHECKPOINT_METADATA"
+_LAST_READS = 0.2  # seconds, in which the reads under way end
 
 
 def orbax_directory(path: Path) -> Path:
@@ -126,13 +132,42 @@ def _has_shape(node: Any) -> bool:
     return hasattr(node, "shape") and hasattr(node, "dtype")
 
 
+@contextlib.contextmanager
+def _closed_loops_are_silent() -> Iterator[None]:
+    """Lets Orbax give up without the lines that its other reads print.
+
+    When one array cannot be read, Orbax closes its event loop while others are being read, and
+    each of those then finds the loop closed, at the latest when it is forgotten. Python prints what
+    is raised there.
+    """
+    hook = sys.unraisablehook
+
+    def silent(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = silent
+    try:
+        yield
+    except Exception as error:
+        held: BaseException | None = error
+        while held is not None:
+            traceback.clear_frames(held.__traceback__)
+            held = held.__cause__ or held.__context__
+        time.sleep(_LAST_READS)
+        gc.collect()
+        raise
+    finally:
+        sys.unraisablehook = hook
+
+
 def _tried(path: Path, call: Callable[[], Any]) -> Any:
     """What a call of Orbax returns; whatever it raises is a damaged checkpoint."""
     log = logging.getLogger("absl")
     level = log.level
     try:
         log.setLevel(logging.ERROR)  # what is wrong is said once, in the error
-        with warnings.catch_warnings():
+        with _closed_loops_are_silent(), warnings.catch_warnings():
             # Where arrays lay on the devices of another machine does not matter here.
             warnings.simplefilter("ignore")
             return call()

@@ -85,7 +85,7 @@ class Opening(Around):
         self.boxed = False  # whether any variable is in a metadata box
         # Of each top's streams. JAX traces a rule of derivatives when the call may have ended, and
         # its scopes have let go of their streams.
-        self.paths: list[dict[str, Path]] = []
+        self.paths: list[dict[str, tuple[str | int, ...]]] = []
         for top in self.tops:
             top.check_valid()
             root = top.call
