@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
 import sys
 import textwrap
 import types
@@ -32,7 +33,20 @@ def run(test: doctest.DocTest) -> None:
     assert not runner.failures, "".join(report)
 
 
-@pytest.mark.parametrize("name", ["liftax", *MODULES])
+# It puts liftax in flax's place, which is not to be changed under the tests of a process that have
+# classes of flax's.
+ALONE = "liftax.adopt.standing"
+
+
+def test_examples_that_need_a_process():
+    code = (
+        f"import doctest, {ALONE} as m; r = doctest.testmod(m); assert r.attempted and not r.failed"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["liftax", *(name for name in MODULES if name != ALONE)])
 def test_examples_in_docstrings(name):
     module = importlib.import_module(name)
     tests = [t for t in doctest.DocTestFinder(exclude_empty=True).find(module) if t.examples]
