@@ -88,11 +88,11 @@ def programs_of(eqn: Any) -> Iterator[jex.ClosedJaxpr]:
 
 def with_programs(eqn: Any, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> Any:
     """Returns an equation with the programs that it calls changed."""
-    params = {name: _changed(value, change) for name, value in params_of(eqn).items()}
-    prim = eqn.params.get("_prim")
-    if prim is not None:
-        params = {**eqn.params, "_prim": jax_private.with_params(prim, params, eqn.effects)}
-    return eqn.replace(params=params)
+    return _with_params(eqn, _changed_params(eqn, change), eqn.effects)
+
+
+def _changed_params(eqn: Any, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> dict[str, Any]:
+    return {name: _changed(value, change) for name, value in params_of(eqn).items()}
 
 
 def _changed(value: Any, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> Any:
@@ -102,6 +102,14 @@ def _changed(value: Any, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> Any:
         return value if same else type(value)(parts)
     program = jax_private.with_program(value, change)
     return value if program is None else program
+
+
+def _with_params(eqn: Any, params: dict[str, Any], effects: Any) -> Any:
+    """Returns an equation with other parameters of what it does, and other effects."""
+    prim = eqn.params.get("_prim")
+    if prim is not None:
+        params = {**eqn.params, "_prim": jax_private.with_params(prim, params, effects)}
+    return eqn.replace(params=params, effects=effects)
 
 
 def given_name(eqn: Any) -> str | None:
@@ -136,25 +144,14 @@ def quiet(jaxpr: jex.Jaxpr, *, inner: bool = False) -> jex.Jaxpr:
 def _quieted(eqn: Any, inner: bool) -> Any:
     """Returns an equation with the programs that it calls quiet."""
     called: list[Any] = []
-    params = {name: _quiet_value(value, called) for name, value in params_of(eqn).items()}
+
+    def quieted(program: jex.Jaxpr) -> jex.Jaxpr:
+        called.append(quiet(program, inner=True))
+        return called[-1]
+
+    params = _changed_params(eqn, quieted)
     effects = jax_private.among(eqn.effects, called if called or not inner else [eqn])
-    prim = eqn.params.get("_prim")
-    if prim is not None:
-        params = {**eqn.params, "_prim": jax_private.with_params(prim, params, effects)}
-    return eqn.replace(params=params, effects=effects)
-
-
-def _quiet_value(value: Any, called: list[Any]) -> Any:
-    """Returns a parameter of an equation with the programs in it quiet; lists those."""
-    if isinstance(value, (tuple, list)):
-        parts = [_quiet_value(part, called) for part in value]
-        same = all(new is old for new, old in zip(parts, value, strict=True))
-        return value if same else type(value)(parts)
-    program = jax_private.with_program(value, lambda jaxpr: quiet(jaxpr, inner=True))
-    if program is None:
-        return value
-    called.append(program)
-    return program
+    return _with_params(eqn, params, effects)
 
 
 def acts(eqn: Any) -> bool:
