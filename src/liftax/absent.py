@@ -16,7 +16,10 @@ _DICTS = (
     "plain dicts go in and come out here, and any mapping goes in; flax's own one is "
     "liftax.core.{name}, where flax is installed"
 )
-_FP8 = "give the layer dot_general= or dot_general_cls= of your own"
+_FP8 = (
+    "give the layer dot_general= or dot_general_cls= of your own, or flax's: "
+    "nn.from_linen(flax.linen.{name})"
+)
 _LIFTS = (
     "lifts are written on liftax.core.lift (functions of scopes) or by composing nn.scan, nn.vmap, "
     "nn.remat, nn.jit, nn.map_variables and nn.grad"

@@ -260,6 +260,12 @@ class UnboundModuleError(LiftaxError, ValueError):
     code, title = "LX417", "Variables or keys of a module that is not bound"
 
 
+class ForeignModuleError(LiftaxError, TypeError):
+    """A module of flax.linen was used as one of liftax."""
+
+    code, title = "LX418", "A module of flax.linen used as one of liftax"
+
+
 class UndeclaredError(LiftaxError, ValueError):
     """A variable was declared outside ``setup`` and outside a compact method."""
 

@@ -22,6 +22,7 @@ from ..errors import (
 )
 from ..tracebacks import say_where, shorten
 from .bound import Variables
+from .foreign import refuse_linen
 from .state import NEW, Interceptor, local, watch
 
 
@@ -192,6 +193,7 @@ def call_method(
         return y
     except Exception as error:
         if scope is not None:
+            refuse_linen(error, scope.where())
             say_where(error, scope.where(), scope.call.lift)
         if len(stack) == 1:  # the user's own call of a bound module, or of a function in init
             shorten(error)

@@ -19,6 +19,7 @@ from ..core.cache_keys import typed
 from ..core.scope import Scope, Variable
 from ..core.types import Fn, Function
 from ..errors import (
+    ForeignModuleError,
     LiftMethodError,
     StaticArgumentError,
     TransformedMethodReturnValueError,
@@ -28,6 +29,7 @@ from ..module.attach import Held, is_module, own_methods
 from ..module.bound import Variables
 from ..module.detach import Detached, Inputs, Memory, without_modules
 from ..module.fields import field_names
+from ..module.foreign import is_linen_class, refusal
 from ..module.methods import intercepted, wrapped
 from ..module.state import LIFTED, NEW, state_of, watch
 from ..words import did_you_mean, kind_of
@@ -110,6 +112,9 @@ def lift_target(
     if _is_module_class(target):
         lifts = _lifts_of_methods(lift, core_lift, methods)
         return _lift_class(lift, prefix or lift.capitalize(), target, lifts)
+    foreign = target if isinstance(target, type) else type(target)
+    if is_linen_class(foreign):
+        raise ForeignModuleError(refusal(lift, foreign.__name__))
     # A module is callable, but what is lifted is code, and the instance is data of its calls.
     if is_module(target) or not callable(target):
         name = type(target).__name__
