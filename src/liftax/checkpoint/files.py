@@ -6,15 +6,16 @@ import dataclasses
 import itertools
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from ..core.types import Path as Names
 from ..errors import CheckpointError
-from ..stack.arrays import is_array
+from ..stack.arrays import Lazy, is_array
 from ..stack.stacking import Stackings, name_of
 from ..words import described
 from .convert import to_layers, to_stacked
@@ -22,8 +23,8 @@ from .find import as_stackings
 from .msgpack import looks_like_msgpack, read_msgpack
 from .orbax import read_orbax
 from .safetensors import looks_like_safetensors, read_safetensors
-from .tensors import InMemory, Keep, children, filled, read_all, unboxed
-from .write import compare, planned, read_described, with_values, write
+from .tensors import Keep, ToSave, filled, read_all, to_plain
+from .write import compare, planned, read_described, write
 
 FORMS = ("layers", "stacked")
 
@@ -40,7 +41,7 @@ class Checkpoint:
       metadata: what else it says of itself.
     """
 
-    tree: Any
+    tree: object
     kind: str
     stackings: Stackings = ()
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -66,11 +67,17 @@ def open_checkpoint(source: str | os.PathLike[str] | bytes) -> Checkpoint:
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path}: neither a file nor a directory")
     size = status.st_size
+    # By the content: the names of files say little, and one that is cut short is to be named for
+    # what it was.
     with path.open("rb") as file:
         head = file.read(16)
     if looks_like_safetensors(head, size):
         tree, metadata = read_safetensors(path)
-        return _with_metadata(path, tree, metadata)
+        try:
+            told = read_described(tree, metadata)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        return Checkpoint(told.tree, "safetensors", told.stackings, told.checksums, metadata)
     if looks_like_msgpack(head):
         try:
             return Checkpoint(read_msgpack(np.memmap(path, np.uint8, mode="r")), "msgpack")
@@ -85,22 +92,13 @@ def open_checkpoint(source: str | os.PathLike[str] | bytes) -> Checkpoint:
     )
 
 
-def _with_metadata(path: Path, tree: Any, metadata: dict[str, str]) -> Checkpoint:
-    try:
-        about = read_described(metadata)
-        tree = with_values(tree, about)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    return Checkpoint(tree, "safetensors", about.stackings, about.checksums, metadata)
-
-
 def load_checkpoint(
     source: str | os.PathLike[str] | bytes,
     *,
-    layout: Any = None,
-    source_layout: Any = None,
+    layout: object = None,
+    source_layout: object = None,
     form: str | None = None,
-    like: Any = None,
+    like: object = None,
     verify: bool = False,
 ) -> Any:
     """Reads variables, or a whole train state, from a checkpoint in either form.
@@ -152,6 +150,8 @@ def load_checkpoint(
     if form is not None:
         if found.stackings and source_layout is not None:
             raise CheckpointError("the checkpoint says its layout itself: leave out source_layout=")
+        # First to layers, by what the source is, and then on by what is wanted: two stackings of
+        # the same layers need not know of one another.
         before = found.stackings or (layout if source_layout is None else source_layout)
         if not before:
             raise CheckpointError(
@@ -160,9 +160,7 @@ def load_checkpoint(
         tree = to_layers(tree, before)
         after = before if layout is None else layout
         tree = to_stacked(tree, after) if form == "stacked" else to_layers(tree, after)
-    if like is None:
-        return read_all(tree)
-    return jax.tree.map(read_all, filled(like, tree))
+    return read_all(tree if like is None else filled(like, tree))
 
 
 def _verify(found: Checkpoint) -> None:
@@ -171,7 +169,7 @@ def _verify(found: Checkpoint) -> None:
         compare(found.checksums, plan.checksums())
 
 
-def save_checkpoint(path: str | os.PathLike[str], tree: Any, *, layout: Any = None) -> None:
+def save_checkpoint(path: str | os.PathLike[str], tree: object, *, layout: object = None) -> None:
     """Writes variables, or a whole train state, to a safetensors file.
 
     The file has the layout in its metadata, with a checksum for each layer; `nn.load_checkpoint`
@@ -194,23 +192,20 @@ def save_checkpoint(path: str | os.PathLike[str], tree: Any, *, layout: Any = No
     write(Path(path), plan)
 
 
-def _wrapped(tree: Any) -> Any:
+def _wrapped(tree: object) -> object:
     """A pytree as nested dicts of arrays that are to be read one by one."""
-    return _readable(tree, (), Keep(), itertools.count(1))
+    keep, numbers = Keep(), itertools.count(1)
 
+    def wrap(leaf: object, at: Names) -> object:
+        if not is_array(leaf):
+            return leaf
+        name = name_of(at) if at else "the tree"
+        if isinstance(leaf, jax.core.Tracer):
+            raise CheckpointError(f"{name} is traced: save outside of jit and grad")
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise CheckpointError(f"{name} is only a shape, {described(leaf)}")
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise CheckpointError(f"{name} holds random keys: save jax.random.key_data of them")
+        return leaf if isinstance(leaf, Lazy) else ToSave(leaf, next(numbers), keep)
 
-def _readable(node: Any, at: tuple[str, ...], keep: Keep, numbers: Iterator[int]) -> Any:
-    node = unboxed(node)
-    parts = children(node)
-    if parts is not None:
-        return {name: _readable(part, (*at, name), keep, numbers) for name, part in parts}
-    if not is_array(node):
-        return node
-    name = name_of(at) if at else "the tree"
-    if isinstance(node, jax.core.Tracer):
-        raise CheckpointError(f"{name} is traced: save outside of jit and grad")
-    if isinstance(node, jax.ShapeDtypeStruct):
-        raise CheckpointError(f"{name} is only a shape, {described(node)}")
-    if jax.dtypes.issubdtype(node.dtype, jax.dtypes.prng_key):
-        raise CheckpointError(f"{name} holds random keys: save jax.random.key_data of them")
-    return InMemory(node, next(numbers), keep)
+    return to_plain(tree, wrap)

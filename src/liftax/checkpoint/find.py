@@ -96,13 +96,14 @@ def from_layout(layout: Layout, *, names: str = "layers_{}") -> Stackings:
       ({'params': 1}, ('layers_0',))
     """
     stacks = [part for node in layout.stacks for part in StackLayout.of_node(node).stackings()]
+    # What a Stack stores one by one has no axis in the model: a scan in it is no stack of layers.
     by_layers = [node.path for node in layout.stacks if node.store == "layers"]
     scans = [
         scan
         for scan in _scans(layout, names)
         if not any(scan.path[: len(stack)] == stack for stack in by_layers)
     ]
-    # Of two at one path, that with fewer lifts around it is the outer one.
+    # Of two at one path, as a scan of a scan, that with fewer lifts around it is the outer one.
     parts = sorted([*stacks, *scans], key=lambda s: (len(s.path), s.level))
     return tuple(
         dataclasses.replace(part, shapes=_shapes(part, layout))
@@ -126,9 +127,13 @@ def _scans(layout: Layout, names: str = "layers_{}") -> Iterator[Stacking]:
     for node in layout.lifts:
         if node.kind != "scan":
             continue
+        # The lifts around have put their axes into the same arrays. Where those of this one lie is
+        # said without them, as the scan itself sees its variables.
         above = _lifts_around(layout, node)
         outer = [other.index for other in above]
         own = [v for v in layout.variables if _stacked_by(v, node.index)]
+        # Beside stacked variables there may be others, of layers outside the scan or shared by it:
+        # then each subtree that is stacked as a whole is a stacking of its own.
         for prefix in _cover(node.path, own, layout.variables):
             held = [v for v in own if v.path[: len(prefix)] == prefix]
             keys = frozenset(v.path[len(prefix)] for v in held if len(v.path) > len(prefix))
@@ -215,6 +220,8 @@ def _axes(held: list[VariableLayout], lift: int, outer: list[int]) -> dict[Any, 
 
 
 def _one_axis(found: list[tuple[int, int]], path: Path) -> int:
+    # Variables differ in rank, so the same axis may be the same number from the front or from the
+    # end alone.
     for candidates in ({axis for axis, _ in found}, {axis - ndim for axis, ndim in found}):
         if len(candidates) == 1:
             return candidates.pop()

@@ -13,15 +13,17 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from ..errors import CheckpointError, MissingExtraError
-from ..stack.arrays import Lazy
+from ..stack.arrays import is_array
 from ..stack.stacking import name_of
-from .tensors import Keep, to_plain
+from .tensors import Keep, Kept, to_plain
+
+T = TypeVar("T")
 
 _MARK = "_METADATA"
 _ABOUT = "_CHECKPOINT_METADATA"
@@ -45,7 +47,7 @@ def orbax_directory(path: Path) -> Path:
     )
 
 
-def read_orbax(path: Path) -> Any:
+def read_orbax(path: Path) -> object:
     """The tree of a checkpoint, with arrays that are not read yet.
 
     Shapes and dtypes come from the checkpoint's own description; each array is read when its turn
@@ -68,9 +70,10 @@ def read_orbax(path: Path) -> Any:
     described = _tried(path, lambda: checkpointer.metadata(directory)).item_metadata
     if described is None:
         raise CheckpointError(f"{path}: the description of the checkpoint is damaged")
-    leaves, treedef = jax.tree.flatten(described.tree, is_leaf=_has_shape)
+    leaves, treedef = jax.tree.flatten(described.tree, is_leaf=is_array)
 
     def read(number: int) -> np.ndarray:
+        # Orbax restores trees and not arrays: all others of this one are left out.
         wanted = [0 if i == number else ocp.PLACEHOLDER for i in range(len(leaves))]
         as_numpy = [ocp.RestoreArgs(restore_type=np.ndarray) for _ in leaves]
         options = ocp.args.PyTreeRestore(
@@ -83,7 +86,7 @@ def read_orbax(path: Path) -> Any:
     keep = Keep()
     made = [
         _Stored(leaf, number, functools.partial(read, number), keep, path)
-        if _has_shape(leaf)
+        if is_array(leaf)
         else leaf
         for number, leaf in enumerate(leaves)
     ]
@@ -100,13 +103,13 @@ def _check_json(file: Path, path: Path) -> None:
         raise CheckpointError(f"{path}: {file.name} is damaged") from error
 
 
-class _Stored(Lazy):
+class _Stored(Kept):
     """An array of the checkpoint."""
 
     def __init__(
-        self, described: Any, number: int, load: Callable[[], np.ndarray], keep: Keep, path: Path
+        self, described: Any, number: int, restore: Callable[[], np.ndarray], keep: Keep, path: Path
     ):
-        self.order, self.load, self.keep, self.path = (number,), load, keep, path
+        self.order, self.restore, self.keep, self.path = (number,), restore, keep, path
         self.name = str(described.name)
         try:
             self.shape = tuple(int(size) for size in described.shape)
@@ -114,22 +117,15 @@ class _Stored(Lazy):
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: {self.name}: {error}") from error
 
-    def read(self) -> np.ndarray:
-        """The array, from the checkpoint or, where it was the last one read, from memory."""
-        return self.keep.get(self, self._read)
-
-    def _read(self) -> np.ndarray:
-        found = self.load()
+    def load(self) -> np.ndarray:
+        """The array, from the checkpoint."""
+        found = self.restore()
         if found.shape != self.shape or found.dtype != self.dtype:
             raise CheckpointError(
                 f"{self.path}: {self.name} is {found.dtype}{list(found.shape)}, described as "
                 f"{self.dtype}{list(self.shape)}"
             )
         return found
-
-
-def _has_shape(node: Any) -> bool:
-    return hasattr(node, "shape") and hasattr(node, "dtype")
 
 
 @contextlib.contextmanager
@@ -161,7 +157,7 @@ def _closed_loops_are_silent() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-def _tried(path: Path, call: Callable[[], Any]) -> Any:
+def _tried(path: Path, call: Callable[[], T]) -> T:
     """What a call of Orbax returns; whatever it raises is a damaged checkpoint."""
     log = logging.getLogger("absl")
     level = log.level

@@ -7,7 +7,7 @@ import functools
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 import jax
@@ -97,8 +97,10 @@ def map_layers(
         if not main.forms(s):
             continue
         views = [tree.take_layers(s) for tree in trees]
+        # In the order in which they run, each called by its number in the whole stack, wherever in
+        # the pattern it is stored.
         results = []
-        for i, number in enumerate(_numbers(s)):
+        for i, number in enumerate(s.in_order):
             layer = Layer(number, depths[s.owner], name_of(s.owner))
             mine, *others = (tree.closed(view[i]) for tree, view in zip(trees, views, strict=True))
             results.append(main.opened(fn(layer, mine, *others), views[0][i]))
@@ -154,10 +156,6 @@ class _Tree:
         else:
             made = dict.fromkeys(like, result)
         return {k: _expanded(v, like[k]) if k in like else v for k, v in made.items()}
-
-
-def _numbers(s: Stacking) -> Sequence[int]:
-    return s.numbers or range(len(s.layers))
 
 
 def _depths(stackings: Stackings) -> Mapping[Path, int]:
@@ -343,6 +341,6 @@ def _per_layer(
                 paths = s.layers if form == "layers" else (s.path,)
                 layers = [arrays_in(get(root, path)) for path in paths]
                 each = [sum(measure(leaf, None) for _, leaf in layer) for layer in layers]
-            for number, value in zip(_numbers(s), each, strict=True):
+            for number, value in zip(s.in_order, each, strict=True):
                 sums[number] = value
     return found

@@ -110,6 +110,7 @@ class _Search:
         # A stack that is the whole model has no path to be known by, but the names under it.
         nameless = [s for s in stackings if not s.path]
         self.keys = frozenset[str]().union(*(s.keys or () for s in nameless))
+        # Those are learnt beforehand: a state may come before the parameters that tell them.
         if nameless and not self.keys:
             self.learn(tree)
 
@@ -132,6 +133,7 @@ class _Search:
             if self.is_root(node):
                 self.count += 1
                 return self.change(Root(node, self.collection_of(node, path, siblings), path))
+            # A mask in the place of a stack is as good as finding it: there is nothing to convert.
             if any(_masked(node, place) for s in self.stackings for place in (s.path, s.layers[0])):
                 self.count += 1
             self.variables |= any(len(v.shape) > 0 for v in node.values() if is_array(v))

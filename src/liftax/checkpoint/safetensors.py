@@ -49,6 +49,8 @@ def read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
             metadata = dict(file.metadata() or {})
     except SafetensorError as error:
         raise CheckpointError(_reason(path, str(error))) from error
+    # The library has checked the header. It is read again here, since the library would copy each
+    # array, and has no bfloat16 for numpy.
     data = np.memmap(path, np.uint8, mode="r")
     (length,) = struct.unpack("<Q", data[:8].tobytes())
     header = json.loads(data[8 : 8 + length].tobytes())
@@ -116,7 +118,7 @@ def header_of(tensors: Mapping[str, Lazy], metadata: Mapping[str, str]) -> tuple
         }
         start += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of their size
     return struct.pack("<Q", len(text)) + text, order
 
 
@@ -137,6 +139,7 @@ def write_safetensors(
     head, order = header_of(tensors, metadata)
     file.write(head)
     for name in order:
+        # Counted: an array that is not as long as it says would shift all that follow.
         written = 0
         for chunk in tensors[name].chunks():
             written += file.write(raw_bytes(chunk))

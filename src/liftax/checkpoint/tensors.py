@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..core.boxes import is_axis_metadata
+from ..core.types import Path
 from ..errors import CheckpointError
-from ..stack.arrays import Lazy, is_array
+from ..stack.arrays import InMemory, Lazy, Shape, is_array
 from ..stack.stacking import name_of
+from ..stack.trees import Level, mapped, opened
 from ..words import described
 
 # The dtypes that a file may have, under the names of the safetensors format. Nothing else is ever
@@ -47,7 +49,7 @@ BY_NAME = {dtype.name: dtype for dtype in (*CODES.values(), np.dtype(np.complex1
 _MOST_AXES = 64  # numpy has no more
 
 
-def check_shape(shape: Any, dtype: np.dtype, name: str) -> tuple[int, ...]:
+def check_shape(shape: Sequence[int], dtype: np.dtype, name: str) -> Shape:
     """The shape that stands in a file, if an array can have it.
 
     Raises:
@@ -61,26 +63,38 @@ def check_shape(shape: Any, dtype: np.dtype, name: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
+class Kept(Lazy):
+    """An array that takes long to read: `keep` has it until another one is read."""
+
+    keep: Keep
+
+    @abc.abstractmethod
+    def load(self) -> np.ndarray:
+        """The array, in memory."""
+
+    def read(self) -> np.ndarray:
+        """The array, from memory where it was the last one read."""
+        return self.keep.get(self)
+
+
 class Keep:
     """The last array that was read: slices of one array are taken one after the other."""
 
     def __init__(self) -> None:
-        self._owner: Lazy | None = None
-        self._array: np.ndarray | None = None
+        self._last: tuple[Kept, np.ndarray] | None = None
 
-    def get(self, owner: Lazy, read: Any) -> np.ndarray:
-        """What `read` returns, from memory where the same array was asked for last."""
-        if self._owner is not owner or self._array is None:
-            self._owner = self._array = None  # before another one is made
-            self._array = read()
-            self._owner = owner
-        return self._array
+    def get(self, owner: Kept) -> np.ndarray:
+        """The array of its owner."""
+        if self._last is None or self._last[0] is not owner:
+            self._last = None  # before another one is made: two may not fit
+            self._last = (owner, owner.load())
+        return self._last[1]
 
 
 class Mapped(Lazy):
     """An array in a memory map: `read` is a view."""
 
-    def __init__(self, data: np.ndarray, start: int, dtype: np.dtype, shape: tuple[int, ...]):
+    def __init__(self, data: np.ndarray, start: int, dtype: np.dtype, shape: Shape):
         self.data, self.start, self.dtype, self.shape = data, start, dtype, shape
         self.order = (start,)
 
@@ -90,19 +104,23 @@ class Mapped(Lazy):
         return raw.view(self.dtype).reshape(self.shape)
 
 
-class InMemory(Lazy):
+class ToSave(Kept):
     """An array that is in memory already, on whatever device."""
 
-    def __init__(self, array: Any, number: int, keep: Keep):
+    def __init__(self, array: InMemory, number: int, keep: Keep):
         self.array, self.order, self.keep = array, (number,), keep
         self.shape = tuple(array.shape)
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
 
+    def load(self) -> np.ndarray:
+        """The array on the host."""
+        return np.asarray(self.array)
+
     def read(self) -> np.ndarray:
         """The array on the host."""
-        if isinstance(self.array, np.ndarray):
+        if isinstance(self.array, np.ndarray):  # there already: it needs no place in `keep`
             return self.array.astype(self.dtype, copy=False)
-        return self.keep.get(self, lambda: np.asarray(self.array))
+        return super().read()
 
 
 class Summed(Lazy):
@@ -114,16 +132,18 @@ class Summed(Lazy):
 
     def read(self) -> np.ndarray:
         """The array, its checksum taken on the way."""
-        array = np.asarray(self.base.read(), order="C")
-        digest = _digest_of(self)
-        digest.update(_bytes_of(array))
-        self.digest = digest.hexdigest()
+        (array,) = self._summed([self.base.read()])
         return array
 
     def chunks(self) -> Iterator[np.ndarray]:
         """The pieces of the array, its checksum taken on the way."""
-        digest = _digest_of(self)
-        for chunk in self.base.chunks():
+        return self._summed(self.base.chunks())
+
+    def _summed(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        # The same bytes mean something else under another dtype or shape, so these count too.
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(f"{self.dtype.name}{list(self.shape)}".encode())
+        for chunk in chunks:
             chunk = np.asarray(chunk, order="C")
             digest.update(_bytes_of(chunk))
             yield chunk
@@ -138,16 +158,19 @@ class Summed(Lazy):
         return self.digest
 
 
-def _digest_of(lazy: Lazy) -> Any:
-    """A checksum begun with what the bytes mean."""
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update(f"{lazy.dtype.name}{list(lazy.shape)}".encode())
-    return digest
+def summed(tree: object) -> object:
+    """Nested dicts with every array's checksum known once it is read."""
+    return mapped(lambda leaf: Summed(leaf) if isinstance(leaf, Lazy) else leaf, tree)
+
+
+def read_all(tree: object) -> object:
+    """A tree with every array read: mapped where it lies in a file as it is."""
+    return mapped(lambda leaf: leaf.read() if isinstance(leaf, Lazy) else leaf, tree)
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
-    flat_bytes: Any = array.reshape(-1).view(np.uint8)
-    return memoryview(flat_bytes)
+    # Not `array.data`: the dtypes of ml_dtypes, bfloat16 among them, have no buffer of their own.
+    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:
@@ -180,57 +203,57 @@ def unescape(name: str) -> str:
     return name.replace("%2F", "/").replace("%25", "%")
 
 
-def children(node: Any) -> list[tuple[str, Any]] | None:
-    """The named parts of one node of a pytree, None for a leaf.
-
-    Boxes are taken off: a file has the array, the model has the names of its axes.
+def children(node: object) -> Level | None:
+    """One node of a pytree with its named parts, None for a leaf, and for None itself.
 
     Raises:
       CheckpointError: a mapping has a key that is no string.
     """
-    if isinstance(node, Mapping):
-        for key in node:
-            if not isinstance(key, str):
-                raise CheckpointError(
-                    f"the key {key!r} of a mapping is {type(key).__name__}, not a string; names of "
-                    f"variables are strings"
-                )
-        return list(node.items())
-    if node is None or is_array(node) or isinstance(node, (str, bytes)):
-        return None
-    found = _one_level(node)
-    if len(found) == 1 and found[0][1] is node:
-        return None
-    return [(jax.tree_util.keystr(keys[-1:], simple=True), part) for keys, part in found]
+    for key in node if isinstance(node, Mapping) else ():
+        if not isinstance(key, str):
+            raise CheckpointError(
+                f"the key {key!r} of a mapping is {type(key).__name__}, not a string; names of "
+                f"variables are strings"
+            )
+    return None if node is None else opened(node)
 
 
-def unboxed(node: Any) -> Any:
+def unboxed(node: object) -> object:
     """What is in a box, as it is stored; anything else as it is."""
+    # A file has the array, the model has the names of its axes.
     while is_axis_metadata(node):
-        parts = [part for _, part in _one_level(node)]
+        level = opened(node)
+        parts = [part for _, part in level.parts] if level is not None else []
         node = parts[0] if len(parts) == 1 else dict(enumerate(parts))
     return node
 
 
-def _one_level(node: Any) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
+def _as_it_is(leaf: object, at: Path) -> object:
+    return leaf
 
 
-def to_plain(tree: Any, at: tuple[str, ...] = ()) -> Any:
+def to_plain(
+    tree: object, fn: Callable[[object, Path], object] = _as_it_is, at: Path = ()
+) -> object:
     """A pytree as nested dicts: tuples and dataclasses by the names of their parts, no boxes.
+
+    Args:
+      tree: the pytree.
+      fn: makes the new leaf, from the old one and its path.
+      at: the path of the tree.
 
     Example:
       >>> to_plain({"a": (1, 2.0)})
       {'a': {'0': 1, '1': 2.0}}
     """
     tree = unboxed(tree)
-    parts = children(tree)
-    if parts is None:
-        return tree
-    return {name: to_plain(part, (*at, name)) for name, part in parts}
+    level = children(tree)
+    if level is None:
+        return fn(tree, at)
+    return {name: to_plain(part, fn, (*at, name)) for name, part in level.parts}
 
 
-def flat(tree: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+def flat(tree: object, at: Path = ()) -> Iterator[tuple[str, object]]:
     """The leaves of nested dicts by name; an empty dict is a leaf."""
     if isinstance(tree, Mapping) and tree:
         for name, part in tree.items():
@@ -239,7 +262,7 @@ def flat(tree: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
         yield "/".join(at), tree
 
 
-def nested(leaves: Mapping[str, Any]) -> Any:
+def nested(leaves: Mapping[str, object]) -> object:
     """Nested dicts from named leaves: the inverse of `flat`.
 
     Raises:
@@ -253,14 +276,13 @@ def nested(leaves: Mapping[str, Any]) -> Any:
         if len(leaves) > 1:
             raise CheckpointError("a variable has no name")
         return leaves[""]
-    tree: dict[str, Any] = {}
+    tree: dict[str, object] = {}
     for name, leaf in leaves.items():
         *above, last = map(unescape, name.split("/"))
-        node = tree
+        node: object = tree
         for part in above:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                break
+            if isinstance(node, dict):
+                node = node.setdefault(part, {})
         if not isinstance(node, dict) or last in node:
             raise CheckpointError(
                 f"{name_of(name)} lies inside of another variable, or has two values"
@@ -269,14 +291,7 @@ def nested(leaves: Mapping[str, Any]) -> Any:
     return tree
 
 
-def read_all(tree: Any) -> Any:
-    """Nested dicts with every array read: mapped where it lies in a file as it is."""
-    if isinstance(tree, Mapping):
-        return {name: read_all(part) for name, part in tree.items()}
-    return tree.read() if isinstance(tree, Lazy) else tree
-
-
-def filled(like: Any, tree: Any, at: tuple[str, ...] = ()) -> Any:
+def filled(like: object, tree: object, at: Path = ()) -> object:
     """A pytree with the structure of `like` and the leaves of nested dicts.
 
     Args:
@@ -293,50 +308,50 @@ def filled(like: Any, tree: Any, at: tuple[str, ...] = ()) -> Any:
         if len(leaves) != 1:
             raise CheckpointError(f"{_name(at)}: a box around {len(leaves)} arrays")
         return jax.tree.unflatten(treedef, [filled(leaves[0], tree, at)])
-    parts = children(like)
-    if parts is None:
+    level = children(like)
+    if level is None:
         return _leaf(like, tree, at)
+    parts = dict(level.parts)
     if not isinstance(tree, Mapping):
         raise CheckpointError(f"{_name(at)} is {described(tree)}, expected {len(parts)} variables")
-    for name, part in parts:
+    # What holds no array, as an empty state, need not be in a file and may be there.
+    for name, part in parts.items():
         if name not in tree and jax.tree.leaves(part):
             raise CheckpointError(f"{_name((*at, name))} is missing from the checkpoint")
     for name, part in tree.items():
-        if name not in dict(parts) and jax.tree.leaves(part):
+        if name not in parts and jax.tree.leaves(part):
             first = next(iter(flat(part, (*at, name))))[0]
             raise CheckpointError(f"{name_of(first)} is in the checkpoint, but not in like=")
-    made = [filled(part, tree.get(name, {}), (*at, name)) for name, part in parts]
-    if isinstance(like, Mapping):
-        return dict(zip(like, made, strict=True))
-    _, treedef = jax.tree.flatten(like, is_leaf=lambda x: x is not like)
-    return jax.tree.unflatten(treedef, made)
+    return level.rebuilt(
+        filled(part, tree.get(name, {}), (*at, name)) for name, part in parts.items()
+    )
 
 
-def _leaf(like: Any, found: Any, at: tuple[str, ...]) -> Any:
+def _leaf(like: object, found: object, at: Path) -> object:
     if isinstance(found, Mapping) and is_array(like) and found.keys() == {"value"}:
         found = found["value"]  # a box of Linen, as Linen writes it
     if isinstance(found, Mapping) and found:
         raise CheckpointError(f"{_name(at)} is a mapping in the checkpoint, not {described(like)}")
+    if like is None:
+        return None
     if not is_array(like):
-        if like is not None and isinstance(found, Mapping):
+        if isinstance(found, Mapping):
             raise CheckpointError(f"{_name(at)} is empty in the checkpoint, not {described(like)}")
-        return None if like is None else _as_kind(like, found)
-    if not is_array(found):
-        found = np.asarray(found)
-    if tuple(found.shape) != tuple(like.shape) or found.dtype != like.dtype:
+        return _as_kind(like, found)
+    array = found if is_array(found) else np.asarray(found)
+    if tuple(array.shape) != tuple(like.shape) or array.dtype != like.dtype:
         raise CheckpointError(
-            f"{_name(at)} is {described(found)} in the checkpoint, expected {described(like)}"
+            f"{_name(at)} is {described(array)} in the checkpoint, expected {described(like)}"
         )
-    return found
+    return array
 
 
-def _as_kind(like: Any, found: Any) -> Any:
+def _as_kind(like: object, found: object) -> object:
     """A plain value; files have some of them as arrays without axes."""
-    if is_array(found) and found.ndim == 0 and isinstance(like, (bool, int, float, complex)):
-        found = found.read() if isinstance(found, Lazy) else found
-        return type(like)(found[()])
+    if is_array(found) and not found.shape and isinstance(like, (bool, int, float, complex)):
+        return type(like)(np.asarray(found.read() if isinstance(found, Lazy) else found)[()])
     return found
 
 
-def _name(at: tuple[str, ...]) -> str:
+def _name(at: Path) -> str:
     return name_of(at) if at else "the checkpoint"

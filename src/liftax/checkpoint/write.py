@@ -14,8 +14,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+from ..core.types import Path as Names
 from ..errors import CheckpointError
 from ..files import replacing
 from ..stack.arrays import Lazy
@@ -23,9 +23,9 @@ from ..stack.convert import form_of
 from ..stack.stacking import Stacking, Stackings, name_of
 from .convert import to_layers, to_stacked
 from .find import as_stackings
-from .roots import Root, roots_replaced
+from .roots import find_trees
 from .safetensors import KEY, file_size, header_of, read_safetensors, tensors_of, write_safetensors
-from .tensors import Summed, combined, escape, flat, nested
+from .tensors import Summed, combined, escape, flat, nested, summed
 
 _PARTS = {"version", "stackings", "values", "empty", "layers", "variables"}
 OUTSIDE = "outside of any stack"
@@ -42,13 +42,13 @@ class Plan:
       stackings: how the layers are stacked in the new file, and are to be stacked again.
     """
 
-    tree: Any
+    tree: object
     variables: Mapping[str, Summed]
     layers: Mapping[str, list[str]]
     stackings: Stackings
 
     @property
-    def tensors(self) -> dict[str, Lazy]:
+    def tensors(self) -> Mapping[str, Lazy]:
         """What goes into the file, by name."""
         return tensors_of(self.tree)[0]
 
@@ -59,7 +59,10 @@ class Plan:
 
     def by_layer(self) -> dict[str, str]:
         """One checksum for each layer."""
-        sums = self.checksums()
+        return self.layer_sums(self.checksums())
+
+    def layer_sums(self, sums: Mapping[str, str]) -> dict[str, str]:
+        """One checksum for each layer, from those of the variables."""
         return {
             layer: combined({name: sums[name] for name in names})
             for layer, names in self.layers.items()
@@ -72,11 +75,11 @@ def _in_order(variables: Mapping[str, Summed]) -> list[str]:
 
 
 def planned(
-    tree: Any,
-    source: Any = None,
+    tree: object,
+    source: object = None,
     *,
     form: str | None = None,
-    target: Any = None,
+    target: object = None,
 ) -> Plan:
     """Works out a conversion from shapes alone.
 
@@ -92,47 +95,34 @@ def planned(
     if source is None:
         source = target
     if source is None:
-        variables = _summed(tree)
+        variables = summed(tree)
         return Plan(variables, dict(_leaves(variables)), _layers(variables, ()), ())
     before = as_stackings(source)
     after = before if target is None else as_stackings(target)
-    layers = _summed(to_layers(tree, before))
-    made = tree
-    if form == "stacked":
-        made = to_stacked(layers, after)
-    elif form == "layers":
-        made = to_layers(layers, after)
+    # Both forms are made of the same arrays in the layers form: what is written has been summed.
+    layers = summed(to_layers(tree, before))
+    made = tree if form is None else layers
+    if form is not None:
+        made = (to_stacked if form == "stacked" else to_layers)(layers, after)
     return Plan(made, dict(_leaves(layers)), _layers(layers, after), after)
 
 
-def _summed(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {name: _summed(part) for name, part in tree.items()}
-    return Summed(tree) if isinstance(tree, Lazy) else tree
-
-
-def _leaves(tree: Any) -> Iterator[tuple[str, Summed]]:
+def _leaves(tree: object) -> Iterator[tuple[str, Summed]]:
     return ((name, leaf) for name, leaf in flat(tree) if isinstance(leaf, Summed))
 
 
-def _layers(tree: Any, stackings: Stackings) -> dict[str, list[str]]:
+def _layers(tree: object, stackings: Stackings) -> dict[str, list[str]]:
     """Which variables of a tree in the layers form belong to which layer, in order."""
-    found: dict[tuple[Any, ...], str] = {}
+    found: dict[tuple[Names, int], str] = {}
     prefixes: dict[str, str] = {}
-
-    def see(root: Root) -> Any:
+    for root in find_trees(tree, stackings) if stackings else ():
         for s in stackings:
-            if form_of(s, root.tree, root.collection, root.path) != "layers":
-                continue
-            for i, path in enumerate(s.layers):
-                label = "/".join(path)
-                found[s.owner, s.numbers[i] if s.numbers else i] = label
-                prefixes["/".join(map(escape, root.path + path))] = label
-        return root.tree
-
-    if stackings:
-        roots_replaced(tree, stackings, None, see)
+            if form_of(s, root.tree, root.collection, root.path) == "layers":
+                for number, path in zip(s.in_order, s.layers, strict=True):
+                    found[s.owner, number] = label = "/".join(path)
+                    prefixes["/".join(map(escape, root.path + path))] = label
     layers: dict[str, list[str]] = {found[place]: [] for place in sorted(found)}
+    # The longest prefix counts: a layer in a layer is the inner one's.
     for name, _ in _leaves(tree):
         parts = name.split("/")
         heads = ("/".join(parts[:end]) for end in range(len(parts), 0, -1))
@@ -150,7 +140,7 @@ def described(plan: Plan, extra: Mapping[str, str], checksums: Mapping[str, str]
     Raises:
       CheckpointError: something is neither an array nor a plain value.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     empty = []
     for name, value in tensors_of(plan.tree)[1].items():
         if isinstance(value, Mapping):
@@ -164,25 +154,24 @@ def described(plan: Plan, extra: Mapping[str, str], checksums: Mapping[str, str]
                 f"{name_of(name)} is {type(value).__name__}: neither an array nor a number, a "
                 f"string or None"
             )
-    layers = {
-        layer: combined({name: checksums[name] for name in names})
-        for layer, names in plan.layers.items()
-    }
+    # Layouts that are functions are written out for the collections in the file, and `params`,
+    # which a state has under other names.
     collections = {name.split("/")[0] for name in plan.variables}
-    about = {
+    about: dict[str, object] = {
         "version": 1,
         "stackings": [s.to_dict(sorted({"params", *collections})) for s in plan.stackings],
         "values": values,
         "empty": empty,
-        "layers": layers,
+        "layers": plan.layer_sums(checksums),
         "variables": dict(checksums),
     }
     about["sum"] = _sum_of(about, extra)
     return {**extra, KEY: json.dumps(about, separators=(",", ":"))}
 
 
-def _sum_of(about: Mapping[str, Any], extra: Mapping[str, str]) -> str:
+def _sum_of(about: Mapping[str, object], extra: Mapping[str, str]) -> str:
     """A checksum of all that a file says of itself."""
+    # Sorted: JSON has no order of names, and whoever writes the file anew may use another.
     text = json.dumps([about, dict(extra)], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -209,15 +198,19 @@ def compare(recorded: Mapping[str, str], found: Mapping[str, str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """What `described` wrote into a file."""
+    """A file with what `described` wrote: its tree with all that is no array, and the rest."""
 
-    stackings: Stackings
-    values: Mapping[str, Any]
-    checksums: Mapping[str, str]
+    tree: object
+    stackings: Stackings = ()
+    checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def read_described(metadata: dict[str, str]) -> Described:
+def read_described(tree: object, metadata: dict[str, str]) -> Described:
     """Takes what `described` wrote out of the metadata of a file; nothing in that of another.
+
+    Args:
+      tree: the tensors of the file.
+      metadata: without what is taken, when this returns.
 
     Raises:
       CheckpointError: it is something else, or not as it was written.
@@ -229,7 +222,7 @@ def read_described(metadata: dict[str, str]) -> Described:
                 raise CheckpointError(
                     f"the metadata of liftax are damaged: they are called {name_of(name)}"
                 )
-        return Described((), {}, {})
+        return Described(tree)
     try:
         about = json.loads(text)
         if about["version"] != 1:
@@ -240,28 +233,20 @@ def read_described(metadata: dict[str, str]) -> Described:
             raise CheckpointError(
                 "the metadata of liftax are damaged: their checksum is not the one in the file"
             )
-        values: dict[str, Any] = {name: {} for name in about["empty"]}
+        values: dict[str, object] = {name: {} for name in about["empty"]}
         for name, value in about["values"].items():
             values[name] = complex(*value["complex"]) if isinstance(value, dict) else value
         stackings = tuple(Stacking.from_dict(plain) for plain in about["stackings"])
-        return Described(stackings, values, dict(about["variables"]))
+        checksums = dict(about["variables"])
+    except CheckpointError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(
             f"the metadata of liftax are damaged: {name_of(str(error))}"
         ) from error
-
-
-def with_values(tree: Any, about: Described) -> Any:
-    """The tensors of a file, with what is no array in their places.
-
-    Raises:
-      CheckpointError: two have one name.
-    """
-    if not about.values:
-        return tree
-    return nested({**dict(flat(tree) if tree else ()), **about.values})
+    if values:
+        tree = nested({**dict(flat(tree) if tree else ()), **values})
+    return Described(tree, stackings, checksums)
 
 
 # --- writing ------------------------------------------------------------------
@@ -294,6 +279,7 @@ def write(
     tensors, extra = plan.tensors, dict(extra or {})
     if isinstance(plan.tree, Mapping) and "" in plan.tree and "" in dict(flat(plan.tree)):
         raise CheckpointError("a variable at the top is called '': it could not be read back")
+    # The sums are known when all has been written: until then, something of the same length.
     blank = dict.fromkeys(plan.variables, "0" * 16)
     head = described(plan, extra, blank)
     _check_room(path, file_size(tensors, head))
@@ -312,11 +298,11 @@ def write(
 
 
 def _verify(path: Path, plan: Plan, sums: Mapping[str, str]) -> None:
+    # From the file, and not from what was meant to be in it: this is what a reader will see.
     tree, metadata = read_safetensors(path)
-    about = read_described(metadata)
-    with_values(tree, about)  # it must be possible to load it, too
+    read_described(tree, metadata)  # it must be possible to load it, too
     layers = to_layers(tree, plan.stackings) if plan.stackings else tree
-    found = dict(_leaves(_summed(layers)))
+    found = dict(_leaves(summed(layers)))
     if found.keys() != sums.keys():
         name = min(found.keys() ^ sums.keys())
         raise CheckpointError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,11 @@ import jax.numpy as jnp
 from ..errors import BodyReturnError, StackError
 from ..words import describe
 from .storage import StackLayout
+
+Block = Callable[..., object]
+"""A module ``x -> x``, or ``x -> (x, ys)``, called with the arguments of the stack."""
+Slices = dict[str, object]
+"""Of arguments, the part for one layer: by the name of a keyword, or the number as text."""
 
 
 class ByPosition(NamedTuple):
@@ -46,16 +51,18 @@ class Arguments:
 
     def __init__(
         self,
-        blocks: Sequence[Any],
+        blocks: Sequence[Block],
         per_layer: Sequence[str],
         at: StackLayout,
         place: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
     ):
         self.args = args
         self.kwargs = kwargs
         self.sliced: dict[str, ByPosition] = {}
+        # Positional arguments are known by the names that the first layer has for them: a call
+        # does not say them, and all layers of a pattern get the same ones.
         first, names = _positional(blocks[0]) if per_layer else ([], [])
         for wanted in per_layer:
             if wanted in kwargs:
@@ -74,12 +81,12 @@ class Arguments:
             self.sliced[key] = by_position(value, at, f"{place}: argument {wanted!r}")
 
     @property
-    def xs(self) -> list[dict[str, Any]]:
+    def xs(self) -> list[Slices]:
         """For each position of the pattern, what the loop goes over."""
         count = len(next(iter(self.sliced.values())).block) if self.sliced else 0
         return [{key: v.block[p] for key, v in self.sliced.items()} for p in range(count)]
 
-    def single(self, part: str, index: int) -> dict[str, Any]:
+    def single(self, part: str, index: int) -> Slices:
         """Returns the slices for one layer of ``before`` or ``after``.
 
         Keyword arguments are called by their names, others by their numbers.
@@ -87,8 +94,8 @@ class Arguments:
         return {key: getattr(v, part)[index] for key, v in self.sliced.items()}
 
     def filled(
-        self, slices: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self, slices: Slices, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         """Returns the arguments for one layer."""
         if not slices:
             return args, kwargs
@@ -96,7 +103,7 @@ class Arguments:
         return tuple(parts), {k: slices.get(k, v) for k, v in kwargs.items()}
 
 
-def _positional(block: Any) -> tuple[list[str], list[str]]:
+def _positional(block: Block) -> tuple[list[str], list[str]]:
     """Returns the names of the positional arguments: the module and x, and what follows."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     found = inspect.signature(type(block).__call__).parameters.values()
@@ -104,18 +111,19 @@ def _positional(block: Any) -> tuple[list[str], list[str]]:
     return names[:2], names[2:]
 
 
-def _takes(block: Any, name: str) -> bool:
+def _takes(block: Block, name: str) -> bool:
     found = inspect.signature(type(block).__call__).parameters
     return name in found or any(p.kind is p.VAR_KEYWORD for p in found.values())
 
 
-def by_position(value: Any, at: StackLayout, place: str) -> ByPosition:
+def by_position(value: object, at: StackLayout, place: str) -> ByPosition:
     """Sorts a value with a leading axis of all layers by position.
 
     Raises:
       StackError: a leading axis has another size than the stack has layers.
     """
     b, p, r, a = at.before, at.positions, at.repeats, at.after
+    # Sizes are looked at here: in the loop JAX would name its own argument, and not the user's.
     if isinstance(value, ByPosition):
         sizes = (len(value.before), len(value.block), len(value.after))
         if sizes != (b, p, a):
@@ -127,20 +135,17 @@ def by_position(value: Any, at: StackLayout, place: str) -> ByPosition:
             _check_sizes(part, r, place, f"{r} repeats")
         return value
     _check_sizes(value, len(at), place, f"{len(at)} layers")
-    pattern = jax.tree.map(lambda x: jnp.asarray(x)[b : b + p * r], value)
+    arrays = jax.tree.map(jnp.asarray, value)
+    # The layers of the pattern run repeat after repeat, so layer `b + i * p + j` is at position j.
+    pattern = jax.tree.map(lambda x: x[b : b + p * r].reshape(r, p, *x.shape[1:]), arrays)
     return ByPosition(
-        tuple(jax.tree.map(lambda x, i=i: jnp.asarray(x)[i], value) for i in range(b)),
-        tuple(
-            jax.tree.map(lambda x, i=i: x.reshape(r, p, *x.shape[1:])[:, i], pattern)
-            for i in range(p)
-        ),
-        tuple(
-            jax.tree.map(lambda x, i=i: jnp.asarray(x)[i], value) for i in range(b + p * r, len(at))
-        ),
+        tuple(jax.tree.map(lambda x, i=i: x[i], arrays) for i in range(b)),
+        tuple(jax.tree.map(lambda x, i=i: x[:, i], pattern) for i in range(p)),
+        tuple(jax.tree.map(lambda x, i=i: x[i], arrays) for i in range(b + p * r, len(at))),
     )
 
 
-def _check_sizes(value: Any, size: int, place: str, what: str) -> None:
+def _check_sizes(value: object, size: int, place: str, what: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         shape = jnp.shape(leaf)
         if not shape or shape[0] != size:
@@ -151,7 +156,9 @@ def _check_sizes(value: Any, size: int, place: str, what: str) -> None:
             )
 
 
-def split_pair(out: Any, outputs: bool, block: Any, place: str, x: Any = None) -> tuple[Any, Any]:
+def split_pair(
+    out: object, outputs: bool, block: Block, place: str, x: object = None
+) -> tuple[object, object]:
     """Returns ``(x, ys)`` from what a layer returned.
 
     Args:
@@ -162,14 +169,16 @@ def split_pair(out: Any, outputs: bool, block: Any, place: str, x: Any = None) -
       StackError: it returned a pair and none are declared.
     """
     if not outputs:
-        if isinstance(out, tuple) and len(out) == 2 and _is_like(out[0], x):
-            if not _is_like(out, x):
-                raise StackError(
-                    f"{place}: {type(block).__name__} returns a pair (x, ys), and the stack has "
-                    f"no outputs.\n"
-                    f"found: {describe(out[0])} and {describe(out[1])}\n"
-                    f"expected: return x; or Stack(..., outputs=True)"
-                )
+        # A pair may be what goes through the layers; where one array went in, it is the return
+        # value of a body written for `nn.scan`.
+        pair = out if isinstance(out, tuple) and len(out) == 2 else None
+        if pair is not None and _is_like(pair[0], x) and not _is_like(pair, x):
+            raise StackError(
+                f"{place}: {type(block).__name__} returns a pair (x, ys), and the stack has "
+                f"no outputs.\n"
+                f"found: {describe(pair[0])} and {describe(pair[1])}\n"
+                f"expected: return x; or Stack(..., outputs=True)"
+            )
         return out, None
     if not isinstance(out, (tuple, list)) or len(out) != 2:
         found = describe(out) if not isinstance(out, (tuple, list)) else f"{len(out)} values"
@@ -181,12 +190,12 @@ def split_pair(out: Any, outputs: bool, block: Any, place: str, x: Any = None) -
     return out[0], out[1]
 
 
-def _is_like(value: Any, x: Any) -> bool:
-    treedef: Any = jax.tree.structure(x)
+def _is_like(value: object, x: object) -> bool:
+    treedef: object = jax.tree.structure(x)
     return bool(jax.tree.structure(value) == treedef)
 
 
-def gathered(ys: ByPosition, outputs: bool | str, at: StackLayout, place: str) -> Any:
+def gathered(ys: ByPosition, outputs: bool | str, at: StackLayout, place: str) -> object:
     """Returns the layers' outputs as the stack was asked to.
 
     Args:
@@ -199,12 +208,12 @@ def gathered(ys: ByPosition, outputs: bool | str, at: StackLayout, place: str) -
     if outputs == "positions":
         return ys
     every = [*ys.before, *ys.block, *ys.after]
-    first: Any = jax.tree.structure(every[0])
+    first: object = jax.tree.structure(every[0])
+    # Those of the pattern have come out of the loop, with an axis of repeats that others lack.
+    added = [0] * len(ys.before) + [1] * len(ys.block) + [0] * len(ys.after)
     shapes = [
-        [x.shape[1:] for x in jax.tree.leaves(part)]
-        if len(ys.before) <= i < len(ys.before) + len(ys.block)
-        else [jnp.shape(x) for x in jax.tree.leaves(part)]
-        for i, part in enumerate(every)
+        [jnp.shape(x)[axes:] for x in jax.tree.leaves(part)]
+        for axes, part in zip(added, every, strict=True)
     ]
     for part, shape in zip(every, shapes, strict=True):
         if jax.tree.structure(part) != first or shape != shapes[0]:
@@ -215,12 +224,13 @@ def gathered(ys: ByPosition, outputs: bool | str, at: StackLayout, place: str) -
                 f'expected: one shape in all layers, or outputs="positions"'
             )
 
-    def join(*parts: Any) -> Any:
+    def join(*parts: jax.Array) -> jax.Array:
         b, p = len(ys.before), at.positions
+        # Repeat by repeat, in each position by position: the order in which the layers ran.
         pattern = jnp.stack(parts[b : b + p], axis=1)
         pattern = pattern.reshape(at.repeats * p, *pattern.shape[2:])
-        ends = [jnp.stack(some) if some else None for some in (parts[:b], parts[b + p :])]
-        ordered = [part for part in (ends[0], pattern, ends[1]) if part is not None]
+        ends = [[jnp.stack(some)] if some else [] for some in (parts[:b], parts[b + p :])]
+        ordered = [*ends[0], pattern, *ends[1]]
         return jnp.concatenate(ordered) if len(ordered) > 1 else pattern
 
     return jax.tree.map(join, *every)

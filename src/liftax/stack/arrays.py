@@ -222,6 +222,7 @@ def join(leaves: Sequence[Array], axis: int) -> Array:
     return np.stack(arrays, axis)
 
 
+# The index is an argument: one program takes all layers of an array.
 @functools.partial(jax.jit, static_argnums=2)
 def _take_jax(array: jax.Array, index: int, axis: int) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(array, index, axis, keepdims=False)
@@ -232,6 +233,7 @@ _AT_ONCE = 64
 
 
 def _join_jax(arrays: tuple[InMemory, ...], axis: int) -> jax.Array:
+    # In a trace the caller's program is compiled: there is no other one to be kept small.
     if any(isinstance(array, jax.core.Tracer) for array in arrays):
         return jnp.stack(arrays, axis)
     if len(arrays) <= _AT_ONCE or not all(map(_on_one_device, arrays)):
@@ -263,6 +265,7 @@ def _begin(arrays: tuple[InMemory, ...], count: int, axis: int) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(jnp.zeros(shape, part.dtype), part, 0, axis)
 
 
+# Donated: the whole is written into and not copied each time.
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
 def _put(whole: jax.Array, arrays: tuple[InMemory, ...], start: int, axis: int) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, jnp.stack(arrays, axis), start, axis)
@@ -282,6 +285,7 @@ def _shape(like: jax.ShapeDtypeStruct, shape: Shape, change: Change) -> jax.Shap
     """A shape like another one, whose axes, and the names that a sharding has for them, changed."""
     sharding = like.sharding
     if isinstance(sharding, NamedSharding):
+        # Along the new axis nothing is split, and what was split along a lost one is gathered.
         # A spec may stop before the last axes; the change counts on one entry for each.
         entries = (*sharding.spec, *(None,) * (len(like.shape) - len(sharding.spec)))
         sharding = sharding.update(spec=PartitionSpec(*change(entries)))

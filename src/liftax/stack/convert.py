@@ -42,6 +42,8 @@ def form_of(stacking: Stacking, tree: object, collection: str, at: Path = ()) ->
       StackingError: both forms at once, a layer missing, or a layer too many.
     """
     whole = get(tree, stacking.path)
+    # Looked up by path, never searched for: the time is that of the layers, however large the
+    # tree around them is.
     there = [path for path in stacking.layers if has(tree, path)]
     # Layers may lie below the place of the stacked form: what is left there without them counts.
     depth = len(stacking.path)
@@ -52,6 +54,7 @@ def form_of(stacking: Stacking, tree: object, collection: str, at: Path = ()) ->
         return "absent"
     if stacking.axes is not None and not stacking.stacks(collection):
         return "absent" if whole is MISSING else "shared"
+    # One layer more than the layout has is another model: converted, it would be lost.
     for path in stacking.beyond:
         if has(tree, path):
             raise StackingError(
@@ -159,7 +162,7 @@ def split(node: object, axis: LayerAxis, at: Path, done: Done = _kept) -> list[o
         return [node]
     if is_array(node):
         made = apart(node, axis.of(node, at))
-        done(node)
+        done(node)  # array by array, so that no more than one is there twice
         return [*made]
     if is_axis_metadata(node):
         return _split_box(node, axis, at, done)
@@ -171,6 +174,7 @@ def split(node: object, axis: LayerAxis, at: Path, done: Done = _kept) -> list[o
 
 
 def _split_box(box: AxisMetadata, axis: LayerAxis, at: Path, done: Done) -> list[object]:
+    # The lifts tell the outermost box of an axis, and so is it here: those within stay.
     stacked = [leaf for leaf in jax.tree.leaves(box) if is_array(leaf)]
     if stacked:
         # It may change its value too: what stands for all layers becomes one for each.
@@ -231,6 +235,7 @@ def unite(
         return first
     if is_axis_metadata(first):
         return _unite_boxes(nodes, axis, at, paths, done)
+    # The first layer is the measure: whoever differs from it is named, with its own path.
     levels = [opened(node) for node in nodes]
     for path, node, level in zip(paths, nodes, levels, strict=True):
         if not _alike(first, levels[0], node, level):
@@ -377,6 +382,7 @@ class Converter:
     def _together(self, tree: object, axis: LayerAxis, at: Path) -> object:
         s = axis.stacking
         layers = [get(tree, path) for path in s.layers]
+        # The layers go first: the stacked form may lie where they lay.
         tree = remove(tree, s.layers)
         if _taken(tree, s.path):
             raise StackingError(

@@ -11,6 +11,7 @@ from ..core.roles import Roles, loop_roles
 from ..core.types import Path
 from ..errors import StackError
 from ..module import Module, nowrap
+from .arguments import Block
 from .options import Remat, check_remat, parse_run
 from .storage import Enclosing, StackLayout
 
@@ -36,10 +37,11 @@ class Declaration(Module):
     variable_broadcast: Filter = dataclasses.field(default=False, kw_only=True)
     variable_carry: Filter = dataclasses.field(default=False, kw_only=True)
     split_rngs: Mapping[str, bool] = dataclasses.field(default_factory=dict, kw_only=True)
-    metadata_params: Mapping[Any, Any] = dataclasses.field(default_factory=dict, kw_only=True)
+    metadata_params: Mapping[str, object] = dataclasses.field(default_factory=dict, kw_only=True)
     frozen: bool | Sequence[int] = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        # Fields are set past `__setattr__`: what it checks and adopts is for users' assignments.
         own = self.__dict__
         if isinstance(self.per_layer, str):
             own["per_layer"] = (self.per_layer,)
@@ -72,11 +74,12 @@ class Declaration(Module):
     # --- what is declared -----------------------------------------------------
 
     @property
-    def _pattern(self) -> Sequence[Any]:
+    def _pattern(self) -> Sequence[Block]:
         return self.block  # type: ignore[return-value]
 
     @nowrap
     def _roles(self) -> Roles:
+        # What nothing is said of gets an axis and split keys: layers are apart unless told else.
         axes: dict[Any, int] = {**self.variable_axes}
         axes.setdefault(True, 0)
         splits: dict[Any, bool] = {**self.split_rngs}
@@ -134,11 +137,13 @@ class Declaration(Module):
         assert self.repeats is not None
         return len(self.before) + len(self._pattern) * self.repeats + len(self.after)
 
+    # A stack of no layers is a stack; by its length alone it would count as false.
     def __bool__(self) -> bool:
         return True
 
 
-def _are_numbers(value: Any) -> bool:
+def _are_numbers(value: object) -> bool:
+    # Numbers of numpy have `__index__` too, but so have bools, which are a mask and no numbers.
     if not isinstance(value, (Sequence, Set)) or isinstance(value, str):
         return False
     return all(hasattr(i, "__index__") and not isinstance(i, bool) for i in value)

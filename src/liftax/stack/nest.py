@@ -8,7 +8,7 @@ in the lift, so no option of this file can change it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,13 @@ import jax.numpy as jnp
 from .. import jax_private
 from ..core.lift.crossing import Opening
 from ..core.roles import THROUGH, through_roles
+from ..core.scope import Scope
+from ..core.streams import Keyed
+from ..core.types import Group
 from .options import Level, Remat, Run, levels, names_in
 
-Step = Callable[[Any, Any], tuple[Any, Any]]
+T = TypeVar("T")
+Step = Callable[[object, object], tuple[object, object]]
 
 
 class Plan:
@@ -35,8 +39,15 @@ class Plan:
         self.seen: set[str] = set()
 
     def __call__(
-        self, step: Step, init: Any, xs: Any, *, length: int, reverse: bool = False, **_: object
-    ) -> tuple[Any, Any]:
+        self,
+        step: Step,
+        init: object,
+        xs: object,
+        *,
+        length: int,
+        reverse: bool = False,
+        **_: object,
+    ) -> tuple[object, object]:
         """Runs ``length`` steps, called as `jax.lax.scan` is; the stack says how it is unrolled.
 
         Args:
@@ -46,9 +57,11 @@ class Plan:
           length: the number of steps.
           reverse: whether to go from the last slice to the first.
         """
+        # JAX knows what comes out of no steps; there is nothing to group or to recompute.
         if length == 0:
             return jax.lax.scan(step, init, xs, length=0)
         nest = levels(self.run, self.remat, length)
+        # Turned around here, once: groups of steps, and what is left over, would be others else.
         if reverse:
             xs = jax.tree.map(lambda x: jnp.flip(x, 0), xs)
         carry, ys = self._nest(nest, step, init, xs, length, in_scan=False)
@@ -57,8 +70,14 @@ class Plan:
         return carry, ys
 
     def _nest(
-        self, nest: Sequence[Level], step: Step, carry: Any, xs: Any, length: int, in_scan: bool
-    ) -> tuple[Any, Any]:
+        self,
+        nest: Sequence[Level],
+        step: Step,
+        carry: object,
+        xs: object,
+        length: int,
+        in_scan: bool,
+    ) -> tuple[object, object]:
         level, inner = nest[0], nest[1:]
         count, rest = divmod(length, level.size)
         # Where the loop is left in the compiled program, forward and backward pass lie in
@@ -67,15 +86,15 @@ class Plan:
         looped = in_scan or (level.kind == "scan" and count > 1 and not written_out)
 
         def turn(size: int, in_scan: bool) -> Step:
-            if level.size == 1:
-                body = step
-            else:
+            body = step
+            if level.size > 1:
 
-                def body(carry: Any, xs: Any) -> tuple[Any, Any]:
+                def body(carry: object, xs: object) -> tuple[object, object]:
                     return self._nest(inner, step, carry, xs, size, in_scan)
 
             return self.checkpoint(body, in_scan) if level.remat else body
 
+        # Whole groups in one loop, then the steps that fill no group, as one of their own.
         head, tail = _cut(xs, count * level.size, length)
         parts = []
         if count:
@@ -93,19 +112,23 @@ class Plan:
             return carry, parts[0]
         return carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
-    def checkpoint(self, fn: Callable[..., Any], in_scan: bool = False) -> Callable[..., Any]:
+    def checkpoint(self, fn: Callable[..., T], in_scan: bool = False) -> Callable[..., T]:
         """Returns ``fn`` with its activations recomputed, as the options say."""
         remat = self.remat
         assert remat is not None
         if remat.names:
             fn = self._noting(fn)
+        # Without a loop between them, the compiler finds forward and recomputed work to be the
+        # same, does it once, and keeps the activations after all.
         prevent = remat.prevent_cse if remat.prevent_cse is not None else not in_scan
         return jax.checkpoint(fn, policy=remat.as_policy(), prevent_cse=prevent)
 
-    def _noting(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def _noting(self, fn: Callable[..., T]) -> Callable[..., T]:
         """Returns ``fn``, noting the names that it gives to values."""
 
-        def noting(*args: Any) -> Any:
+        def noting(*args: object) -> T:
+            # A policy is asked when the program is differentiated, if it is; a name that no value
+            # has must be an error in the forward pass already. So the program is looked through.
             closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
             self.seen |= names_in(closed)
             inputs = [*closed.consts, *jax.tree.leaves(args)]
@@ -114,7 +137,9 @@ class Plan:
 
         return noting
 
-    def layer(self, fn: Callable[..., Any], scopes: Any, x: Any, *, in_scan: bool) -> Any:
+    def layer(
+        self, fn: Callable[..., T], scopes: Sequence[Scope], x: object, *, in_scan: bool
+    ) -> T:
         """Runs one layer, a function of scopes, with its activations recomputed.
 
         Args:
@@ -123,11 +148,13 @@ class Plan:
           x: what is differentiated; all else that ``fn`` uses it closes over.
         """
         opening = Opening(through_roles("remat", True, True), scopes, fn)
+        # A loop outside that initialises has to see each variable as it is made, and would not
+        # through a checkpoint; in `init` there is nothing to be recomputed.
         if opening.watched:
             return opening.call_without(fn, scopes, (x,), {})
         run = opening.body(fn)
 
-        def sealed(variables: Any, keys: Any, x: Any) -> Any:
+        def sealed(variables: Group, keys: Keyed, x: object) -> tuple[T, list[Group]]:
             return run([variables], [keys], (x,))
 
         again = self.checkpoint(sealed, in_scan)
@@ -142,7 +169,7 @@ class Plan:
         return [name for name in names if name not in self.seen]
 
 
-def _cut(xs: Any, at: int, length: int) -> tuple[Any, Any]:
+def _cut(xs: object, at: int, length: int) -> tuple[object, object]:
     if at == length:
         return xs, None
     if at == 0:
@@ -150,19 +177,19 @@ def _cut(xs: Any, at: int, length: int) -> tuple[Any, Any]:
     return jax.tree.map(lambda x: x[:at], xs), jax.tree.map(lambda x: x[at:], xs)
 
 
-def _grouped(xs: Any, count: int, size: int) -> Any:
+def _grouped(xs: object, count: int, size: int) -> object:
     if size == 1:
         return xs
     return jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), xs)
 
 
-def _ungrouped(ys: Any, count: int, size: int) -> Any:
+def _ungrouped(ys: object, count: int, size: int) -> object:
     if size == 1:
         return ys
     return jax.tree.map(lambda y: y.reshape(count * size, *y.shape[2:]), ys)
 
 
-def _loop(body: Step, carry: Any, xs: Any, count: int) -> tuple[Any, Any]:
+def _loop(body: Step, carry: object, xs: object, count: int) -> tuple[object, object]:
     """The Python loop that a scan stands for."""
     leaves, treedef = jax.tree.flatten(xs)
     # Taken apart at once: differentiated, it is one stack and not a sum of padded slices.

@@ -17,9 +17,10 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
+from jax.extend.core import Primitive
 
 from .. import equations
 from ..errors import StackError
@@ -28,7 +29,7 @@ from ..words import did_you_mean
 if TYPE_CHECKING:
     import jax.extend.core as jex
 
-Policy = Callable[..., Any]
+Policy = Callable[..., bool]
 
 # These make a policy from names or from other policies.
 _MAKERS = {
@@ -85,7 +86,7 @@ class Remat:
     prevent_cse: bool | None = None
 
     def __post_init__(self) -> None:
-        def put(name: str, value: Any) -> None:
+        def put(name: str, value: object) -> None:  # as `__init__` of a frozen class does
             object.__setattr__(self, name, value)
 
         for name in ("save", "offload"):
@@ -136,6 +137,7 @@ class Remat:
         return _policy(self.policy, self.save, self.offload)
 
 
+# One function for equal options: JAX's caches know policies by identity.
 @functools.lru_cache(maxsize=256)
 def _policy(
     policy: str | Policy | None, save: tuple[str, ...], offload: tuple[str, ...]
@@ -157,7 +159,9 @@ def _policy(
         return named
     mine = {*save, *offload}
 
-    def either(prim: Any, *args: Any, **params: Any) -> Any:
+    # The equation that gives a value its name is asked like any other: those of these names go by
+    # the names alone, all others by the policy.
+    def either(prim: Primitive, *args: object, **params: object) -> bool:
         if prim.name in equations.NAMING and params.get("name") in mine:
             return named(prim, *args, **params)
         return base(prim, *args, **params)
@@ -217,12 +221,12 @@ def parse_run(run: str, unroll: int | bool = 1) -> Run:
             f"unroll={unroll!r} is for scans; run='loop' writes every layer out, drop unroll="
         )
     if unroll == 0 and unroll is not False:
-        unroll = True
+        unroll = True  # for JAX 0 is no number of steps
     group = match[2]
     return Run(match[1], group if group in (None, "sqrt") else int(group), unroll)
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -260,6 +264,8 @@ def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
     whole = remat is not None and remat.positions is None
     group = _group(run.group, length)
     every = _group(remat.every, length) if remat is not None and whole else 1
+    # Each loop goes over groups of the next one's size, so the sizes must divide one another; the
+    # outermost may be the whole stack, into which nothing has to fit.
     sizes = sorted({group, every, 1}, reverse=True)
     overlap = group > 1 and every > 1 and max(group, every) % min(group, every) != 0
     if overlap and max(group, every) < length:
@@ -272,6 +278,7 @@ def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
         kind = "loop" if run.kind == "loop" or size < group else "scan"
         again = whole and (size == every or (size == 1 and remat is not None and remat.nested))
         nest.append(Level(size, kind, again))
+    # `unroll` is said of single steps: it is for the innermost loop that is a scan.
     scans = [i for i, level in enumerate(nest) if level.kind == "scan"]
     if scans:
         nest[scans[-1]] = dataclasses.replace(nest[scans[-1]], unroll=run.unroll)
@@ -284,6 +291,8 @@ def _group(size: int | str | None, length: int) -> int:
 
 def _sqrt(length: int) -> int:
     """Returns a group size near the square root, one that divides if there is a good one."""
+    # What is kept is one activation for each group and those within one: size + length / size,
+    # least at the root. A divisor a little off costs less than a second program for the rest.
     root = max(1, round(math.sqrt(length)))
     divisors = [d for d in range(1, length + 1) if length % d == 0]
     best = min(divisors, key=lambda d: (d + length // d, d))
@@ -339,7 +348,7 @@ def override_stacks(
         _override.reset(token)
 
 
-def check_remat(remat: Any, place: str, *, off: bool = False) -> None:
+def check_remat(remat: object, place: str, *, off: bool = False) -> None:
     """Raises StackError where ``remat=`` is no `Remat`."""
     if remat is None or isinstance(remat, Remat) or (off and remat == "off"):
         return
@@ -349,7 +358,7 @@ def check_remat(remat: Any, place: str, *, off: bool = False) -> None:
 
 def in_force(run: str, unroll: int | bool, remat: Remat | None) -> tuple[Run, Remat | None]:
     """Returns the options that hold, those of `override_stacks` first."""
-    for options in _override.get():
+    for options in _override.get():  # the innermost block last, which has the last word
         if options.run is not None:
             run = options.run
             unroll = 1 if run.strip() == "loop" else unroll

@@ -17,7 +17,7 @@ from ..core.types import Function
 from ..errors import StackError
 from ..module.bound import whose
 from ..module.detach import Detached, without_modules
-from .arguments import Arguments, ByPosition, gathered, split_pair
+from .arguments import Arguments, Block, ByPosition, Slices, gathered, split_pair
 from .declaration import Declaration
 from .nest import Plan
 from .options import in_force
@@ -29,6 +29,8 @@ def check_outside(stack: Declaration, scopes: Sequence[Scope]) -> None:
     """Raises StackError where a module around the stack was handed to it."""
     assert stack.scope is not None
     here = stack.scope.path
+    # A layer that could reach its own stack would have its variables twice: as those of the loop,
+    # with an axis, and through the module around it, whole.
     for scope in scopes:
         if scope.call is stack.scope.call and here[: len(scope.path)] == scope.path:
             raise StackError(
@@ -38,10 +40,13 @@ def check_outside(stack: Declaration, scopes: Sequence[Scope]) -> None:
             )
 
 
-def run_stacked(stack: Declaration, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_stacked(
+    stack: Declaration, x: object, args: tuple[object, ...], kwargs: dict[str, object]
+) -> object:
     """Runs a stack whose variables are stacked."""
     place = whose(stack)
     at = stack._stack_layout(stack.path)
+    # Options in force where the stack is called, not where it was declared, say how it runs.
     plan = Plan(*in_force(stack.run, stack.unroll, stack.remat))
     call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs)
     ys_before, ys_after = [], []
@@ -52,6 +57,7 @@ def run_stacked(stack: Declaration, x: Any, args: tuple[Any, ...], kwargs: dict[
     for j, layer in enumerate(stack.after):
         x, ys = _single(stack, plan, layer, x, call, call.single("after", j))
         ys_after.append(ys)
+    # Only now: the names that values have are known once all layers have been traced.
     if plan.unseen:
         known = ", ".join(sorted(plan.seen)) or "none"
         raise StackError(
@@ -67,17 +73,18 @@ def run_stacked(stack: Declaration, x: Any, args: tuple[Any, ...], kwargs: dict[
 
 
 def _single(
-    stack: Declaration, plan: Plan, layer: Any, x: Any, call: Arguments, slices: dict[str, Any]
-) -> tuple[Any, Any]:
+    stack: Declaration, plan: Plan, layer: Any, x: object, call: Arguments, slices: Slices
+) -> tuple[object, object]:
     """Runs a layer before or after the pattern."""
     if plan.remat is None or plan.remat.positions is not None:
+        # Positions are those of the pattern: this layer has none, so nothing of it is recomputed.
         args, kwargs = call.filled(slices, call.args, call.kwargs)
         return split_pair(layer(x, *args, **kwargs), bool(stack.outputs), layer, whose(stack))
     plain, fill, taken = without_modules(call.args, call.kwargs)
     detached = Detached([layer, *taken])
     check_outside(stack, detached.scopes[1:])
 
-    def body(scopes: Any, x: Any) -> Any:
+    def body(scopes: Sequence[Scope], x: object) -> tuple[object, object]:
         rebuilt = detached.rebuild(scopes)
         args, kwargs = call.filled(slices, *fill(plain, rebuilt[1:]))
         out = rebuilt[0](x, *args, **kwargs)
@@ -87,38 +94,47 @@ def _single(
     return plan.layer(body, detached.scopes, x, in_scan=False)
 
 
-def _pattern(stack: Declaration, plan: Plan, x: Any, call: Arguments) -> tuple[Any, Any]:
+def _pattern(
+    stack: Declaration, plan: Plan, x: object, call: Arguments
+) -> tuple[object, list[object]]:
     """Runs the repeats of the pattern."""
     plain, fill, taken = without_modules(call.args, call.kwargs)
     blocks = stack._pattern
     detached = Detached([*blocks, *taken])
     shared = shared_outside(stack, detached, taken)
     check_outside(stack, shared)
-    outputs, place = bool(stack.outputs), whose(stack)
+    paired, place = bool(stack.outputs), whose(stack)
     positions = plan.remat.positions if plan.remat is not None else None
+    # XLA writes a scan of one step out, and could then share work between the two passes.
     in_scan = plan.run.kind == "scan" and stack.repeats != 1
 
-    def layer(p: int, rebuilt: Sequence[Any], x: Any, slices: Any) -> tuple[Any, Any]:
+    def layer(p: int, rebuilt: Sequence[Block], x: object, slices: Slices) -> tuple[object, object]:
         args, kwargs = call.filled(slices, *fill(plain, rebuilt[len(blocks) :]))
-        return split_pair(rebuilt[p](x, *args, **kwargs), outputs, blocks[p], place, x)
+        return split_pair(rebuilt[p](x, *args, **kwargs), paired, blocks[p], place, x)
 
-    def turn(scopes: Any, x: Any, xs: Any) -> Any:
+    def turn(
+        scopes: Sequence[Scope], x: object, xs: Sequence[Slices]
+    ) -> tuple[object, list[object]]:
         rebuilt = detached.rebuild(scopes)
-        gathered = []
+        outputs = []
         for p in range(len(blocks)):
             slices = xs[p] if xs else {}
             if positions is None or p not in positions:
                 x, ys = layer(p, rebuilt, x, slices)
             else:
                 # Modules of its own: this layer runs on other scopes.
-                def alone(scopes: Any, x: Any, p: int = p, slices: Any = slices) -> Any:
+                def alone(
+                    scopes: Sequence[Scope], x: object, p: int = p, slices: Slices = slices
+                ) -> tuple[object, object]:
                     return layer(p, detached.rebuild(scopes), x, slices)
 
                 alone.__name__ = type(blocks[p]).__name__
                 x, ys = plan.layer(alone, scopes, x, in_scan=in_scan)
-            gathered.append(ys)
-        return x, gathered
+            outputs.append(ys)
+        return x, outputs
 
+    # A body counts its keys once: a stack is no name of Linen's, so no second trace has to be
+    # counted; it is the pattern as a whole that the lifted scan sees.
     options = Scan(
         length=stack.repeats,
         metadata_params=stack.metadata_params,
@@ -151,6 +167,7 @@ def layer_scope(scope: Scope, at: StackLayout, number: int, roles: Roles, still:
         if at.store == "layers" and at.layer_name(number) in node:
             nodes[col] = node[at.layer_name(number)]
         elif name in node:
+            # Whatever the storage, repeats that share a collection have it at the position.
             part = node[name]
             if repeat is not None and axis is not None:
                 part = _take_layer(part, axis, repeat, at.metadata_params)
@@ -160,6 +177,7 @@ def layer_scope(scope: Scope, at: StackLayout, number: int, roles: Roles, still:
     rngs = {}
     for stream, given in scope.rngs.items():
         key = given.key
+        # As the loop does it: split for the repeats, and then folded with the path.
         if repeat is not None and roles.split(stream):
             key = jax.tree.map(lambda k: jax.random.split(k, at.repeats)[repeat], key)
         rngs[stream] = Stream(key, (*given.path, name))

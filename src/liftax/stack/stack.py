@@ -32,8 +32,11 @@ The loop is `liftax.core.lift.scan.Plan`, the lifted scan, whatever runs its pur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from ..core.scope import Scope
+from ..core.types import Collections
 from ..module import nowrap
 from ..module.detach import Detached, without_modules
 from .declaration import Declaration
@@ -119,7 +122,7 @@ class Stack(Declaration):
 
     # --- running --------------------------------------------------------------
 
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, x: object, *args: object, **kwargs: object) -> Any:
         """Runs all layers.
 
         Args:
@@ -136,18 +139,20 @@ class Stack(Declaration):
         at = self._stack_layout(self.path)
         layered = self.store == "layers"
 
-        def into(variables: Any) -> Any:
+        # The loop knows stacked variables alone; what is stored otherwise is brought there and
+        # back around it. Both ways are renamings and slices, which the compiler sees through.
+        def into(variables: Collections) -> Collections:
             variables = stacked(variables, at) if layered else variables
             return frozen(variables, at, frozen_layers) if frozen_layers else variables
 
-        def back(variables: Any) -> Any:
+        def back(variables: Collections) -> Collections:
             return by_layers(variables, at) if layered else variables
 
         plain, fill, taken = without_modules(args, kwargs)
         detached = Detached([self, *taken])
         check_outside(self, detached.scopes[1:])
 
-        def body(scopes: Any, x: Any) -> Any:
+        def body(scopes: Sequence[Scope], x: object) -> object:
             rebuilt = detached.rebuild(scopes)
             args, kwargs = fill(plain, rebuilt[1:])
             return run_stacked(rebuilt[0], x, args, kwargs)
@@ -181,6 +186,7 @@ class Stack(Declaration):
             raise TypeError(f"Stack: stack[i] takes a layer's number; found {index!r}")
         if not -len(self) <= index < len(self):
             raise IndexError(f"Stack: there is no layer {index}; there are {len(self)} layers")
+        # Not bound, the layer is a template: a module without variables, to be used anywhere.
         at = self._stack_layout(self.path if self.scope is not None else ())
         number = range(len(self))[index]
         name, repeat = at.place(number)

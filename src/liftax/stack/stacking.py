@@ -113,7 +113,7 @@ class Stacking:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mark", self.mark or self.owner)
+        object.__setattr__(self, "mark", self.mark or self.owner)  # frozen, so past its guard
         if not self.layers:
             raise StackingError(f"a stack at {name_of(self.path)} has no layers: give it one")
         if len(set(self.layers)) != len(self.layers):
@@ -165,6 +165,7 @@ class Stacking:
         if "{}" not in names:
             raise StackingError(f"names={names!r} lacks the {{}} that stands for a layer's number")
         at = split_path(path)
+        # One layer more than there are: its path tells a deeper model when it is met.
         above, below = ((), names[1:]) if names.startswith("/") else (at, names)
         layers = [(*above, *split_path(below.replace("{}", str(i)))) for i in range(depth + 1)]
         made = cls(
@@ -180,6 +181,11 @@ class Stacking:
         for inner in inside:
             made = hold(made, inner)
         return made
+
+    @property
+    def in_order(self) -> Sequence[int]:
+        """The number of each layer in the order in which those of the owner run."""
+        return self.numbers or range(len(self.layers))
 
     # --- axes -----------------------------------------------------------------
 
@@ -367,6 +373,7 @@ def _axis_in(axes: Axes, collection: str) -> int | None:
 
 
 def _plain_axes(axes: Axes, collections: Iterable[str]) -> dict[str, int | None]:
+    # A function cannot be written down: it is asked for the collections that there are.
     named: dict[str, int | None] = {}
     if isinstance(axes, AskedAxes):
         named = {n: axes[n] for n in collections if n == "params" or axes[n] != axes[True]}
@@ -405,7 +412,7 @@ def insert(groups: Stackings, new: Stacking, same: bool = False) -> Stackings:
     """
     for i, group in enumerate(groups):
         if new == group:
-            return groups
+            return groups  # said twice is said once: a layout may come with its parts
         if new.path == group.path and not same:
             raise StackingError(
                 f"the layout describes the stack at {name_of(new.path)} twice; a stack of stacks "
@@ -420,6 +427,7 @@ def insert(groups: Stackings, new: Stacking, same: bool = False) -> Stackings:
 def hold(group: Stacking, new: Stacking, same: bool = False) -> Stacking:
     """The group with one more stacking inside; that one knows then whose axis is around it."""
     around = new.around
+    # A trace has told of the group as one of the lifts around; given by hand it is not there yet.
     if group.axes is not None and not any(a.stack == group.mark for a in around):
         here = Around(group.axes, group.mark)
         if group.level is not None and group.level < len(around):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,16 @@ import jax.numpy as jnp
 from ..core.lift.crossing import Opening
 from ..core.roles import THROUGH, through_roles
 from ..core.scope import Scope
-from ..core.types import Path
+from ..core.types import Collections, Path
 from ..errors import StackError, StackingError, where
 from ..layout.build import layout
 from ..layout.data import StackNode
+from ..module import Module
 from .convert import Converter, Form
 from .stacking import Around, AskedAxes, Stacking, Stackings, placed
 
+T = TypeVar("T")
 RoleOf = Callable[[str], int | str | None]
-Collections = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class StackLayout:
         return self.before + self.positions * self.repeats + self.after
 
     def __bool__(self) -> bool:
-        return True
+        return True  # whatever its length is
 
     @property
     def layers(self) -> int:
@@ -152,6 +153,7 @@ class StackLayout:
         members: dict[str, list[int]] = {}
         for i in range(len(self)):
             members.setdefault(self.place(i)[0], []).append(i)
+        # A `Stacking` lists what is around it as its arrays meet it: from the inside out.
         around = tuple(
             Around(AskedAxes(e.axis_of), e.stack if e.kind == "stack" else None)
             for e in reversed(self.enclosing)
@@ -194,6 +196,7 @@ def stacked(variables: Collections, at: StackLayout) -> Collections:
     Raises:
       StackError: a layer lacks what others at its position have.
     """
+    # The converter speaks of files and layouts; in a running stack the layers are the subject.
     try:
         return _in_form("stacked", variables, at)
     except StackingError:
@@ -204,8 +207,8 @@ def stacked(variables: Collections, at: StackLayout) -> Collections:
 def by_layers(variables: Collections, at: StackLayout) -> Collections:
     """Brings a stack's collections from stacked storage to storage by layers, in their order."""
     names = [at.layer_name(i) for i in range(len(at))]
-    made = _in_form("layers", variables, at)
-    for col, node in made.items():
+    made = {}
+    for col, node in _in_form("layers", variables, at).items():
         layers = {name: node[name] for name in names if name in node}
         rest = {name: part for name, part in node.items() if name not in layers}
         made[col] = {**rest, **layers}
@@ -217,10 +220,12 @@ def _in_form(form: Form, variables: Collections, at: StackLayout) -> Collections
     here = dataclasses.replace(at, path=(), enclosing=())
     # Variables beside those of the layers are no mistake here: a module may leave some unused.
     stackings = [dataclasses.replace(part, beyond=()) for part in here.stackings()]
-    return {
-        name: Converter(form, name)(tree, tuple(stackings), (name,))
-        for name, tree in variables.items()
-    }
+    made = {}
+    for name, tree in variables.items():
+        found = Converter(form, name)(tree, tuple(stackings), (name,))
+        assert isinstance(found, dict)
+        made[name] = found
+    return made
 
 
 def _check_layers(variables: Collections, at: StackLayout) -> None:
@@ -259,7 +264,7 @@ def frozen(variables: Collections, at: StackLayout, layers: frozenset[int]) -> C
             continue
         if all(rows):
             params[name] = jax.lax.stop_gradient(params[name])
-        elif axis is None:
+        elif axis is None:  # one array for all repeats has no part that could be left out
             raise StackError(
                 f"{where(at.path)}: frozen= names layers that share their parameters with "
                 f"others; freeze all layers at position {position} or none"
@@ -269,24 +274,25 @@ def frozen(variables: Collections, at: StackLayout, layers: frozenset[int]) -> C
     return {**variables, "params": params}
 
 
-def _masked(x: Any, axis: int, rows: list[bool]) -> Any:
+def _masked(x: jax.Array, axis: int, rows: list[bool]) -> jax.Array:
+    # Selected and not sliced: the gradient is one array still, zeros for these layers.
     shape = [1] * x.ndim
     shape[axis] = len(rows)
     return jnp.where(jnp.asarray(rows).reshape(shape), jax.lax.stop_gradient(x), x)
 
 
 def restored(
-    fn: Callable[..., Any],
+    fn: Callable[..., T],
     into: Callable[[Collections], Collections],
     back: Callable[[Collections], Collections],
-) -> Callable[..., Any]:
+) -> Callable[..., T]:
     """Lifts a function of scopes: it sees the first scope's variables through ``into``.
 
     What it writes there goes out through ``back``.
     """
     roles = through_roles("stack", True, True)
 
-    def run(scopes: Sequence[Scope], *args: Any, **kwargs: Any) -> Any:
+    def run(scopes: Sequence[Scope], *args: object, **kwargs: object) -> T:
         opening = Opening(roles, list(scopes), fn)
         first, *others = opening.values(THROUGH)
         body = opening.body(fn, see=_unheard)
@@ -302,7 +308,9 @@ def _unheard(inner: Sequence[Scope]) -> None:
     inner[0].call.rec = None
 
 
-def stack_layouts(model: Any, rngs: Any, *args: Any, **kwargs: Any) -> tuple[StackLayout, ...]:
+def stack_layouts(
+    model: Module, rngs: object, *args: object, **kwargs: object
+) -> tuple[StackLayout, ...]:
     """Finds the stacks of a model, and where the variables of each lie.
 
     The model is initialised abstractly: no array is made, nothing is computed.

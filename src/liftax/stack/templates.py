@@ -47,6 +47,7 @@ def own_layers(stack: Declaration) -> None:
                 raise StackError(
                     f"Stack: {field} expected modules; found {class_or_type(layer)}{hint}"
                 )
+            # A shared module stays the one it is; of all else the stack has its own.
             if id(layer) not in shared:
                 _check_fields(layer, shared)
                 if layer.parent is not None and layer.scope is not None:
@@ -57,6 +58,7 @@ def own_layers(stack: Declaration) -> None:
                 seen[id(layer)] = layer
             layers.append(layer)
         own[field] = tuple(layers)
+    # Last made, first given back: automatic names count up, and are taken back one by one.
     for layer in reversed(list({id(layer): layer for layer in taken}.values())):
         _give_back(layer)
 
@@ -105,6 +107,7 @@ def _give_back(layer: Variables) -> None:
     state = state_of(parent)
     if state.children.get(name) is not layer:
         return
+    # Whatever has been called has variables under its name, or will have.
     used = any(child is not None for child in own.children.values())
     if used or own.setup == DONE or layer.scope.reservations:
         raise StackError(

@@ -48,7 +48,7 @@ def put(tree: object, values: Mapping[Path, object]) -> object:
       >>> put({"a": {"b": 1}}, {("a", "c"): 2, ("d",): 3})
       {'a': {'b': 1, 'c': 2}, 'd': 3}
     """
-    if () in values:
+    if () in values:  # the tree itself
         return values[()]
     made = dict(tree) if isinstance(tree, Mapping) else {}
     # All values below one name at once: each mapping is copied once, however many layers it has.
@@ -118,6 +118,7 @@ def opened(node: object) -> Level | None:
         )
     if is_array(node):
         return None
+    # JAX knows all other nodes, and goes on into all that it does not take for a leaf.
     found, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     if len(found) == 1 and found[0][1] is node:
         return None
