@@ -43,24 +43,24 @@ class Scan(NamedTuple):
     carried: int
 
 
-def name_of(eqn: Any) -> str:
+def name_of(eqn: jex.JaxprEqn) -> str:
     """Returns the name of what an equation does."""
     prim = eqn.params.get("_prim")
     return eqn.primitive.name if prim is None else type(prim).__name__
 
 
-def params_of(eqn: Any) -> Mapping[str, Any]:
+def params_of(eqn: jex.JaxprEqn) -> Mapping[str, Any]:
     """Returns the parameters of what an equation does."""
     prim = eqn.params.get("_prim")
     return eqn.params if prim is None else getattr(prim, "params", {})
 
 
-def is_loop(eqn: Any) -> bool:
+def is_loop(eqn: jex.JaxprEqn) -> bool:
     """Tells whether an equation runs programs as often, or as far, as values say."""
     return name_of(eqn) in _LOOPS
 
 
-def as_scan(eqn: Any) -> Scan | None:
+def as_scan(eqn: jex.JaxprEqn) -> Scan | None:
     """Returns what a scan's equation says; None for another one.
 
     A scan whose carry lies in references counts as another: it has no body of values.
@@ -77,7 +77,7 @@ def as_scan(eqn: Any) -> Scan | None:
     return Scan(params["jaxpr"], length, unroll, shared, carried)
 
 
-def programs_of(eqn: Any) -> Iterator[jex.ClosedJaxpr]:
+def programs_of(eqn: jex.JaxprEqn) -> Iterator[jex.ClosedJaxpr]:
     """Yields the programs that an equation calls."""
     for value in params_of(eqn).values():
         for part in value if isinstance(value, (list, tuple)) else (value,):
@@ -86,16 +86,18 @@ def programs_of(eqn: Any) -> Iterator[jex.ClosedJaxpr]:
                 yield program
 
 
-def with_programs(eqn: Any, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> Any:
+def with_programs(eqn: jex.JaxprEqn, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> jex.JaxprEqn:
     """Returns an equation with the programs that it calls changed."""
     return _with_params(eqn, _changed_params(eqn, change), eqn.effects)
 
 
-def _changed_params(eqn: Any, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> dict[str, Any]:
+def _changed_params(
+    eqn: jex.JaxprEqn, change: Callable[[jex.Jaxpr], jex.Jaxpr]
+) -> dict[str, object]:
     return {name: _changed(value, change) for name, value in params_of(eqn).items()}
 
 
-def _changed(value: Any, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> Any:
+def _changed(value: object, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> object:
     if isinstance(value, (tuple, list)):
         parts = [_changed(part, change) for part in value]
         same = all(new is old for new, old in zip(parts, value, strict=True))
@@ -104,7 +106,9 @@ def _changed(value: Any, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> Any:
     return value if program is None else program
 
 
-def _with_params(eqn: Any, params: dict[str, Any], effects: Any) -> Any:
+def _with_params(
+    eqn: jex.JaxprEqn, params: dict[str, object], effects: jax_private.Effects
+) -> jex.JaxprEqn:
     """Returns an equation with other parameters of what it does, and other effects."""
     prim = eqn.params.get("_prim")
     if prim is not None:
@@ -112,7 +116,7 @@ def _with_params(eqn: Any, params: dict[str, Any], effects: Any) -> Any:
     return eqn.replace(params=params, effects=effects)
 
 
-def given_name(eqn: Any) -> str | None:
+def given_name(eqn: jex.JaxprEqn) -> str | None:
     """Returns the name that `jax.ad_checkpoint.checkpoint_name` gives here, if it does."""
     return params_of(eqn)["name"] if name_of(eqn) in NAMING else None
 
@@ -141,9 +145,9 @@ def quiet(jaxpr: jex.Jaxpr, *, inner: bool = False) -> jex.Jaxpr:
     return jaxpr.replace(eqns=eqns[::-1], effects=jax_private.among(jaxpr.effects, eqns))
 
 
-def _quieted(eqn: Any, inner: bool) -> Any:
+def _quieted(eqn: jex.JaxprEqn, inner: bool) -> jex.JaxprEqn:
     """Returns an equation with the programs that it calls quiet."""
-    called: list[Any] = []
+    called: list[jex.Jaxpr] = []
 
     def quieted(program: jex.Jaxpr) -> jex.Jaxpr:
         called.append(quiet(program, inner=True))
@@ -154,11 +158,11 @@ def _quieted(eqn: Any, inner: bool) -> Any:
     return _with_params(eqn, params, effects)
 
 
-def acts(eqn: Any) -> bool:
+def acts(eqn: jex.JaxprEqn) -> bool:
     """Tells whether an equation does something besides computing and using references."""
     return bool(eqn.effects - jax_private.among(eqn.effects))
 
 
-def calmed(eqn: Any) -> Any:
+def calmed(eqn: jex.JaxprEqn) -> jex.JaxprEqn:
     """Returns an equation as one that need not be run if nothing needs its outputs."""
     return eqn.replace(effects=jax_private.among(eqn.effects))

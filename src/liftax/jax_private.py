@@ -5,24 +5,39 @@ Everything here works on jax 0.10 to 0.12. How an equation is read stands in `eq
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
 import types
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import jax
 from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import effects as _effects
 from jax._src import source_info_util, traceback_util
+from jax._src.interpreters import batching as _batching
 from jax._src.interpreters import partial_eval as _pe
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
+from jax.typing import ArrayLike
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
+
+T = TypeVar("T")
+
+Trace = _core.Trace
+"""A level of tracing: one object for each jit, grad or vmap in force, and one outside of all."""
+
+Effect = _effects.Effect
+Effects = AbstractSet[Effect]
+
+Hijax = TypeVar("Hijax")
+"""An object in an equation that says what the equation does; JAX has no public class for it."""
 
 # JAX names the user's line where a value was made: what this file does in between is none.
 source_info_util.register_exclusion(__file__)
@@ -76,7 +91,7 @@ def prune(jaxpr: jex.Jaxpr, used_outputs: Sequence[bool]) -> tuple[jex.Jaxpr, li
     return small, list(used_inputs)
 
 
-def element(stacked: Any) -> Any:
+def element(stacked: ArrayLike) -> jax.core.AbstractValue:
     """Returns the abstract value of one slice along the first axis, as `jax.lax.scan` has it.
 
     Weak type, varying axes and sharding stay, so it stands for the slice wherever that is used.
@@ -99,7 +114,11 @@ def consts_as_inputs(closed: jex.ClosedJaxpr) -> jex.Jaxpr:
 
 
 def rewire(
-    jaxpr: jex.Jaxpr, *, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]
+    jaxpr: jex.Jaxpr,
+    *,
+    invars: Sequence[jex.Var],
+    outvars: Sequence[jex.Var | jex.Literal],
+    eqns: Sequence[jex.JaxprEqn],
 ) -> jex.Jaxpr:
     """Returns the program with other inputs, outputs and equations."""
     return jaxpr.replace(
@@ -110,17 +129,17 @@ def rewire(
     )
 
 
-def evaluate(jaxpr: jex.Jaxpr, args: Sequence[Any]) -> list[Any]:
+def evaluate(jaxpr: jex.Jaxpr, args: Sequence[object]) -> list[jax.Array]:
     """Runs a program without constvars, equation by equation."""
     found = jax.core.eval_jaxpr(jaxpr, (), *args)
     # An output that is a literal comes back as NumPy knows it.
     return [x if isinstance(x, jax.Array) else jax.numpy.asarray(x) for x in found]
 
 
-def as_call(eqn: Any) -> Any:
+def as_call(eqn: jex.JaxprEqn) -> jex.JaxprEqn:
     """Returns the equation of a call of a jitted function that does what ``eqn`` does."""
 
-    def run(*inputs: Any) -> Any:
+    def run(*inputs: jax.Array) -> object:
         with eqn.ctx.manager:
             return eqn.primitive.bind(*inputs, **eqn.params)
 
@@ -128,12 +147,12 @@ def as_call(eqn: Any) -> Any:
     return call
 
 
-def is_symbolic(size: Any) -> bool:
+def is_symbolic(size: object) -> bool:
     """Tells whether a size is a symbol, which an exported program is given when it runs."""
     return _core.is_dim(size) and not _core.is_constant_dim(size)
 
 
-def is_variable(atom: Any) -> bool:
+def is_variable(atom: object) -> TypeGuard[jex.Var]:
     """Tells whether an operand of an equation is a variable and no literal."""
     return isinstance(atom, _core.Var)
 
@@ -143,42 +162,44 @@ _Open: Any = _core.Jaxpr
 _Closed: Any = getattr(_core, "ClosedJaxpr", _Open)
 
 
-def as_program(value: Any) -> jex.ClosedJaxpr | None:
+def as_program(value: object) -> jex.ClosedJaxpr | None:
     """Returns a parameter of an equation as the program that it is, None if it is none."""
     if isinstance(value, _Closed):
         return value
     return _Closed(value, ()) if isinstance(value, _Open) else None
 
 
-def with_program(value: Any, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> Any:
+def with_program(
+    value: object, change: Callable[[jex.Jaxpr], jex.Jaxpr]
+) -> jex.Jaxpr | jex.ClosedJaxpr | None:
     """Returns a parameter of an equation, if it is a program, as what ``change`` makes of that."""
     if isinstance(value, _Open):
         return change(value)
     return value.replace(jaxpr=change(value.jaxpr)) if isinstance(value, _Closed) else None
 
 
-def with_params(prim: Any, params: Mapping[str, Any], effects: Any) -> Any:
+def with_params(prim: Hijax, params: Mapping[str, object], effects: Iterable[Effect]) -> Hijax:
     """Returns a hijax primitive with other parameters, which are its attributes as well."""
     made = copy.copy(prim)
     made.__dict__.update(params, params=dict(params), effects=frozenset(effects))
     return made
 
 
-def written(effects: Any) -> set[Any]:
+def written(effects: Effects) -> set[jex.Var]:
     """Returns the references that effects are on."""
     return {e.input for e in effects if isinstance(e, _effects.JaxprInputEffect)}
 
 
-def among(effects: Any, parts: Sequence[Any] = ()) -> Any:
+def among(effects: Effects, parts: Sequence[jex.Jaxpr | jex.JaxprEqn] = ()) -> set[Effect]:
     """Returns those of some effects that ``parts`` have, or that only say what values depend on."""
     plain = (_effects.JaxprInputEffect, _core.NamedAxisEffect, _core.InternalMutableArrayEffect)
     return {e for e in effects if isinstance(e, plain) or any(e in part.effects for part in parts)}
 
 
-def register_constant(primitive: Any, value: Any) -> None:
+def register_constant(primitive: _core.Primitive, value: Callable[..., ArrayLike]) -> None:
     """Lowers ``primitive``, which has no inputs, to the constant ``value(**params)``."""
 
-    def constant(**params: Any) -> Any:
+    def constant(**params: object) -> jax.Array:
         return jax.numpy.asarray(value(**params))
 
     mlir.register_lowering(primitive, mlir.lower_fun(constant, multiple_results=False))
@@ -191,10 +212,14 @@ def identity(name: str) -> _core.Primitive:
     """
     mark = _core.Primitive(name)
 
-    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+    def jvp(
+        primals: Sequence[object], tangents: Sequence[object], **params: object
+    ) -> tuple[object, ...]:
         return mark.bind(*primals, **params), *tangents
 
-    def batch(args: Any, axes: Any, **params: Any) -> Any:
+    def batch(
+        args: Sequence[object], axes: Sequence[object], **params: object
+    ) -> tuple[object, ...]:
         return mark.bind(*args, **params), *axes
 
     mark.def_impl(lambda x, **_: x)
@@ -210,18 +235,20 @@ _whole_p.multiple_results = True
 _whole_p.def_abstract_eval(lambda *avals, **_: avals)
 
 
-Map = object
-"""What `jax.vmap` knows of one call of it; compared by identity and nothing else."""
+Change = Callable[[list[jax.Array]], list[jax.Array]]
+"""Of the values of all examples, such values: see `whole`."""
+
+Map = _batching.AxisData
+"""What `jax.vmap` knows of one call of it; compared by identity."""
 
 
 def current_map() -> Map:
     """Returns what tells the innermost `jax.vmap` whose body is traced from any other."""
-    return current_trace().axis_data
+    found: Map = current_trace().axis_data  # type: ignore[attr-defined]
+    return found
 
 
-def whole(
-    change: Callable[[list[Any]], list[Any]], values: Sequence[Any], axis: int, of: Any
-) -> list[Any]:
+def whole(change: Change, values: Sequence[jax.Array], axis: int, of: Map) -> list[jax.Array]:
     """Changes values in the body of a `jax.vmap` as they are outside of it.
 
     Args:
@@ -235,18 +262,26 @@ def whole(
       what ``change`` returned, of one example. It differs from example to example for JAX, also
       where the values given did not.
     """
-    found: list[Any] = _whole_p.bind(*values, change=change, axis=axis, of=of)
+    found: list[jax.Array] = _whole_p.bind(*values, change=change, axis=axis, of=of)
     return found
 
 
-def _whole(data: Any, values: Any, dims: Any, *, change: Any, axis: int, of: Any) -> Any:
+def _whole(
+    data: Map,
+    values: Sequence[jax.Array],
+    dims: Sequence[int | None],
+    *,
+    change: Change,
+    axis: int,
+    of: Map,
+) -> tuple[Sequence[jax.Array], Sequence[int | None]]:
     if data is not of:
         if any(dim is not None for dim in dims):
             return values, dims  # not shared after all, as the map inside will say
         found = whole(change, values, axis, of)
         return found, [None] * len(found)
 
-    def moved(x: Any, dim: Any) -> Any:
+    def moved(x: jax.Array, dim: int | None) -> jax.Array:
         if dim is not None:
             return x if dim == axis % x.ndim else jax.numpy.moveaxis(x, dim, axis)
         one = jax.numpy.expand_dims(x, axis)
@@ -261,7 +296,7 @@ def _whole(data: Any, values: Any, dims: Any, *, change: Any, axis: int, of: Any
 batching.fancy_primitive_batchers[_whole_p] = _whole
 
 
-def current_trace() -> Any:
+def current_trace() -> Trace:
     """Returns the level of tracing in force: one object per jit, grad, vmap or eager."""
     return _core.trace_ctx.trace
 
@@ -282,7 +317,13 @@ class _Units(_pe.DynamicJaxprTrace):
 
     __slots__ = ()
 
-    def process_primitive(self, primitive: Any, tracers: Any, params: Any, /) -> Any:
+    def process_primitive(
+        self,
+        primitive: _core.Primitive,
+        tracers: Sequence[object],
+        params: dict[str, Any],
+        /,
+    ) -> Any:
         if not params.get("inline"):
             return super().process_primitive(primitive, tracers, params)
         source = source_info_util.current()
@@ -298,7 +339,7 @@ class _Run(_Units):
     # What is run is not differentiated: a rule for that is nothing but its function.
 
     def process_custom_jvp_call(
-        self, prim: Any, fun: Any, jvp: Any, tracers: Any, /, **options: Any
+        self, prim: Any, fun: Any, jvp: Any, tracers: Sequence[object], /, **options: Any
     ) -> Any:
         if not is_run(self):
             return super().process_custom_jvp_call(prim, fun, jvp, tracers, **options)
@@ -306,7 +347,7 @@ class _Run(_Units):
             return fun.call_wrapped(*tracers)
 
     def process_custom_vjp_call(
-        self, prim: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, **options: Any
+        self, prim: Any, fun: Any, fwd: Any, bwd: Any, tracers: Sequence[object], /, **options: Any
     ) -> Any:
         if not is_run(self):
             return super().process_custom_vjp_call(prim, fun, fwd, bwd, tracers, **options)
@@ -314,7 +355,7 @@ class _Run(_Units):
             return fun.call_wrapped(*tracers)
 
 
-def _traced_by(kind: type, fn: Callable[..., Any]) -> Callable[..., Any]:
+def _traced_by(kind: type, fn: Callable[..., T]) -> Callable[..., T]:
     """Returns ``fn`` so that JAX traces it by a trace of class ``kind``.
 
     `jax.make_jaxpr` makes the trace, and cannot be told of which class. To make one here would
@@ -325,14 +366,14 @@ def _traced_by(kind: type, fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(fn)
-    def run(*args: Any) -> Any:
+    def run(*args: object) -> T:
         current_trace().__class__ = kind
         return fn(*args)
 
     return run
 
 
-def in_units(fn: Callable[..., Any]) -> Callable[..., Any]:
+def in_units(fn: Callable[..., T]) -> Callable[..., T]:
     """Returns ``fn`` for `jax.make_jaxpr`, as the units in which JAX would run it."""
     # Linen makes what stands before a loop by partial evaluation: up to 0.10 that ran each call
     # that is known as JAX came to it, in its unit; from 0.11 on JAX writes all of it down first,
@@ -340,24 +381,26 @@ def in_units(fn: Callable[..., Any]) -> Callable[..., Any]:
     return _traced_by(_Units, fn) if jax.__version_info__ < (0, 11) else fn
 
 
-def to_run(fn: Callable[..., Any]) -> Callable[..., Any]:
+def to_run(fn: Callable[..., T]) -> Callable[..., T]:
     """Returns ``fn`` for `jax.make_jaxpr`, to run the program where ``fn`` would be run."""
     return _traced_by(_Run, fn)
 
 
-def is_run(trace: Any) -> bool:
+def is_run(trace: Trace) -> bool:
     """Tells whether what is computed at a level of tracing is run, now or in its place."""
-    while type(trace) is _Run:
-        trace = trace.parent_trace
-    return trace is EAGER
+    level: Trace | None = trace
+    while type(level) is _Run:
+        level = level.parent_trace
+    return level is EAGER
 
 
-def is_compiled(trace: Any) -> bool:
+def is_compiled(trace: Trace) -> bool:
     """Tells whether what is computed at a level of tracing becomes part of a compiled program."""
-    while trace is not None:
-        if isinstance(trace, _pe.DynamicJaxprTrace) and type(trace) is not _Run:
+    level: Trace | None = trace
+    while level is not None:
+        if isinstance(level, _pe.DynamicJaxprTrace) and type(level) is not _Run:
             return True
-        trace = getattr(trace, "parent_trace", None)
+        level = getattr(level, "parent_trace", None)
     return False
 
 
@@ -366,7 +409,7 @@ def jit_is_disabled() -> bool:
     return bool(_config.disable_jit.value)
 
 
-def now() -> Any:
+def now() -> contextlib.AbstractContextManager[None]:
     """A context in which nothing is traced."""
     return _core.set_current_trace(EAGER)
 
@@ -375,17 +418,18 @@ def now() -> Any:
 _STAGED = getattr(pe, "DynamicJaxprTracer", jax.core.Tracer)
 
 
-def is_staged(value: Any) -> bool:
+def is_staged(value: object) -> bool:
     """Tells whether ``value`` stands for a value of a program that is being written down."""
     return isinstance(value, _STAGED) and type(value._trace) is not _Run
 
 
-def leaks(value: Any, trace: Any) -> bool:
+def leaks(value: object, trace: Trace) -> bool:
     """Tells whether ``value`` is traced at a level inside ``trace``, so dies before it."""
     if not isinstance(value, jax.core.Tracer):
         return False
-    while trace is not None:
-        if value._trace is trace:
+    level: Trace | None = trace
+    while level is not None:
+        if value._trace is level:
             return False
-        trace = getattr(trace, "parent_trace", None)
+        level = getattr(level, "parent_trace", None)
     return True

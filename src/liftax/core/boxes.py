@@ -18,17 +18,20 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, Protocol, Self, TypeGuard, TypeVar, dataclass_transform
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from ..errors import PartitioningMismatchError, PartitioningUnspecifiedError
-from .types import Metadata
+from .types import Metadata, Tree
 
 T = TypeVar("T")
-LogicalNames = tuple[Any, ...]
+U = TypeVar("U")
+Name = Hashable
+"""What the names of a box call one axis: a mesh axis, a tuple of them, or None."""
+LogicalNames = tuple[Name, ...]
 
 PARTITION_NAME = "partition_name"
 """Key under which `metadata_params` of a lift gives the name of the axis that the lift adds."""
@@ -47,7 +50,7 @@ class AxisMetadata(abc.ABC, Generic[T]):
         """Return the content, one level only (it may itself be a box)."""
 
     @abc.abstractmethod
-    def replace_boxed(self, val: Any) -> AxisMetadata[Any]:
+    def replace_boxed(self, val: U) -> AxisMetadata[U]:
         """Return a box of the same kind and metadata around `val`."""
 
     @abc.abstractmethod
@@ -89,7 +92,7 @@ class Partitioned(AxisMetadata[T]):
     P('layers', 'in', 'out')
     """
 
-    value: Any
+    value: T
     names: LogicalNames
     mesh: Mesh | AbstractMesh | None = None
 
@@ -101,12 +104,12 @@ class Partitioned(AxisMetadata[T]):
             )
         object.__setattr__(self, "names", tuple(self.names))
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
         _register(cls)
 
-    def unbox(self, apply_constraint: bool = True) -> Any:
+    def unbox(self, apply_constraint: bool = True) -> T:
         """Return the value, constrained to the named sharding where a mesh is known.
 
         With `apply_constraint=False` the value is returned as it is stored.
@@ -115,14 +118,14 @@ class Partitioned(AxisMetadata[T]):
             return self.value
         return constrain(self.value, self.get_partition_spec(), self.mesh)
 
-    def replace_boxed(self, val: Any) -> Partitioned[Any]:
-        return self.replace(value=val)
+    def replace_boxed(self, val: U) -> Partitioned[U]:
+        return self.replace(value=val)  # type: ignore[return-value]
 
     def replace(self, **updates: Any) -> Self:
         """Return a copy with some fields replaced."""
         return dataclasses.replace(self, **updates)
 
-    def _axis_name(self, params: Metadata) -> Any:
+    def _axis_name(self, params: Metadata) -> Name:
         if PARTITION_NAME not in params:
             raise PartitioningUnspecifiedError(
                 f"a lift adds or removes an axis of a variable whose axes are called {self.names}, "
@@ -186,10 +189,10 @@ _register(Partitioned)
 
 
 def with_partitioning(
-    fn: Callable[..., Any],
-    names: Iterable[Any],
+    fn: Callable[..., T],
+    names: Iterable[Name],
     mesh: Mesh | AbstractMesh | None = None,
-) -> Callable[..., Partitioned[Any]]:
+) -> Callable[..., Partitioned[T]]:
     """Make `fn` (usually an initializer) return its result in a `Partitioned` box.
 
     >>> import jax
@@ -201,7 +204,7 @@ def with_partitioning(
     fixed = names if isinstance(names, str) else tuple(names)
 
     @functools.wraps(fn)
-    def boxed(*args: Any, **kwargs: Any) -> Partitioned[Any]:
+    def boxed(*args: object, **kwargs: object) -> Partitioned[T]:
         return Partitioned(fn(*args, **kwargs), fixed, mesh)  # type: ignore[arg-type]
 
     return boxed
@@ -213,7 +216,7 @@ def is_axis_metadata(val: object) -> TypeGuard[AxisMetadata[Any]]:
     return AxisMetadata in type(val).__mro__
 
 
-def holds_boxes(tree: Any) -> bool:
+def holds_boxes(tree: Tree) -> bool:
     """Say whether any value in `tree` is in a box."""
     if isinstance(tree, dict):
         return any(map(holds_boxes, tree.values()))
@@ -224,7 +227,7 @@ def holds_boxes(tree: Any) -> bool:
     return any(map(is_axis_metadata, jax.tree.leaves(tree, is_leaf=is_axis_metadata)))
 
 
-def map_axis_meta(fn: Callable[[AxisMetadata[Any]], Any], tree: Any) -> Any:
+def map_axis_meta(fn: Callable[[AxisMetadata[Any]], object], tree: Any) -> Any:
     """Replace every outermost box in `tree` by `fn(box)`; all else stays as it is.
 
     >>> import jax
@@ -248,7 +251,7 @@ def map_axis_meta(fn: Callable[[AxisMetadata[Any]], Any], tree: Any) -> Any:
     )
 
 
-def unbox(tree: Any) -> Any:
+def unbox(tree: Tree) -> Any:
     """Take every variable out of its box (and out of a box within the box).
 
     >>> from liftax.core.boxes import Partitioned, unbox
@@ -258,7 +261,7 @@ def unbox(tree: Any) -> Any:
     return map_axis_meta(_open, tree)
 
 
-def _open(box: AxisMetadata[Any]) -> Any:
+def _open(box: AxisMetadata[object]) -> object:
     return unbox(box.unbox())
 
 
@@ -299,18 +302,18 @@ def replace_boxed(tree: Any, updates: Any) -> Any:
     if kind is not dict and jax.tree_util.all_leaves((tree,)):
         return updates
 
-    def put(old: Any, new: Any) -> Any:
+    def put(old: object, new: Tree) -> Tree:
         return replace_boxed(old, new) if is_axis_metadata(old) else new
 
     return jax.tree.map(put, tree, updates, is_leaf=is_axis_metadata)
 
 
-def _content(box: AxisMetadata[Any]) -> Any:
+def _content(box: AxisMetadata[T]) -> T:
     """What is in the box as stored: `unbox` may constrain the sharding of the old value."""
     return box.value if isinstance(box, Partitioned) else box.unbox()
 
 
-def get_partition_spec(tree: Any) -> Any:
+def get_partition_spec(tree: Tree) -> Any:
     """Replace each box by its `PartitionSpec`, each array by an empty one, all else by None.
 
     Works on the result of `jax.eval_shape` too, so that shardings are known before any array is.
@@ -329,7 +332,7 @@ def get_partition_spec(tree: Any) -> Any:
     return jax.tree.map(spec, tree, is_leaf=is_axis_metadata)
 
 
-def get_sharding(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+def get_sharding(tree: Tree, mesh: Mesh | AbstractMesh) -> Any:
     """Replace each box by its `NamedSharding` on `mesh`, each array by "on every device".
 
     What is neither becomes None, as in `get_partition_spec`.
@@ -354,7 +357,7 @@ def global_mesh_defined() -> bool:
     return get_global_mesh() is not None
 
 
-def constrain(value: Any, spec: PartitionSpec, mesh: Mesh | AbstractMesh | None = None) -> Any:
+def constrain(value: T, spec: PartitionSpec, mesh: Mesh | AbstractMesh | None = None) -> T:
     """Ask for `value` to be laid out as `spec` says, on `mesh` or else the mesh of the context.
 
     Without any mesh, and for what is not an array, the value is returned as it is. Each kind of
@@ -370,13 +373,14 @@ def constrain(value: Any, spec: PartitionSpec, mesh: Mesh | AbstractMesh | None 
         return value
     lay_out = _lay_out_in_jit if AxisType.Auto in target.axis_types else _lay_out
 
-    def one(x: Any) -> Any:
+    def one(x: Any) -> object:
         if not (isinstance(x, jax.Array) or hasattr(x, "__array__")):
             return x
         _check_spec(spec, target, x.ndim)
         return lay_out(x, spec, target)
 
-    return jax.tree.map(one, value)
+    laid_out: T = jax.tree.map(one, value)
+    return laid_out
 
 
 def _lay_out(x: jax.Array, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> jax.Array:
@@ -399,7 +403,7 @@ def _lay_out(x: jax.Array, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> ja
 _lay_out_in_jit = jax.jit(_lay_out, static_argnums=(1, 2), inline=True)
 
 
-def _keep(entry: Any, names: set[Any]) -> Any:
+def _keep(entry: Name, names: set[Name]) -> Name:
     if isinstance(entry, tuple):
         return tuple(name for name in entry if name in names) or None
     if entry is None or entry is PartitionSpec.UNCONSTRAINED:

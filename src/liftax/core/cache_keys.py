@@ -6,7 +6,7 @@ import collections
 import contextlib
 import types
 import weakref
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import StaticArgumentError
 
 
-def typed(value: Any) -> Any:
+def typed(value: Any) -> Hashable:
     """Returns a key that equals another's where the values and all their types agree.
 
     ``1``, ``1.0`` and ``True`` are equal to Python and hash alike; ``-1`` and
@@ -57,7 +57,7 @@ def typed(value: Any) -> Any:
 _PLAIN = frozenset((str, int, bool, type(None), type))
 
 
-def weakly(key: Any) -> Any:
+def weakly(key: Hashable) -> Hashable:
     """Returns a key like ``key`` that keeps no class and no function alive.
 
     jax drops what it cached for a function with the function. Where the cache's own
@@ -75,7 +75,7 @@ def weakly(key: Any) -> Any:
 class _Identity:
     """A key for an array that a module holds: equal to itself alone."""
 
-    def __init__(self, value: Any):
+    def __init__(self, value: object):
         self.value = value
 
     def __eq__(self, other: object) -> bool:

@@ -25,7 +25,7 @@ class ScopeLike(Protocol):
     def where(self) -> str:
         """Names the place, for messages."""
 
-    def node(self, col: str) -> Any:
+    def node(self, col: str) -> Mapping[str, object] | None:
         """Returns the scope's part of a collection, None if there is none."""
 
     def collections(self) -> list[str]:
@@ -46,7 +46,7 @@ class Around:
     """
 
     roles: Roles
-    target: Any
+    target: object
     tops: Sequence[ScopeLike]
     tables: Sequence[Roles]
 
@@ -77,12 +77,12 @@ class Call:
     late = False  # whether what is written comes out of a lift inside the body
     creating: str | None = None  # the collection being initialised
 
-    def __init__(self, mutable: Filter, flags: Mapping[str, Any]):
+    def __init__(self, mutable: Filter, flags: Mapping[str, object]):
         self.mutable = mutable
         self._mutable: dict[str, bool] = {}
         if mutable is False:
             self.read_only = True
-        self.flags = flags
+        self.flags: Mapping[str, Any] = flags
         self.trace = jax_private.current_trace()
         # Whether this is traced to be run in its place, see making/program.py.
         self.is_run = self.trace is not jax_private.EAGER and jax_private.is_run(self.trace)

@@ -44,10 +44,10 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 from .roles import Role
-from .types import Path
+from .types import Path, Tree
 
 
 def _no_role(collection: str) -> Role | None:
@@ -77,7 +77,7 @@ class LiftEvent:
     """
 
     kind: str
-    target: Any
+    target: object
     path: Path = ()
     size: int | None = None
     axis_name: str | None = None
@@ -85,7 +85,7 @@ class LiftEvent:
     split_of: Callable[[str], bool | None] = _no_split
     carry: bool = False
     shared: tuple[Path, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
 
     def role_at(self, collection: str, path: Path) -> Role | None:
         """The role of a collection's variable at `path`."""
@@ -117,7 +117,7 @@ class Recorder(Protocol):
 
     def exit(self) -> None: ...
 
-    def variable(self, collection: str, path: Path, value: Any) -> None: ...
+    def variable(self, collection: str, path: Path, value: Tree) -> None: ...
 
     def stream(self, name: str, path: Path) -> None: ...
 
@@ -155,7 +155,7 @@ def _own_line(cls: type) -> str | None:
     return f"{file}:{(before or found)[-1]}" if found else None
 
 
-def _unwrapped(target: Any) -> Any:
+def _unwrapped(target: object) -> object:
     """What the user wrote: without partials, wrappers and bound methods around it."""
     while not isinstance(target, type):
         for attribute in ("func", "__wrapped__", "__func__"):

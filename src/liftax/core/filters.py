@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable
-from typing import Any
 
 from ..errors import InvalidFilterError
 
@@ -54,7 +53,7 @@ def in_filter(filter_like: Filter, name: str) -> bool:
     )
 
 
-def check_filter(filter_like: Any, argument: str) -> None:
+def check_filter(filter_like: object, argument: str) -> None:
     """Raises InvalidFilterError, naming ``argument``, where no filter was given."""
     inner = filter_like.deny if isinstance(filter_like, DenyList) else filter_like
     if isinstance(inner, DenyList):

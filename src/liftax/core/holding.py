@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from typing import Any
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ _PLAIN = (
 )
 
 
-def may_hold_tracers(value: Any, _seen: tuple[Any, ...] = ()) -> bool:
+def may_hold_tracers(value: object, _seen: tuple[object, ...] = ()) -> bool:
     """Tells whether traced values may be within reach of a function or a container.
 
     What is unknown may hold any. Global names are not looked at: there a tracer is a leak.
@@ -30,13 +30,13 @@ def may_hold_tracers(value: Any, _seen: tuple[Any, ...] = ()) -> bool:
         return False
     if any(value is other for other in _seen):  # a function that calls itself
         return False
-    parts: Any
+    parts: Iterable[object]
     if isinstance(value, types.FunctionType):
         cells = [_content(cell) for cell in value.__closure__ or ()]
         parts = (*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
     elif type(value) is functools.partial:
         parts = (value.func, *value.args, *value.keywords.values())
-    elif type(value) in (tuple, list):
+    elif type(value) is tuple or type(value) is list:
         parts = value
     elif type(value) is dict:
         parts = value.values()
@@ -45,7 +45,7 @@ def may_hold_tracers(value: Any, _seen: tuple[Any, ...] = ()) -> bool:
     return any(may_hold_tracers(part, (*_seen, value)) for part in parts)
 
 
-def _content(cell: types.CellType) -> Any:
+def _content(cell: types.CellType) -> object:
     try:
         return cell.cell_contents
     except ValueError:  # nothing yet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +56,7 @@ class Log(list[Drawn]):
         self.hoisted = hoisted
         self.outer = outer
         # What a lift inside keeps for as long as the body is traced.
-        self.kept: dict[Any, Any] = {}
+        self.kept: dict[Hashable, Any] = {}
 
     def early(self, collection: str) -> bool:
         """Tells whether a first trace makes the collection's variables, here or outside."""

@@ -38,10 +38,10 @@ __all__ = [
 ]
 
 Array = jax.Array
-Collection = Mapping[str, Any]
+Collection = Mapping[str, object]
 VariableDict = Mapping[str, Collection]
 FrozenVariableDict = VariableDict
-MutableVariableDict = dict[str, dict[str, Any]]
+MutableVariableDict = dict[str, dict[str, object]]
 RNGSequences = dict[str, jax.Array]
 PRNGSequenceFilter = Filter
 LogicalNames = tuple[str | None, ...]

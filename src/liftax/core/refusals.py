@@ -6,7 +6,6 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +34,7 @@ from ..words import describe
 from .call import Call, ScopeLike
 from .filters import names_of
 from .roles import BROADCAST, Roles
+from .types import Function
 
 _ARGUMENTS = {
     "scan": "variable_axes={{{0!r}: 0}}, variable_carry={0!r} or variable_broadcast={0!r}",
@@ -46,7 +46,7 @@ _ARGUMENTS = {
 _TRACED_BY = {"scan.py": "scan", "while_loop.py": "while_loop", "branches.py": "a branch"}
 
 
-def no_variables(given: Any) -> ApplyScopeInvalidVariablesTypeError:
+def no_variables(given: object) -> ApplyScopeInvalidVariablesTypeError:
     """What was handed to apply or bind in place of variables."""
     found, hint = describe(given), ""
     if isinstance(given, Mapping):
@@ -64,7 +64,7 @@ def no_variables(given: Any) -> ApplyScopeInvalidVariablesTypeError:
     )
 
 
-def no_mapping(scope: ScopeLike, col: str, found: Any) -> ApplyScopeInvalidVariablesTypeError:
+def no_mapping(scope: ScopeLike, col: str, found: object) -> ApplyScopeInvalidVariablesTypeError:
     """What stands where the variables of a scope belong."""
     return ApplyScopeInvalidVariablesTypeError(
         f"{scope.where()}: expected a mapping of variables in collection {col!r}, "
@@ -185,7 +185,7 @@ def _inside(scope: ScopeLike, root: Call) -> str:
 
 
 def _has(outside: ScopeLike, col: str, path: tuple[str, ...]) -> bool:
-    node = outside.node(col)
+    node: object = outside.node(col)
     for name in path[len(outside.path) :]:
         if not isinstance(node, Mapping) or name not in node:
             return False
@@ -208,7 +208,7 @@ def _meant(roles: Roles, col: str) -> str:
     return f"; it names {near[0]!r}: did you mean {col!r}?" if near else ""
 
 
-def check_leak(scope: ScopeLike, col: str, name: str, value: Any) -> None:
+def check_leak(scope: ScopeLike, col: str, name: str, value: object) -> None:
     """Raises an error where a value dies before the scope does.
 
     Raises:
@@ -236,7 +236,7 @@ def check_leak(scope: ScopeLike, col: str, name: str, value: Any) -> None:
         )
 
 
-def check_returned(scope: ScopeLike, y: Any) -> None:
+def check_returned(scope: ScopeLike, y: object) -> None:
     """Raises LeakedTracerError where a call returns what died with a lift inside of it."""
     for leaf in jax.tree.leaves(y):
         if isinstance(leaf, jax.core.Tracer) and jax_private.leaks(leaf, scope.call.trace):
@@ -307,11 +307,16 @@ def not_found(scope: ScopeLike, col: str, name: str) -> LiftaxError:
 
 
 def check_shape(
-    scope: ScopeLike, name: str, value: Any, init_fn: Any, init_args: Any, init_kwargs: Any
+    scope: ScopeLike,
+    name: str,
+    value: object,
+    init_fn: Function,
+    init_args: tuple[object, ...],
+    init_kwargs: Mapping[str, object],
 ) -> None:
     """Raises ScopeParamShapeError where a parameter is not what its initializer makes."""
 
-    def abstract() -> Any:
+    def abstract() -> object:
         return init_fn(jax.random.key(0), *init_args, **init_kwargs)
 
     made = jax.eval_shape(abstract)

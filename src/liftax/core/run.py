@@ -15,15 +15,16 @@ from .call import Call
 from .filters import Filter, check_filter
 from .making.program import staged
 from .scope import Scope
-from .streams import as_streams
+from .streams import Rngs, as_streams
 from .trees import copy_dicts, plain_dicts
+from .types import Function
 
 
 def bind(
-    variables: Mapping[str, Any],
-    rngs: Mapping[str, Any] | Any | None = None,
+    variables: Mapping[str, object],
+    rngs: Rngs = None,
     mutable: Filter = False,
-    flags: Mapping[str, Any] | None = None,
+    flags: Mapping[str, object] | None = None,
 ) -> Scope:
     """Returns a root scope over ``variables``.
 
@@ -47,7 +48,7 @@ def bind(
     ):
         raise refusals.no_variables(variables)
     params = variables.get("params")
-    if params is not None and len(params) == 1 and "params" in params:
+    if isinstance(params, Mapping) and len(params) == 1 and "params" in params:
         inner = params["params"]
         if isinstance(inner, Mapping):
             raise ApplyScopeInvalidVariablesStructureError(
@@ -65,9 +66,9 @@ def bind(
 
 
 def apply(
-    fn: Callable[..., Any],
+    fn: Function,
     mutable: Filter = False,
-    flags: Mapping[str, Any] | None = None,
+    flags: Mapping[str, object] | None = None,
 ) -> Callable[..., Any]:
     """Turns a function of a scope into a function of variables.
 
@@ -88,7 +89,12 @@ def apply(
       8.0
     """
 
-    def run(variables: Any, *args: Any, rngs: Any = None, **kwargs: Any) -> Any:
+    def run(
+        variables: Mapping[str, object],
+        *args: object,
+        rngs: Rngs = None,
+        **kwargs: object,
+    ) -> object:
         scope = bind(variables, rngs, mutable, flags)
         with scope.temporary():
             try:
@@ -109,9 +115,9 @@ def apply(
 
 
 def init(
-    fn: Callable[..., Any],
+    fn: Function,
     mutable: Filter = True,
-    flags: Mapping[str, Any] | None = None,
+    flags: Mapping[str, object] | None = None,
 ) -> Callable[..., Any]:
     """Turns a function of a scope into one that makes its variables.
 
@@ -133,7 +139,7 @@ def init(
     """
     run = apply(fn, mutable, {**(flags or {}), "initializing": True})
 
-    def initialise(rngs: Any, *args: Any, **kwargs: Any) -> Any:
+    def initialise(rngs: Rngs, *args: object, **kwargs: object) -> tuple[Any, Any]:
         out = run({}, *args, rngs=as_streams(rngs), **kwargs)
         return (out, {}) if mutable is False else out
 
@@ -141,9 +147,9 @@ def init(
 
 
 def lazy_init(
-    fn: Callable[..., Any],
+    fn: Function,
     mutable: Filter = True,
-    flags: Mapping[str, Any] | None = None,
+    flags: Mapping[str, object] | None = None,
 ) -> Callable[..., Any]:
     """Like `init`, with shapes in place of inputs, and the variables alone returned.
 
@@ -171,7 +177,7 @@ def lazy_init(
     return staged(init(fn, mutable, flags))
 
 
-def check_no_tracers(variables: Mapping[str, Any]) -> None:
+def check_no_tracers(variables: Mapping[str, object]) -> None:
     """Raises LeakedTracerError if a variable belongs to a trace that has ended."""
     here = jax_private.current_trace()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):

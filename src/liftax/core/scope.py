@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -30,8 +30,11 @@ from .call import Call
 from .filters import Filter
 from .holding import may_hold_tracers
 from .linen_keys import log_draw
-from .streams import Stream, as_streams
+from .streams import Rngs, Stream, as_streams
 from .trees import copy_dicts
+from .types import Collections, Function, Node, Path
+
+T = TypeVar("T")
 
 _UNSET = object()
 _MAY_LEAK = (jax.core.Tracer, tuple)  # a tuple: what was sown
@@ -70,16 +73,16 @@ class Scope:
     def __init__(
         self,
         variables: Mapping[str, Any] | None = None,
-        rngs: Mapping[str, Any] | None = None,
+        rngs: Rngs = None,
         name: str | None = None,
         mutable: Filter = False,
         parent: Scope | None = None,
         path: tuple[str, ...] = (),
-        flags: Mapping[str, Any] | None = None,
+        flags: Mapping[str, object] | None = None,
         *,
         _call: Call | None = None,
     ):
-        self._nodes: dict[str, Any] = dict(variables) if variables else {}
+        self._nodes: Collections = dict(variables) if variables else {}
         self.rngs: dict[str, Stream] = as_streams(rngs)
         self.name = name
         self.parent = parent
@@ -110,7 +113,7 @@ class Scope:
         return self.call.mutable
 
     @property
-    def flags(self) -> Mapping[str, Any]:
+    def flags(self) -> Mapping[str, object]:
         return self.call.flags
 
     @property
@@ -134,7 +137,7 @@ class Scope:
     def has_flag(self, key: str) -> bool:
         return key in self.call.flags
 
-    def get_flag(self, key: str, default: Any = _UNSET) -> Any:
+    def get_flag(self, key: str, default: object = _UNSET) -> Any:
         """Returns a flag; raises ValueError if it is not set and has no default."""
         if default is _UNSET and key not in self.call.flags:
             raise ValueError(f"{self.where()}: flag {key!r} is not set")
@@ -205,7 +208,7 @@ class Scope:
 
     @staticmethod
     def make(
-        nodes: dict[str, Any],
+        nodes: Collections,
         rngs: dict[str, Stream],
         name: str | None,
         parent: Scope | None,
@@ -239,12 +242,12 @@ class Scope:
 
     def child(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., T],
         name: str | None = None,
         prefix: str | None = None,
         named_call: bool = True,
-        **partial_kwargs: Any,
-    ) -> Callable[..., Any]:
+        **partial_kwargs: object,
+    ) -> Callable[..., T]:
         """Returns ``fn`` bound to a new child scope, callable more than once.
 
         Args:
@@ -259,7 +262,7 @@ class Scope:
         scope = self.push(name, prefix or "")
 
         @functools.wraps(fn)
-        def bound(*args: Any, **kwargs: Any) -> Any:
+        def bound(*args: object, **kwargs: object) -> T:
             kwargs = {**partial_kwargs, **kwargs}
             if not named_call:
                 return fn(scope.rewound(), *args, **kwargs)
@@ -309,23 +312,23 @@ class Scope:
 
     # --- variables ------------------------------------------------------------
 
-    def node(self, col: str) -> Any:
+    def node(self, col: str) -> Node | None:
         """Returns this scope's part of a collection for reading, None if there is none."""
-        node = self._nodes.get(col)
+        node: Any = self._nodes.get(col)
         if node is None and self.parent is not None:
             above = self.parent.node(col)
             if above is not None:
-                node = above.get(self.name)
+                node = above.get(str(self.name))
                 if node is None:
                     return None
                 if not isinstance(node, Mapping):
                     raise refusals.no_mapping(self, col, node)
-                self._nodes[col] = node
+                self._nodes[col] = node  # type: ignore[assignment]
         return node
 
-    def own(self, col: str) -> dict[str, Any]:
+    def own(self, col: str) -> Node:
         """Returns this scope's part of a collection for writing."""
-        node = self.node(col)
+        node: Any = self.node(col)
         if node is None:
             if self.parent is None:
                 node = {}
@@ -338,7 +341,7 @@ class Scope:
         """Returns the names of the collections of this call."""
         return list(self.root._nodes)
 
-    def variables(self) -> dict[str, Any]:
+    def variables(self) -> Collections:
         """Returns this scope's variables, collection -> nested dict (a copy)."""
         self.check_valid()
         found = {}
@@ -348,7 +351,7 @@ class Scope:
                 found[col] = copy_dicts(node)
         return found
 
-    def mutable_variables(self) -> dict[str, Any]:
+    def mutable_variables(self) -> Collections:
         """Returns those of `variables` that may be written in this call."""
         return {c: v for c, v in self.variables().items() if self.call.is_mutable(c)}
 
@@ -371,7 +374,7 @@ class Scope:
             refusals.check_not_hidden(self, col, name)
         return False
 
-    def get_variable(self, col: str, name: str, default: Any = None) -> Any:
+    def get_variable(self, col: str, name: str, default: object = None) -> Any:
         """Returns a variable's value, boxed if it is, or ``default`` if it is missing.
 
         Raises:
@@ -390,7 +393,7 @@ class Scope:
             root.rec.variable(col, (*self.path, name), boxes.unbox(value))
         return value
 
-    def put_variable(self, col: str, name: str, value: Any) -> None:
+    def put_variable(self, col: str, name: str, value: object) -> None:
         """Writes a variable, making it if it is missing.
 
         A dict is merged into a dict that stands there already.
@@ -409,7 +412,7 @@ class Scope:
             refusals.check_leak(self, col, name, value)
         self._merge(self.own(col), col, (*self.path, name), value)
 
-    def _merge(self, node: dict[str, Any], col: str, path: tuple[str, ...], value: Any) -> None:
+    def _merge(self, node: Node, col: str, path: Path, value: object) -> None:
         """Writes ``value`` at ``path``, whose last name is a key of ``node``, in place."""
         current = node.get(path[-1], _UNSET)
         if isinstance(current, dict) and isinstance(value, Mapping):
@@ -437,10 +440,10 @@ class Scope:
         self,
         col: str,
         name: str,
-        init_fn: Callable[..., Any] | None = None,
-        *init_args: Any,
+        init_fn: Function | None = None,
+        *init_args: object,
         unbox: bool = True,
-        **init_kwargs: Any,
+        **init_kwargs: object,
     ) -> Variable:
         """Declares a variable and makes it, where it is missing, from ``init_fn``.
 
@@ -468,10 +471,10 @@ class Scope:
     def param(
         self,
         name: str,
-        init_fn: Callable[..., Any],
-        *init_args: Any,
+        init_fn: Function,
+        *init_args: object,
         unbox: bool = True,
-        **init_kwargs: Any,
+        **init_kwargs: object,
     ) -> Any:
         """Declares a parameter and returns its value.
 
@@ -497,14 +500,14 @@ class Scope:
             self.check_named("params")
             raise refusals.not_found(self, "params", name)
 
-        def create() -> Any:
+        def create() -> object:
             return init_fn(self.make_rng("params"), *init_args, **init_kwargs)
 
         self._create("params", name, create, (init_fn, init_args, init_kwargs))
         value = self.get_variable("params", name)
         return boxes.unbox(value) if unbox else value
 
-    def _create(self, col: str, name: str, create: Callable[[], Any], given: Any) -> None:
+    def _create(self, col: str, name: str, create: Callable[[], object], given: object) -> None:
         root = self.call
         outside, root.creating = root.creating, col
         try:
@@ -558,7 +561,7 @@ class Variable:
         return boxes.unbox(value) if self.unbox else value
 
     @value.setter
-    def value(self, value: Any) -> None:
+    def value(self, value: object) -> None:
         if self.unbox:
             current = self.scope.get_variable(self.collection, self.name, _UNSET)
             # Without a box in it the old value says nothing of the new one's structure.

@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import numpy as np
@@ -44,6 +44,9 @@ class Keys(NamedTuple):
 
 Base = Key | Keys
 """What the keys of a stream are derived from."""
+
+Rngs = Mapping[str, object] | jax.typing.ArrayLike | None
+"""What a user hands in: stream -> key, one key for the stream ``params``, or none."""
 
 Keyed = tuple[dict[str, Base], ...]
 """For each opened scope, in their order: stream -> base key."""
@@ -89,7 +92,7 @@ class Stream(NamedTuple):
         return jax.tree.map(lambda key: jax.random.fold_in(key, number), self.key)
 
 
-def is_key(value: object) -> bool:
+def is_key(value: object) -> TypeGuard[Key]:
     """Tells whether a value is one key: typed, or an array of uint32 words.
 
     Example:
@@ -104,7 +107,7 @@ def is_key(value: object) -> bool:
     return value.dtype == np.uint32 and value.shape in ((2,), (4,))  # threefry, rbg
 
 
-def as_streams(rngs: object, default: str = "params") -> dict[str, Stream]:
+def as_streams(rngs: Rngs, default: str = "params") -> dict[str, Stream]:
     """Reads what a user handed in as random keys.
 
     Args:
@@ -124,17 +127,20 @@ def as_streams(rngs: object, default: str = "params") -> dict[str, Stream]:
     if not isinstance(rngs, Mapping):
         rngs = {default: rngs}
     found: dict[str, Stream] = {}
-    key: Any
+    key: object
     for name, key in rngs.items():
         if not isinstance(name, str):
             raise InvalidKeyError(
                 f"rngs: expected names of streams, e.g. {{'params': jax.random.key(0)}}; found "
                 f"the name {name!r} ({type(name).__name__})"
             )
-        if not (isinstance(key, Stream) or is_key(key)):
+        if isinstance(key, Stream):
+            found[name] = key
+        elif is_key(key):
+            found[name] = Stream(key)
+        else:
             raise InvalidKeyError(
                 f"rngs: expected one key for stream {name!r}, as made by jax.random.key(0); "
                 f"found {describe(key)}"
             )
-        found[name] = key if isinstance(key, Stream) else Stream(key)
     return found

@@ -7,15 +7,17 @@ from typing import Any
 
 import jax
 
+from .types import Tree
 
-def copy_dicts(tree: Any) -> Any:
+
+def copy_dicts(tree: Tree) -> Any:
     """Copies the mappings of a tree as plain dicts; the leaves stay what they are."""
     if not isinstance(tree, Mapping):
         return tree
     return {key: copy_dicts(value) for key, value in tree.items()}
 
 
-def plain_dicts(tree: Any) -> Any:
+def plain_dicts(tree: Tree) -> Any:
     """Returns a tree whose mappings are plain dicts, itself where they are already."""
     if type(tree) is dict:
         changed = {}
@@ -28,22 +30,24 @@ def plain_dicts(tree: Any) -> Any:
     return copy_dicts(tree)
 
 
-def sorted_dicts(tree: Any) -> Any:
+def sorted_dicts(tree: Tree) -> Any:
     """Copies the dicts of a tree with their keys in order, as JAX hands them out."""
     if type(tree) is not dict:
         return tree
     return {key: sorted_dicts(tree[key]) for key in sorted(tree)}
 
 
-def abstract(value: Any) -> jax.ShapeDtypeStruct:
+def abstract(value: object) -> jax.ShapeDtypeStruct:
     """Returns what stands for an array where none is computed: all that JAX knows of its type.
 
-    Besides shape and dtype that is a weak type, varying axes and an explicit sharding.
+        Besides shape and dtype that is a weak type, varying axes and an explicit sharding.
 
-    Example:
-      >>> import jax
-      >>> abstract(jax.numpy.asarray(2.0))
-      ShapeDtypeStruct(shape=(), dtype=float32, weak_type=True)
+        Example:
+          >>> import jax
+
+    from .types import Tree
+          >>> abstract(jax.numpy.asarray(2.0))
+          ShapeDtypeStruct(shape=(), dtype=float32, weak_type=True)
     """
     shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda x: x, value)
     return shape

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
-
-import jax
-import jax.typing
 
 from ..core import run
 from ..core.filters import DenyList, Filter, union
 from ..core.making.kept import KeptLoops
 from ..core.making.program import staged
 from ..core.scope import Scope
+from ..core.streams import Rngs as Rngs
 from ..core.types import Function
 from ..errors import (
     ApplyModuleInvalidMethodError,
@@ -24,9 +22,6 @@ from ..words import did_you_mean
 from .attach import is_module, own_methods
 from .bound import Variables
 from .state import state_of
-
-Rngs = Mapping[str, object] | jax.typing.ArrayLike | None
-"""Stream -> key, one key for the stream ``params``, or none."""
 
 Capture = bool | Callable[..., bool]
 """Whether, or of which ``(module, name of the method)``, what methods return is kept."""
