@@ -24,6 +24,7 @@ from .checkpoint.convert import to_stacked as to_stacked
 from .checkpoint.files import load_checkpoint as load_checkpoint
 from .checkpoint.files import save_checkpoint as save_checkpoint
 from .checkpoint.find import stackings_of as stackings_of
+from .checkpoint.layouts import layout_diff as layout_diff
 from .checkpoint.per_layer import layer_counts as layer_counts
 from .checkpoint.per_layer import layer_norms as layer_norms
 from .checkpoint.per_layer import map_layers as map_layers
@@ -110,6 +111,8 @@ from .layers.stochastic import Dropout as Dropout
 from .layers.weight_norm import SpectralNorm as SpectralNorm
 from .layers.weight_norm import WeightNorm as WeightNorm
 from .layout.build import layout as layout
+from .layout.diff import Difference as Difference
+from .layout.diff import LayoutDiff as LayoutDiff
 from .layout.shown import Layout as Layout
 from .module.methods import compact as compact
 from .module.methods import nowrap as nowrap

@@ -225,7 +225,10 @@ class LiftTotal:
 
 @dataclass(frozen=True, repr=False)
 class LayoutData:
-    """What a `Layout` knows: see shown.py for what it shows."""
+    """What a `Layout` knows: see shown.py for what it shows.
+
+    `traced` says whether a trace of the model told of lifts; arrays and files do not tell.
+    """
 
     module: str
     variables: tuple[VariableLayout, ...] = ()
@@ -235,6 +238,7 @@ class LayoutData:
     file_line: str | None = None
     cost: Cost | None = None
     stacks: tuple[StackNode, ...] = ()
+    traced: bool = True
     measure: Callable[[], Cost] | None = field(default=None, compare=False)
 
     # What measures the cost holds the model and a trace; it stays where it was made.
@@ -396,6 +400,7 @@ class LayoutData:
             file_line=plain["file_line"],
             cost=Cost(**plain["cost"]) if plain["cost"] else None,
             stacks=tuple(_stack_node(node) for node in plain.get("stacks", ())),
+            traced=plain.get("traced", True),
         )
 
 
