@@ -41,8 +41,8 @@ def layout_diff(
 
     Nothing is computed and no array is read: shapes, dtypes and lifts are compared. Where the same
     layers are stored as one subtree on one side and one by one on the other, that is one
-    difference, and the layers are compared all the same. Variables and checkpoints say nothing of lifts, so
-    beside these only paths, shapes and dtypes are compared.
+    difference, and the layers are compared all the same. Variables and checkpoints say nothing of
+    lifts, so beside these only paths, shapes and dtypes are compared.
 
     Args:
       a: a `Layout`, a module (unbound, or a class), variables (a mapping of collections), or the

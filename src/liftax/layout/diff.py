@@ -2,8 +2,8 @@
 
 One cause is one difference where it can be: a variable that a scan shares in one model and stacks
 in the other differs in its *role*, and the axis that follows from it is not said again; a lift that
-only one of the models has is one difference, and not one for each variable inside. Modules that were
-only called otherwise are paired first, so that what differs inside of them is said too.
+only one of the models has is one difference, and not one for each variable inside. Modules that
+were only called otherwise are paired first, so that what differs inside of them is said too.
 """
 
 from __future__ import annotations
