@@ -56,7 +56,7 @@ ORDER = [
         "summary",
     },
     {""},  # liftax/__init__.py
-    {"recipes", "adopt"},
+    {"recipes", "adopt", "practice"},
     {"cli"},
     {"__main__"},
 ]

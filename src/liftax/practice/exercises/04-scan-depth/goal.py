@@ -1,0 +1,25 @@
+import liftax as nn
+
+
+class Block(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.relu(nn.Dense(self.features)(x)), None
+
+
+class Model(nn.Module):
+    features: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, x):
+        Layers = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+        )
+        x, _ = Layers(self.features)(x, None)
+        return x

@@ -1,0 +1,22 @@
+# numbers: with batch=1, depth=2, features=2: the output is
+import liftax as nn
+
+
+class Block(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.Dense(self.features)(x), None
+
+
+class Model(nn.Module):
+    features: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, x):
+        Layers = nn.scan(
+            Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
+        )
+        return Layers(self.features)(x, None)[0]

@@ -1,0 +1,22 @@
+# layout: the scan shares one set where each iteration is to have weights of its own
+import liftax as nn
+
+
+class Block(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.relu(nn.Dense(self.features)(x)), None
+
+
+class Model(nn.Module):
+    features: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, x):
+        Layers = nn.scan(
+            Block, variable_broadcast="params", split_rngs={"params": False}, length=self.depth
+        )
+        return Layers(self.features)(x, None)[0]

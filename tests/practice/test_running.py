@@ -1,0 +1,60 @@
+"""Answers in processes of their own: whatever they do is a verdict, and the program goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from liftax.practice.exercises import find
+from liftax.practice.running import Limits, Runner
+
+pytestmark = pytest.mark.slow
+
+EXERCISE = find("scan-depth")
+RUBBISH = """
+import sys
+for i in range(100):
+    print("\\x1b[2J\\x00" * 3, '{"ready": true}', i)
+sys.stdout.buffer.write(bytes(range(256)))
+"""
+
+ANSWERS = {
+    "endless": ("while True: pass", "it does not end: stopped after 4 seconds"),
+    "hard exit": ("import os; os._exit(7)", "ends the process by itself, with code 7"),
+    "killed": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "(SIGKILL)"),
+    "array": ("import numpy; numpy.ones(10**12)", "it asks for more memory"),
+    "list": ("x = [0]\nwhile True: x += x", "it asks for more memory"),
+}
+
+
+@pytest.fixture(scope="module")
+def runner():
+    with Runner(Limits(seconds=4, memory=1 << 30), ahead=False) as runner:
+        yield runner
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_ends_a_process_is_a_verdict(runner, name):
+    source, words = ANSWERS[name]
+    verdict = runner.check(EXERCISE, source)
+    assert verdict.stage == "runs"
+    assert words in verdict.said
+
+
+def test_printed_rubbish_is_kept_apart(runner):
+    verdict = runner.check(EXERCISE, EXERCISE.solution + RUBBISH)
+    assert verdict.passed
+    assert 1 < len(verdict.printed.splitlines()) <= 10
+    assert '{"ready": true} 99' in verdict.printed
+    assert all(c.isprintable() or c == "\n" for c in verdict.printed)
+
+
+def test_from_save_to_verdict():
+    """A process that is ready answers at once; the next one is started meanwhile."""
+    with Runner() as runner:
+        runner.warm(EXERCISE)
+        first = runner.check(EXERCISE, EXERCISE.solution)
+        second = runner.check(EXERCISE, EXERCISE.start)
+    assert (first.stage, second.stage) == ("passed", "runs")
+    assert (
+        max(first.seconds, second.seconds) < 20
+    )  # below two, on a machine with nothing else to do
