@@ -211,7 +211,7 @@ def _own_shape(v: VariableLayout) -> tuple[int, ...]:
 
 
 def _splits(side: _Side) -> dict[int | None, tuple[str, bool | None]]:
-    """For each lift that gave an axis, by size: its kind, and whether it drew a key for each slice."""
+    """For each lift that gave an axis, by size: its kind, and whether each slice has a key."""
     return {lift.size: (lift.kind, a.split) for lift, a in side.stacked() if a.split is not None}
 
 

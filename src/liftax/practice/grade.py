@@ -187,7 +187,7 @@ class _Judge:
         pairs = self.model_layout(part, sizes)
         call = part.call(**sizes)
         args = filled(call.args)
-        outs = []
+        outs: list[Any] = []
         for side, module in enumerate((self.yours, self.goal)):
             variables = _variables(pairs, side)
             rngs = {stream: jax.random.key(7) for stream in call.streams} or None
@@ -196,7 +196,7 @@ class _Judge:
             out = model.apply(variables, *args, rngs=rngs, mutable=mutable)
             # What collections come out is compared by pairs, for the names may differ.
             outs.append(_renamed(out, pairs, side) if mutable else out)
-        self.equal(part.name, *outs, sizes)
+        self.equal(part.name, outs[0], outs[1], sizes)
 
     def function_numbers(self, part: Function, sizes: Mapping[str, int]) -> None:
         call = part.call(**sizes)
@@ -319,7 +319,7 @@ def unequal(mine: Any, goal: Any, rtol: float = 1e-4) -> str | None:
     """What is wrong with a result, in words, or nothing; both may be trees."""
     ours, structure = jax.tree.flatten(mine)
     asked, wanted = jax.tree.flatten(goal)
-    if structure != wanted:
+    if structure != wanted:  # type: ignore[operator]
         return f"it returns {_tree_text(mine)}, and is to return {_tree_text(goal)}"
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(goal)]
     for path, one, other in zip(paths, ours, asked, strict=True):
@@ -384,7 +384,7 @@ def built(module: types.ModuleType, name: str, call: Call) -> Module:
 
 def _layout_of(model: Module, call: Call) -> Layout:
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return layout(model, {s: key for s in ("params", *call.streams)}, *call.args)
+    return layout(model, dict.fromkeys(("params", *call.streams), key), *call.args)
 
 
 def _initialised(fn: Callable[..., Any], call: Call) -> list[Layout]:

@@ -1,7 +1,8 @@
 """Answers run in processes of their own, with limits: one process for each check.
 
 A `Runner` keeps a process ready for the exercise that is being worked on, so that a verdict comes
-in a second or two. An endless loop, a process that ends itself, an array too large: each is a verdict.
+in a second or two. An endless loop, a process that ends itself, an array too large: each is a
+verdict.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the grader says of one answer: plain data, for the terminal, the page, the notebook, JSON."""
+"""What the grader says of one answer: plain data, for terminal, page, notebook and JSON."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Verdict:
     writes them, where they came to be.
 
     Example:
-      >>> verdict = Verdict("scan-depth", "layout", "params/kernel: yours [in], goal [layers 3, in]")
+      >>> verdict = Verdict("scan-depth", "layout", "kernel: yours [in], goal [layers 3, in]")
       >>> verdict.passed, Verdict.from_dict(verdict.to_dict()) == verdict
       (False, True)
     """

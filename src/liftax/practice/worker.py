@@ -1,8 +1,9 @@
 """The process that runs one answer: `python -m liftax.practice.worker EXERCISE`.
 
-It is started ahead of time: jax is imported and the goal computed before there is an answer, so that
-a verdict waits for nothing but the learner's code. It says so with the line `{"ready": true}`, takes
-one request on its input, writes one verdict, and ends. What the learner's code prints goes elsewhere.
+It is started ahead of time: jax is imported and the goal computed before there is an answer, so
+that a verdict waits for nothing but the learner's code. It says so with the line `{"ready": true}`,
+takes one request on its input, writes one verdict, and ends. What the learner's code prints goes
+elsewhere.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def main(name: str) -> None:
     from .grade import Grader
 
     verdicts = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # Whatever the answer prints, from Python or from C, belongs to the errors, which are kept apart.
+    # Whatever the answer prints, from Python or from C, goes with the errors, apart from verdicts.
     os.dup2(2, 1)
     grader = Grader(find(name))
     grader.warm()
