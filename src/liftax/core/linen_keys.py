@@ -1,4 +1,10 @@
-"""Counting draws as Linen's double trace counts them."""
+"""Counting draws as Linen's double trace counts them.
+
+Linen runs the body of a loop twice, once to find what it makes and once for the loop, and its
+counters of keys go on from the first run to the second: the numbers of a scanned model are those of
+the second run. Here a body is traced once. A draw in it is written down as a constant whose value
+is open, a `Log` records it, and `Tally` fills in the number when the body has ended.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ import jax
 import numpy as np
 
 from .. import jax_private
+from .roles import BROADCAST, CARRY, Roles
 from .streams import Keys, Stream, path_hash
 from .types import Key
 
@@ -160,3 +167,62 @@ def rewind(log: Iterable[Drawn]) -> None:
     """Takes the counts of a log back."""
     for counts, stream, *_ in log:
         counts[stream] -= 1
+
+
+class Tally:
+    """The draws of one loop body, which may be traced more than once.
+
+    Args:
+      roles: the table of the loop.
+      outer: the log of the loop body that the loop stands in.
+      keyless: whether the body has no stream at all.
+      twice: whether Linen traces this body twice.
+      first: the draws of the first iteration, where that ran by itself.
+    """
+
+    def __init__(
+        self,
+        roles: Roles,
+        outer: Log | None,
+        *,
+        keyless: bool,
+        twice: bool,
+        first: list[Drawn] | None = None,
+    ):
+        self.roles = roles
+        self.outer = outer
+        self.keyless = keyless
+        self.twice = twice
+        self.first = first
+        self.drawn: list[Drawn] = []
+        self.earlier: list[Drawn] = []
+        # Without jit the body runs as Python once an iteration, and the counts go on.
+        self.goes_on = jax_private.jit_is_disabled() and first is None and outer is None
+
+    def begin(self) -> Log | None:
+        """Returns a log for a trace of the body; what one before it drew counts no more."""
+        # A loop that calls the body again wants the same keys: the log of a loop outside
+        # settles the draws of all its calls as one.
+        again = self.outer is not None and self.first is None
+        self.earlier = self.drawn if again else []
+        self.take_back()
+        if self.keyless or self.goes_on:
+            return None
+        return Log(lambda col: self.roles.role(col) == BROADCAST, self.outer)
+
+    def end(self, log: Log | None) -> None:
+        """Counts the draws of a trace as Linen's traces of the body would have made them."""
+        if log is None or not (log or self.first is not None):
+            return
+        rewind(log)
+        self.drawn = replay(log) if self.twice else log
+        if self.first is not None:
+            join(self.first, self.drawn, lambda col: self.roles.role(col) in (BROADCAST, CARRY))
+            self.drawn = self.first
+        settle(self.drawn)
+        join(self.drawn, self.earlier, lambda col: False)
+
+    def take_back(self) -> None:
+        """Takes back the draws of a trace that another one replaces."""
+        rewind(self.drawn)
+        self.drawn = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Iterator, Mapping
 
@@ -42,8 +41,13 @@ _ARGUMENTS = {
     "while_loop": "carry_variables={0!r}",
 }
 
-# The files of lifts that trace a body with jax.jit on the way to something else.
-_TRACED_BY = {"scan.py": "scan", "while_loop.py": "while_loop", "branches.py": "a branch"}
+# What JAX, or `one_trace.trace_loop` by the name of its function, says to have traced a body.
+_TRACED_FOR = {
+    "while_body": "while_loop",
+    "while_cond": "while_loop",
+    "cond": "a branch",
+    "switch": "a branch",
+}
 
 
 def no_variables(given: object) -> ApplyScopeInvalidVariablesTypeError:
@@ -250,11 +254,12 @@ def escaped(error: jax.errors.UnexpectedTracerError) -> LeakedTracerError:
     """A value that left the lift that made it, from what JAX says where it is used."""
     text = str(error)
     kind = re.search(r"with type (\S+) wrapped in a (\w+?)Tracer", text)
-    traced = re.search(r"was \S+ at (.*?):\d+ traced for (\w+)", text)
+    traced = re.search(r"was (?:<(\w+)>|\S+) at .*?:\d+ traced for (\w+)", text)
     line = re.search(r"was created on line (.*?\))", text)
     name = "vmap" if kind and kind[2] == "Batch" else "a transformation"
     if traced is not None:
-        name = _TRACED_BY.get(os.path.basename(traced[1]), traced[2])
+        name = traced[1] or traced[2]
+        name = _TRACED_FOR.get(name, name)
     return LeakedTracerError(
         f"{_raised_in(error)}: a value that was made inside {name} is used after it has ended.\n"
         f"found: {kind[1] if kind else 'a tracer'}{f', made at {line[1]}' if line else ''}\n"

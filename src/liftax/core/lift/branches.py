@@ -151,7 +151,7 @@ class _Branch:
             self.y, self.written = kinds(y), {p: kinds(value) for p, value in written.items()}
             return [], {}, (jax.tree.map(jnp.asarray, y), written), ({}, None)
 
-        self.loop: Loop = trace_loop(body, operands, None, self.marks, opening.place)
+        self.loop: Loop = trace_loop(body, operands, None, self.marks, opening)
 
 
 def _known(

@@ -20,6 +20,8 @@ from ...errors import (
     LengthError,
     LiftOptionError,
     LiftWarning,
+    LoopDependentError,
+    SplitSharedError,
     TiedModulesError,
 )
 from ...words import describe, kind_of, names_on, shown, structure_of
@@ -145,6 +147,26 @@ def nothing_first(place: str, names: Sequence[str]) -> LengthError:
         f"{place}: no iteration makes the first value of a carried variable.\n"
         f"found: {', '.join(names[:4])}, to be made by a loop of no iterations\n"
         f"expected: init over at least one iteration, or the variable made before the loop"
+    )
+
+
+def split_shared(place: str, name: str) -> SplitSharedError:
+    """A shared parameter that each iteration would initialise differently."""
+    return SplitSharedError(
+        f"{place}: {name} is shared along the axis, but stream 'params' is split, so each "
+        f"iteration would initialise it differently.\n"
+        f"expected: split_rngs={{'params': False}} to share it, or "
+        f"variable_axes={{'params': 0}} for one of its own in each iteration"
+    )
+
+
+def depends_on_loop(place: str, name: str, value: object) -> LoopDependentError:
+    """What is to be made before a loop, and needs a value of the loop's."""
+    return LoopDependentError(
+        f"{place}: {name} is declared broadcast but depends on the loop.\n"
+        f"found: {describe(value)}, computed from the carry or a scanned value\n"
+        f"expected: a value that is the same in each iteration; otherwise stack it "
+        f"(variable_axes, out_axes=0) or carry it (variable_carry)"
     )
 
 

@@ -14,7 +14,7 @@ from ..linen_keys import Drawn, Log, join
 from ..roles import THROUGH, Roles, Row, through_roles
 from ..streams import Keyed
 from ..types import Fn, Function, Group, Tree
-from . import diffchecks
+from . import derivative_checks
 from .counters import counted, set_counters
 from .crossing import Opening
 
@@ -79,7 +79,7 @@ def vjp(
 
     def outputs(chosen: Group, *primals: Tree) -> tuple[Any, tuple[list[Group], Any]]:
         y, written = run([others, chosen], [keys], primals)
-        y, aux = diffchecks.with_aux(opening, y) if has_aux else (y, None)
+        y, aux = derivative_checks.with_aux(opening, y) if has_aux else (y, None)
         return y, (written, aux)
 
     y, pull, (written, aux) = jax.vjp(
@@ -102,7 +102,7 @@ class _PullBack:
         try:
             variables_bar, *rest = pull(y_bar)
         except (TypeError, ValueError) as cause:
-            diffchecks.check_cotangent(self.place, y_bar, cause)
+            derivative_checks.check_cotangent(self.place, y_bar, cause)
             raise
         return (variables_bar[0] if self.single else list(variables_bar), *rest)
 
@@ -146,12 +146,12 @@ def value_and_grad(
 
     def outputs(*primals: Tree) -> tuple[Any, tuple[list[Group], Any]]:
         y, written = run([values], [keys], primals)
-        y, aux = diffchecks.with_aux(opening, y) if has_aux else (y, None)
+        y, aux = derivative_checks.with_aux(opening, y) if has_aux else (y, None)
         return y, (written, aux)
 
     y, pull, (written, aux) = jax.vjp(outputs, *primals, has_aux=True)
     opening.write_back(*written)
-    diffchecks.check_scalar(opening, y)
+    derivative_checks.check_scalar(opening, y)
     grads = pull(jnp.ones_like(y))
     return ((y, aux), grads) if has_aux else (y, grads)
 
@@ -210,7 +210,7 @@ def jvp(
     run = opening.body(fn)
     values, keys = opening.values(THROUGH), opening.keys(False)
     if not opening.initializing:
-        diffchecks.check_named(opening, values, given)
+        derivative_checks.check_named(opening, values, given)
     chosen = tuple(
         {c: _part(node, tangent[c]) for c, node in group.items() if c in tangent}
         for group, tangent in zip(values, given, strict=True)
@@ -229,7 +229,7 @@ def jvp(
             outputs, (chosen, tuple(primals)), (directions, tuple(tangents))
         )
     except (TypeError, ValueError) as cause:
-        diffchecks.check_tangents(opening, primals, tangents, chosen, directions, cause)
+        derivative_checks.check_tangents(opening, primals, tangents, chosen, directions, cause)
         raise
     opening.write_back(*written)
     return y, y_dot
@@ -357,15 +357,15 @@ def custom_vjp(
             chosen: Group, others: Group, keys: Keyed, moving: Sequence[object]
         ) -> tuple[tuple[Any, list[Group]], object]:
             out, written = once(forward_fn, [others, chosen], [keys], filled(moving))
-            y, residuals = diffchecks.with_residuals(opening, out)
+            y, residuals = derivative_checks.with_residuals(opening, out)
             return (y, written), residuals
 
         def backward(residuals: Tree, bars: tuple[Tree, Tree]) -> tuple[object, ...]:
             y_bar, _ = bars
             out: Any = backward_fn(*fixed.values(), residuals, y_bar)
-            variables_bar, *moving_bar = diffchecks.with_variables(place, out, len(moving))
+            variables_bar, *moving_bar = derivative_checks.with_variables(place, out, len(moving))
             chosen_bar = (variables_bar,) if single else tuple(variables_bar)
-            diffchecks.check_cotangents(place, kinds, (chosen_bar, moving_bar))
+            derivative_checks.check_cotangents(place, kinds, (chosen_bar, moving_bar))
             return chosen_bar, None, None, moving_bar
 
         run = jax.custom_vjp(primal)

@@ -232,7 +232,7 @@ def _in_parts(options: Jit, opening: Opening, fn: Function, static: Static, keys
         marks.end()
         return [], {}, (out, written), ({}, None)
 
-    loop = trace_loop(traced, static.dynamic, None, marks, opening.place)
+    loop = trace_loop(traced, static.dynamic, None, marks, opening)
     first = jax.jit(lambda dynamic: loop.first(dynamic, None), **options.of_jax)
     born = write_births(opening, marks, first(static.dynamic))
 

@@ -27,12 +27,13 @@ import jax.numpy as jnp
 from jax.tree_util import PyTreeDef
 
 from ... import equations, jax_private
-from ...errors import LiftaxError, LoopDependentError, SplitSharedError
-from ...words import describe, names_on
+from ...errors import LiftaxError
+from ...words import names_on
 from ..linen_keys import draw_p
 from ..roles import Role, Roles
 from ..scope import Scope
 from ..types import Function, Group, Path, Tree
+from .checks import depends_on_loop, split_shared
 from .crossing import Opening
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class Loop(NamedTuple):
 
 
 def trace_loop(
-    body: Function, carry: Tree, x: Tree, marks: Marks, place: str, split: bool = False
+    body: Function, carry: Tree, x: Tree, marks: Marks, opening: Opening, split: bool = False
 ) -> Loop:
     """Traces ``body`` once and cuts it.
 
@@ -252,15 +253,22 @@ def trace_loop(
         outputs).
       carry, x: of one iteration, or their shapes.
       marks: what ``body`` marks, and ends when it returns.
-      place: where the lift stands, for messages.
+      opening: the call of the lift, for messages.
       split: whether the stream ``params`` is split, for messages.
 
     Raises:
       SplitSharedError: a shared parameter is made from a split stream.
       LoopDependentError: an invariant needs the carry or a scanned value.
     """
+
+    def run(carry: Tree, x: Tree) -> object:
+        return body(carry, x)
+
+    # JAX says it where a value outlives the trace, and `refusals.escaped` reads it there.
+    run.__name__ = f"<{opening.roles.lift}>"
     # What is made before the loop is run in the units in which it would be run there.
-    run = jax_private.in_units(body) if jax_private.is_run(jax_private.current_trace()) else body
+    if jax_private.is_run(jax_private.current_trace()):
+        run = jax_private.in_units(run)
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(carry, x)
     jaxpr, consts = jax_private.consts_as_inputs(closed), list(closed.consts)
     wanted = {mark for birth in marks.births.values() for mark in birth.marks}
@@ -278,7 +286,9 @@ def trace_loop(
     names += [name_of(p) for p, b in shared.items() for _ in b.marks]
     outside = _alone(_of_first_trace(jaxpr), [*invariant, *shared_vars])
     if any(outside[1][len(consts) :]):
-        raise _dependent(jaxpr, [*invariant, *shared_vars], len(consts), names, place, split)
+        raise _dependent(
+            jaxpr, [*invariant, *shared_vars], len(consts), names, opening.place, split
+        )
     before = _run(outside, [*consts, *[None] * (len(jaxpr.invars) - len(consts))])
     invariants = jax.tree.unflatten(jax.tree.structure(shapes[3]), before[: len(invariant)])
     start = _alone(jaxpr, carried_vars)
@@ -387,22 +397,7 @@ def _dependent(
     name, var = next((name, var) for name, var in both if any(_alone(jaxpr, [var])[1][n:]))
     if split and name.startswith("variable params/"):
         return split_shared(place, name)
-    return LoopDependentError(
-        f"{place}: {name} is declared broadcast but depends on the loop.\n"
-        f"found: {describe(var.aval)}, computed from the carry or a scanned value\n"
-        f"expected: a value that is the same in each iteration; otherwise stack it "
-        f"(variable_axes, out_axes=0) or carry it (variable_carry)"
-    )
-
-
-def split_shared(place: str, name: str) -> SplitSharedError:
-    """A shared parameter that each iteration would initialise differently."""
-    return SplitSharedError(
-        f"{place}: {name} is shared along the axis, but stream 'params' is split, so each "
-        f"iteration would initialise it differently.\n"
-        f"expected: split_rngs={{'params': False}} to share it, or "
-        f"variable_axes={{'params': 0}} for one of its own in each iteration"
-    )
+    return depends_on_loop(place, name, var.aval)
 
 
 def write_births(

@@ -22,7 +22,7 @@ from ...errors import AxesTreeError
 from ...pytrees import Rest, split_by
 from .. import boxes
 from ..filters import Filter
-from ..linen_keys import Drawn
+from ..linen_keys import Drawn, Tally
 from ..roles import BROADCAST, CARRY, Axis, Roles, VariableAxes, broadcast, loop_roles
 from ..scope import Scope
 from ..streams import Keyed
@@ -52,7 +52,6 @@ from .one_trace import (
     write_births,
 )
 from .options import lift_of
-from .tally import Tally
 
 Transform = Callable[[Sequence[Group], Sequence[Keyed]], tuple[Sequence[Group], Sequence[Keyed]]]
 """A user's function over what goes into an iteration, for sharding annotations."""
@@ -234,7 +233,13 @@ class _Call:
         self.shared = variables[BROADCAST]
         self.carried = flat(variables[CARRY])
         self.shared_keys = self.opening.keys(False)
-        self.tally = Tally(self.opening, self.options.check_constancy_invariants, self.first)
+        self.tally = Tally(
+            self.plan.roles,
+            self.opening.log,
+            keyless=self.opening.keyless,
+            twice=self.options.check_constancy_invariants,
+            first=self.first,
+        )
         # Of the last trace of the body: what it marked, and the structure of its outputs.
         self.marks: Marks | None = None
         self.y_def: PyTreeDef
@@ -376,13 +381,13 @@ class _Call:
         opening, before = self.opening, (carry, self.carried)
         split = self.plan.roles.split("params") is True
         shape = jax.tree.map(jax_private.element, xs)
-        loop = trace_loop(self.in_parts, before, shape, marks, opening.place, split)
+        loop = trace_loop(self.in_parts, before, shape, marks, opening, split)
         strong = _strengthened(before, loop.carry_avals)
         if strong is not None:
             # The body makes a wider carry of a weakly typed one: begin with the wider.
             before = strong
             self.tally.take_back()
-            loop = trace_loop(self.in_parts, before, shape, marks, opening.place, split)
+            loop = trace_loop(self.in_parts, before, shape, marks, opening, split)
 
         # Linen's order: the first iteration's slice is what carried variables begin with.
         unborn = [name_of(place) for place, birth in marks.births.items() if birth.carried]
@@ -413,7 +418,7 @@ class _Call:
         opening, shape = self.opening, jax.tree.map(jax_private.element, xs)
         split = self.plan.roles.split("params") is True
         state = (carry, self.carried)
-        loop = trace_loop(self.in_parts, state, shape, marks, opening.place, split)
+        loop = trace_loop(self.in_parts, state, shape, marks, opening, split)
         write_births(opening, marks, loop.made, loop.invariants[0])
         opening = Opening(self.plan.roles, self.scopes, self.fn, self.plan.shared)
         again = dataclasses.replace(self, opening=opening, traced=True)

@@ -196,7 +196,7 @@ class _Initialised:
             _, (made, _) = self.run(self.outside, see=self.see)
             return self.anew(self.mapped(made), remembered)
 
-        loop = trace_loop(self.in_parts, None, None, self.marks, opening.place)
+        loop = trace_loop(self.in_parts, None, None, self.marks, opening)
         mapped = self.mapped(nested(loop.invariants[0], len(opening.tops)))
         births = _mapped_births(self.marks, mapped, loop.made)
         reused = births is not None and not draws_again(loop.outside)

@@ -23,9 +23,14 @@ from ..scope import Scope
 from ..streams import Keyed
 from ..types import Fn, Function, Group, Metadata, Path, Tree
 from .axes import Sizes, axes_of, named, unnamed
-from .checks import check_arguments, check_options, check_out_axes, check_variable_axes
+from .checks import (
+    check_arguments,
+    check_options,
+    check_out_axes,
+    check_variable_axes,
+    split_shared,
+)
 from .crossing import Opening
-from .one_trace import split_shared
 from .options import lift_of
 
 
