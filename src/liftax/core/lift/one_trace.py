@@ -284,11 +284,10 @@ def trace_loop(
 
     names = [_name_at(p) for p, _ in jax.tree_util.tree_leaves_with_path(shapes[3])]
     names += [name_of(p) for p, b in shared.items() for _ in b.marks]
-    outside = _alone(_of_first_trace(jaxpr), [*invariant, *shared_vars])
+    early = [*invariant, *shared_vars]
+    outside = _alone(_of_first_trace(jaxpr), early)
     if any(outside[1][len(consts) :]):
-        raise _dependent(
-            jaxpr, [*invariant, *shared_vars], len(consts), names, opening.place, split
-        )
+        raise _dependent(jaxpr, early, len(consts), names, opening.place, split)
     before = _run(outside, [*consts, *[None] * (len(jaxpr.invars) - len(consts))])
     invariants = jax.tree.unflatten(jax.tree.structure(shapes[3]), before[: len(invariant)])
     start = _alone(jaxpr, carried_vars)
