@@ -19,6 +19,7 @@ from . import spmd as spmd
 from . import stochastic as stochastic
 from . import transforms as transforms
 from .adopt.across import from_linen as from_linen
+from .adopt.across import to_linen as to_linen
 from .checkpoint.convert import to_layers as to_layers
 from .checkpoint.convert import to_stacked as to_stacked
 from .checkpoint.files import load_checkpoint as load_checkpoint

@@ -106,6 +106,7 @@ def test_methods_fields_and_setup() -> None:
 
     both(run)
     module = nn.from_linen(flax.linen.Dense(3))
+    assert module.kernel_init is flax.linen.Dense.kernel_init
     assert nn.from_linen(module) is module and nn.from_linen(nn.Dense) is nn.Dense
     assert nn.from_linen(flax.linen.Dense) is nn.from_linen(flax.linen.Dense)
 

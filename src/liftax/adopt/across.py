@@ -1,26 +1,55 @@
-"""A Linen module as one of liftax, side by side with others."""
+"""Modules across: a Linen module as one of liftax, and one of liftax as a Linen module.
+
+Each library knows its own scopes alone. So a call that goes across makes a scope of the other
+library over the same variables and keys, runs the method there, and writes what came of it back.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
-import weakref
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeGuard
 
-from ..core.boxes import AxisMetadata, Partitioned
+from ..core.boxes import AxisMetadata, Partitioned, count_as_boxes
 from ..core.call import Call, LiftedCall
-from ..core.filters import DenyList
+from ..core.filters import DenyList, Filter
 from ..core.scope import Scope
-from ..errors import TransformTargetError
-from ..module.fields import UNSET
+from ..core.streams import Stream
+from ..core.types import Function, Path
+from ..errors import MissingExtraError, TransformTargetError
+from ..module.attach import is_module, own_methods
+from ..module.fields import UNSET, field_names
 from ..module.foreign import is_linen_class
 from ..module.methods import compact
 from ..module.module import Module
+from ..module.run import function_of, on_scope
 from ..spmd import LogicallyPartitioned
 from ..words import kind_of
 
-_classes: weakref.WeakKeyDictionary[type, type[FromLinen]] = weakref.WeakKeyDictionary()
+
+class _Twin:
+    """The class that was made of a class, kept with it so that both go together.
+
+    It stays behind where the class is pickled.
+    """
+
+    def __init__(self, cls: Any = None):
+        self.cls = cls
+
+    def __reduce__(self) -> tuple[type[_Twin], tuple[()]]:
+        return _Twin, ()
+
+
+def _twin(cls: type, make: Callable[[Any], type]) -> Any:
+    """Returns the class that ``make`` makes of a class, made once."""
+    known = cls.__dict__.get("_twin")
+    if known is None or known.cls is None:
+        known = _Twin(make(cls))
+        type.__setattr__(cls, "_twin", known)
+    return known.cls
 
 
 def from_linen(module: Any) -> Any:
@@ -50,7 +79,7 @@ def from_linen(module: Any) -> Any:
       >>> jax.tree.map(jax.numpy.shape, variables)
       {'params': {'Dense_0': {'bias': (2,), 'kernel': (3, 2)}}}
     """
-    if isinstance(module, Module) or (isinstance(module, type) and issubclass(module, Module)):
+    if is_module(module) or _is_ours(module):
         return module
     cls = module if isinstance(module, type) else type(module)
     if not is_linen_class(cls) or (cls is module and cls.__name__ == "Module"):
@@ -58,17 +87,7 @@ def from_linen(module: Any) -> Any:
             f"from_linen: expected a module of flax.linen, or a class of them; found "
             f"{kind_of(module)}"
         )
-    made = _classes.get(cls)
-    if made is None:
-        # Of the same name, which automatic names of submodules are made of.
-        own = {
-            "__module__": cls.__module__,
-            "__doc__": cls.__doc__,
-            "__init__": FromLinen.__init__,
-            "_linen_class": cls,
-        }
-        made = type(cls.__name__, (FromLinen,), own)
-        _classes[cls] = made
+    made = _twin(cls, _class_of_ours)
     if cls is module:
         return made
     if module.scope is not None:
@@ -98,36 +117,176 @@ class FromLinen(Module):
         self.__dict__.update(linen=linen, parent=parent, name=name)
         self.__post_init__()
 
-    @compact
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the Linen module."""
-        return _call(self.linen, self._bound_scope("a call"), "__call__", args, kwargs)
-
-    @compact
-    def _method(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        return _call(self.linen, self._bound_scope(name), name, args, kwargs)
-
     def __getattr__(self, name: str) -> Any:
         linen = self.__dict__.get("linen")
-        if name.startswith("__") or linen is None or not hasattr(type(linen), name):
-            if name in getattr(type(linen), "__dataclass_fields__", ()):
+        if linen is not None and not name.startswith("__"):
+            known = name in linen.__dataclass_fields__ or hasattr(type(linen), name)
+            if known:
                 return getattr(linen, name)
-            return super().__getattr__(name)
-        if callable(getattr(type(linen), name)):
-            return functools.partial(self._method, name)
-        return getattr(linen, name)
+        return super().__getattr__(name)
 
 
-def _call(linen: Any, scope: Scope, method: str, args: Any, kwargs: Any) -> Any:
+def _class_of_ours(cls: type) -> type:
+    """A class of ours whose instances hold a Linen module."""
+    count_as_boxes(_flax("flax.core.meta").AxisMetadata)
+    # Of the same name, which automatic names of submodules are made of.
+    members: dict[str, Any] = {
+        "__module__": cls.__module__,
+        "__doc__": cls.__doc__,
+        "__init__": FromLinen.__init__,
+        "_linen_class": cls,
+    }
+    for name in _methods(cls, _flax("flax.linen").Module):
+        members[name] = compact(_forward(name, lambda self: self.linen, _in_linen))
+    return type(cls.__name__, (FromLinen,), members)
+
+
+def to_linen(module: Any) -> Any:
+    """A module of liftax as a Linen module; the reverse of `from_linen`.
+
+    For what takes Linen modules alone: a model of Linen's, a library that trains them,
+    `flax.nnx.bridge.ToNNX`. Its variables and keys are those of the same module in Linen, and its
+    boxes are flax's.
+
+    Args:
+      module: an instance of a module, bound to nothing, or a class of them. What is Linen's
+        already comes back as it is.
+
+    Raises:
+      TransformTargetError: it is neither, or is bound.
+      MissingExtraError: flax is not installed.
+
+    Example:
+      >>> import flax.linen, jax, liftax as nn
+      >>> class Model(flax.linen.Module):
+      ...     @flax.linen.compact
+      ...     def __call__(self, x):
+      ...         return nn.to_linen(nn.Dense(2))(x)
+      >>> variables = Model().init(jax.random.key(0), jax.numpy.ones(3))
+      >>> jax.tree.map(jax.numpy.shape, variables)
+      {'params': {'Dense_0': {'bias': (2,), 'kernel': (3, 2)}}}
+    """
+    cls = module if isinstance(module, type) else type(module)
+    if is_linen_class(cls):
+        return module
+    if not _is_ours(cls) or cls is Module:
+        raise TransformTargetError(
+            f"to_linen: expected a module of liftax, or a class of them; found {kind_of(module)}"
+        )
+    if cls.__mro__[1] is FromLinen:
+        return cls._linen_class if cls is module else module.linen
+    made = _twin(cls, _linen_class_of)
+    if cls is module:
+        return made
+    if module.scope is not None:
+        raise TransformTargetError(
+            f"to_linen: {cls.__name__} is bound already; expected one that was made outside of "
+            f"its own init, apply and bind"
+        )
+    fields = {"liftax": module}
+    if cls._plain_init:
+        fields = {name: getattr(module, name) for name in field_names(cls)}
+    return made(**fields, name=module.name)
+
+
+def _linen_class_of(cls: type[Module]) -> type:
+    """A Linen class with the fields of one of ours, of which each call makes one of ours."""
+    base = _flax("flax.linen").Module
+    _flax("flax.core.meta").AxisMetadata.register(AxisMetadata)
+    own = [f for f in dataclasses.fields(cls) if f.name in field_names(cls)]
+
+    members: dict[str, Any] = {f.name: _default(f) for f in own if _default(f) is not None}
+    members |= {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    members["__annotations__"] = {f.name: f.type for f in own}
+    if not cls._plain_init:
+        # One field has the module itself. The class has the arguments of ours; the classes that
+        # Linen's lifts make of it have not, as of any class with an `__init__` of its own.
+        def __init__(self: Any, *args: Any, liftax: Any = None, **kwargs: Any) -> None:
+            place: dict[str, Any] = {"parent": made.__dataclass_fields__["parent"].default}
+            place |= {key: kwargs.pop(key) for key in ("parent", "name") if key in kwargs}
+            own = cls(*args, **kwargs, parent=None) if liftax is None else liftax
+            self.__dict__.update({"name": None, **place, "liftax": own})
+            self.__post_init__()
+
+        for f in own:
+            members.pop(f.name, None)
+        members |= {"liftax": None, "__init__": __init__, "__annotations__": {"liftax": Any}}
+
+    def held(self: Any) -> Any:
+        if not cls._plain_init:
+            return self.liftax
+        return cls(**{f.name: getattr(self, f.name) for f in own}, parent=None)
+
+    for name in set(own_methods(cls)).difference(field_names(cls)):
+        members[name] = _forward(name, held, _in_liftax)
+    made: Any = type(base)(cls.__name__, (base,), members)
+
+    def __getattr__(self: Any, name: str) -> Any:
+        if not name.startswith("__") and hasattr(cls, name):
+            return getattr(held(self), name)
+        return base.__getattr__(self, name)
+
+    # Afterwards: Linen would take it for a method, and run setup before it.
+    made.__getattr__ = __getattr__
+    return made
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """What a class body says of a field that has a default, None of one that has none."""
+    if field.default is field.default_factory is dataclasses.MISSING:
+        return None
+    return dataclasses.field(default=field.default, default_factory=field.default_factory)
+
+
+def _is_ours(value: object) -> TypeGuard[type[Module]]:
+    return isinstance(value, type) and issubclass(value, Module)
+
+
+def _flax(name: str) -> Any:
+    """A module of flax's, itself where liftax stands in its place."""
+    try:
+        place = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "flax":
+            raise
+        raise MissingExtraError(
+            "from_linen and to_linen need flax, which is not installed: pip install flax"
+        ) from error
+    return getattr(place, "_real", place)
+
+
+def _methods(cls: Any, base: type) -> Iterator[str]:
+    """The names of the methods that a Linen class has beyond what every module has."""
+    for name in dir(cls):
+        # A function may be the default of a field, too.
+        if inspect.isfunction(inspect.getattr_static(cls, name)):
+            own = not (hasattr(base, name) or name in cls.__dataclass_fields__)
+            if name == "__call__" or own and not name.startswith("__"):
+                yield name
+
+
+def _forward(name: str, held: Callable[[Any], Any], call: Function) -> Function:
+    """A method that is called on the module held, in its own library."""
+
+    def method(self: Any, *args: object, **kwargs: object) -> object:
+        return call(held(self), self.scope, name, args, kwargs)
+
+    method.__name__ = method.__qualname__ = name
+    return method
+
+
+# --- there: a method of Linen's on a scope of ours ----------------------------
+
+
+def _in_linen(linen: Any, scope: Scope, method: str, args: Any, kwargs: Any) -> Any:
     """Calls a method of a Linen module on a scope of flax's with the same variables and keys."""
-    place = importlib.import_module("flax.core.scope")
-    theirs = getattr(place, "_real", place)
+    theirs = _flax("flax.core.scope")
     before = scope.variables()
     rngs = {
         name: theirs.LazyRng.create(stream.key, *stream.path) for name, stream in scope.rngs.items()
     }
     root = _counting(theirs)(
-        _boxed(before, _to_linen),
+        _boxed(before, _to_flax),
         rngs,
         name=scope.name,
         mutable=_mutable(scope, theirs),
@@ -137,7 +296,7 @@ def _call(linen: Any, scope: Scope, method: str, args: Any, kwargs: Any) -> Any:
     root.ours = scope
     with root.temporary():
         y = getattr(linen.clone(parent=root), method)(*args, **kwargs)
-        after = _boxed(root.mutable_variables(), _from_linen)
+        after = _boxed(root.mutable_variables(), _from_flax)
     for col, tree in after.items():
         _write(scope, col, tree, before.get(col, {}))
     return y
@@ -198,24 +357,90 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _boxed(tree: Any, change: Any) -> Any:
+# --- and back: a method of ours on a scope of Linen's -------------------------
+
+
+def _in_liftax(module: Any, scope: Any, method: str, args: Any, kwargs: Any) -> Any:
+    """Calls a method of ours on a scope of ours with the same variables and keys."""
+    if scope is None:  # to raise the error of an unbound call
+        return getattr(module, method)(*args, **kwargs)
+    rngs = {name: _stream(key) for name, key in scope.rngs.items()}
+    root = Scope(
+        _boxed(scope.variables(), _from_flax),
+        rngs,
+        name=scope.name,
+        mutable=_filter(scope.mutable),
+        path=scope.path,
+        flags=scope.flags,
+    )
+    root.call.boxed = True  # a question of speed alone, which is not the point here
+    counted = root.call.counters
+    counted.update(_counted(scope.rng_counters, scope.path))
+    with root.temporary():
+        bound = module.clone(name=scope.name)
+        y = on_scope(function_of(bound, method), bound)(root, *args, **kwargs)
+        written = _boxed(root.mutable_variables(), _to_flax)
+        _count(scope.rng_counters, counted, scope.path)
+    for col, tree in written.items():
+        for name, value in tree.items():
+            scope.put_variable(col, name, value)
+    return y
+
+
+def _stream(key: Any) -> Stream:
+    """A key of Linen's, which remembers the path that is not yet folded in."""
+    return Stream(key.rng, key.suffix) if hasattr(key, "suffix") else Stream(key)
+
+
+def _filter(filter_like: Any) -> Filter:
+    """A filter of flax's as one of ours."""
+    if hasattr(filter_like, "deny"):
+        return DenyList(_filter(filter_like.deny))
+    return filter_like
+
+
+def _counted(counters: Mapping[Any, Any], path: Path) -> Iterator[tuple[Path, dict[str, int]]]:
+    """How many keys were drawn at a path and below, which Linen keeps as a tree."""
+    yield path, {name: n for name, n in counters.items() if isinstance(name, str)}
+    for name, below in counters.items():
+        if not isinstance(name, str):
+            yield from _counted(below, (*path, name[1]))
+
+
+def _count(counters: dict[Any, Any], counted: Mapping[Path, dict[str, int]], top: Path) -> None:
+    """Lets Linen go on counting from here."""
+    token = _flax("flax.core.scope").child_rng_token
+    for path, counts in counted.items():
+        here = counters
+        for name in path[len(top) :]:
+            here = here.setdefault((token, name), {})
+        here.update(counts)
+
+
+# --- boxes --------------------------------------------------------------------
+
+
+def _boxed(tree: Any, change: Callable[[Any], Any]) -> Any:
     """A nested mapping as dicts, with its boxes changed."""
     if isinstance(tree, Mapping):
         return {name: _boxed(part, change) for name, part in tree.items()}
     return change(tree)
 
 
-def _to_linen(value: Any) -> Any:
-    if not isinstance(value, AxisMetadata) or not isinstance(value, Partitioned):
-        return value
-    linen = importlib.import_module("flax.linen")
-    linen = getattr(linen, "_real", linen)
-    if isinstance(value, LogicallyPartitioned):
-        return linen.LogicallyPartitioned(value.value, value.names, value.mesh, value.rules)
-    return linen.Partitioned(value.value, value.names, value.mesh)
+# A box of somebody's own goes across as it is: each library's class of boxes counts those of the
+# other among its own, and both call the same four methods.
 
 
-def _from_linen(value: Any) -> Any:
+def _to_flax(value: Any) -> Any:
+    if type(value) is Partitioned:
+        return _flax("flax.core.meta").Partitioned(value.value, value.names, value.mesh)
+    if type(value) is LogicallyPartitioned:
+        made = _flax("flax.linen.spmd").LogicallyPartitioned
+        return made(value.value, value.names, value.mesh, value.rules)
+    return value
+
+
+def _from_flax(value: Any) -> Any:
     kind = type(value).__module__, type(value).__name__
     if kind == ("flax.core.meta", "Partitioned"):
         return Partitioned(value.value, value.names, value.mesh)

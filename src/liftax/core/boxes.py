@@ -19,7 +19,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Generic, Protocol, Self, TypeGuard, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeGuard, TypeVar, dataclass_transform
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
@@ -184,6 +184,18 @@ class Partitioned(AxisMetadata[T]):
         """Return the `NamedSharding` of the names on `mesh`."""
         return NamedSharding(mesh, self.get_partition_spec())
 
+    _in_nnx: ClassVar[dict[str, str]] = {"names": "out_sharding", "rules": "sharding_rules"}
+
+    def to_nnx_metadata(self) -> dict[str, Any]:
+        """Return the fields under the names that a variable of `flax.nnx` gives them."""
+        return {self._in_nnx.get(name, name): value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_nnx_metadata(cls, metadata: Metadata) -> Self:
+        """Return the box of which `to_nnx_metadata` told, perhaps among other things."""
+        fields = [f.name for f in dataclasses.fields(cls)]
+        return cls(**{name: metadata[cls._in_nnx.get(name, name)] for name in fields})
+
 
 _register(Partitioned)
 
@@ -213,7 +225,15 @@ def with_partitioning(
 def is_axis_metadata(val: object) -> TypeGuard[AxisMetadata[Any]]:
     """Say whether `val` is a box."""
     # Much cheaper than isinstance on an abstract base class, and asked at every leaf.
-    return AxisMetadata in type(val).__mro__
+    return not _KINDS.isdisjoint(type(val).__mro__)
+
+
+_KINDS: set[type] = {AxisMetadata}
+
+
+def count_as_boxes(cls: type) -> None:
+    """Let subclasses of `cls`, which have the four methods of an `AxisMetadata`, be boxes."""
+    _KINDS.add(cls)
 
 
 def holds_boxes(tree: Tree) -> bool:

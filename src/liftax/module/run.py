@@ -113,7 +113,7 @@ class _Submodule(NamedTuple):
         return getattr(module, self.name)(*args, **kwargs)
 
 
-def _on_scope(fn: Function, module: Variables) -> Function:
+def on_scope(fn: Function, module: Variables) -> Function:
     """Returns ``fn`` as a function of a scope."""
 
     def body(scope: Scope, *args: object, **kwargs: object) -> object:
@@ -149,7 +149,7 @@ def apply(
       >>> twice(variables, jnp.ones(3)).shape
       (2,)
     """
-    return run.apply(_on_scope(fn, module), *_captured(mutable, capture_intermediates))
+    return run.apply(on_scope(fn, module), *_captured(mutable, capture_intermediates))
 
 
 def init_with_output(
@@ -170,7 +170,7 @@ def init_with_output(
       >>> y.shape
       (2,)
     """
-    return run.init(_on_scope(fn, module), *_captured(mutable, capture_intermediates))
+    return run.init(on_scope(fn, module), *_captured(mutable, capture_intermediates))
 
 
 def init(
