@@ -63,6 +63,7 @@ class AxisMetadata(abc.ABC, Generic[T]):
 
 
 def _register(cls: type) -> None:
+    # Names are no data: a program that was compiled for one set of them is none for another.
     fields = [f.name for f in dataclasses.fields(cls)]
     jax.tree_util.register_dataclass(
         cls, data_fields=["value"], meta_fields=[f for f in fields if f != "value"]
@@ -146,6 +147,7 @@ class Partitioned(AxisMetadata[T]):
         """
         name = self._axis_name(params)
         names = list(self.names)
+        # Counted in the longer list, so that `remove_axis` of the same index undoes it.
         at = index + len(names) + 1 if index < 0 else index
         if at < 0:
             raise PartitioningMismatchError(
@@ -213,6 +215,7 @@ def with_partitioning(
     >>> init(jax.random.key(0), (4, 8)).names
     (None, 'model')
     """
+    # A string would become a tuple of its letters: the box itself refuses it, and says so.
     fixed = names if isinstance(names, str) else tuple(names)
 
     @functools.wraps(fn)
@@ -388,6 +391,7 @@ def constrain(value: T, spec: PartitionSpec, mesh: Mesh | AbstractMesh | None = 
       PartitioningMismatchError: `spec` has more entries than the array has axes, or names an axis
         that the mesh lacks.
     """
+    # A mesh that stands in the box is meant even where the context has another.
     target = get_global_mesh() if mesh is None else mesh
     if target is None:
         return value

@@ -28,14 +28,17 @@ def typed(value: Any) -> Hashable:
     if kind in _PLAIN:  # most by far, and the checks below are slow
         return kind, value
     if kind is dict or isinstance(value, Mapping):
+        # Without order: dicts compare so.
         return kind, frozenset(zip(value, map(typed, value.values()), strict=True))
     if isinstance(value, (list, tuple, collections.deque, bytearray)):
         return kind, tuple(map(typed, value))
     if isinstance(value, (set, frozenset)):
         return kind, frozenset(map(typed, value))
     if isinstance(value, float):
+        # By bits: 0.0 is not -0.0, and a NaN is itself.
         return kind, value.hex()
     if isinstance(value, (jax.Array, np.ndarray)):
+        # What is in it may change, for NumPy, or is too much to compare.
         return _Identity(value)
     if hasattr(kind, "_fingerprint"):
         return value._fingerprint()

@@ -131,6 +131,7 @@ def class_line(cls: type) -> str | None:
     A class that Python code made at run time (a lifted class) stands where its base does.
     `inspect` parses the whole file to find a class; looking for the line is enough here.
     """
+    # A lifted class was made at run time: the user's class is the first that stands in a file.
     for base in cls.__mro__:
         if vars(base).get("_liftax_module") or base is object:
             return None  # the root of all modules says nothing

@@ -55,6 +55,7 @@ def in_filter(filter_like: Filter, name: str) -> bool:
 
 def check_filter(filter_like: object, argument: str) -> None:
     """Raises InvalidFilterError, naming ``argument``, where no filter was given."""
+    # When a lift is made: `in_filter` is asked for each variable, and looks at less.
     inner = filter_like.deny if isinstance(filter_like, DenyList) else filter_like
     if isinstance(inner, DenyList):
         return check_filter(inner, argument)
@@ -91,6 +92,7 @@ def union(a: Filter, b: Filter) -> Filter:
     if b is False:
         return a
     if isinstance(a, DenyList):
+        # Everything but `a.deny`, and `b` besides: what is in `b` is denied no more.
         return DenyList(subtract(a.deny, b))
     if isinstance(b, DenyList):
         return DenyList(subtract(b.deny, a))

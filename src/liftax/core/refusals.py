@@ -52,6 +52,8 @@ _TRACED_FOR = {
 
 def no_variables(given: object) -> ApplyScopeInvalidVariablesTypeError:
     """What was handed to apply or bind in place of variables."""
+    # The two slips that are common: parameters by themselves, and the pair that init_with_output
+    # returns.
     found, hint = describe(given), ""
     if isinstance(given, Mapping):
         names = list(given.items())[:8]
@@ -94,6 +96,7 @@ def not_valid(scope: ScopeLike) -> LiftaxError:
         )
     fn = getattr(opening.target, "__name__", "body")
     name = scope.name if scope.name and scope.name.isidentifier() else "module"
+    # Two slips look alike from here: self in place of the first argument, and another module.
     if any(scope.path == top.path for top in opening.tops):
         found = "the lifted function uses the module from outside, not its own first argument"
         expected = (
@@ -124,6 +127,7 @@ def check_readable(scope: ScopeLike, col: str) -> None:
         raise not_valid(scope)
     for top, roles in zip(opening.tops, opening.tables, strict=True):
         below = top.call is scope.call and scope.path[: len(top.path)] == top.path
+        # These have a slice of their own inside, or a value that changes: outside there is another.
         if below and roles.lift in _ARGUMENTS and roles.role(col) not in (None, BROADCAST):
             raise not_valid(scope)
 
@@ -141,6 +145,7 @@ def no_stream(scope: ScopeLike, name: str) -> InvalidRngError:
     have = ", ".join(map(repr, scope.rngs)) or "none"
     hint = f"pass rngs={{{name!r}: jax.random.key(0)}} to init or apply"
     for root, roles, outside in _lifts(scope):
+        # The innermost lift that leaves it outside is where a user has to name it first.
         if roles.split(name) is None:
             axis = roles.lift in ("scan", "vmap", "while_loop")
             argument = f"split_rngs={{{name!r}: True}}" if axis else "rngs=True"
@@ -252,6 +257,8 @@ def check_returned(scope: ScopeLike, y: object) -> None:
 
 def escaped(error: jax.errors.UnexpectedTracerError) -> LeakedTracerError:
     """A value that left the lift that made it, from what JAX says where it is used."""
+    # A tracer that escaped says nothing by itself: all that is known of it is in JAX's text. What
+    # another release words otherwise is left out.
     text = str(error)
     kind = re.search(r"with type (\S+) wrapped in a (\w+?)Tracer", text)
     traced = re.search(r"was (?:<(\w+)>|\S+) at .*?:\d+ traced for (\w+)", text)
@@ -296,6 +303,7 @@ def not_found(scope: ScopeLike, col: str, name: str) -> LiftaxError:
     """A variable that is missing and may not be made."""
     node = scope.node(col)
     have = ", ".join(map(repr, list(node)[:8])) if node else "nothing"
+    # The innermost lift that hides it is to blame; what was given is told by the outermost scope.
     hint, outer = "", scope
     for root, roles, outside in _lifts(scope):
         outer = outside
@@ -331,6 +339,7 @@ def check_shape(
             f"its initializer makes {', '.join(map(describe, jax.tree.leaves(made)))}.\n"
             f"Check the module's fields against those that the variables were made for."
         )
+    # By leaves and not by structure: a value may be in a box, or boxed by its initializer alone.
     expected = jax.tree.leaves(made)
     for have, want in zip(jax.tree.leaves(value), expected, strict=False):
         if jnp.shape(have) != jnp.shape(want):
@@ -345,6 +354,7 @@ def check_shape(
 
 def _check_cut(scope: ScopeLike, name: str, have: tuple[int, ...], want: tuple[int, ...]) -> None:
     """Raises TiedModulesError where a lift of this call gave a parameter an axis of its own."""
+    # In `apply` the shapes come from the user, and say nothing of how the variable was made.
     made_here = scope.call.flags.get("initializing", False)
     if not made_here or ("params", (*scope.path, name)) in scope.call.made_plain:
         return

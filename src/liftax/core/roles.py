@@ -134,6 +134,7 @@ class Roles:
                 if name in names:
                     raise RoleError(f"{lift}: split_rngs names stream {name!r} twice; keep one")
                 names.add(name)
+        # A table lives as long as its lift, and is asked about the same few names in every call.
         self._rows: dict[str, Row | None] = {}
         self._splits: dict[str, bool | None] = {}
         self._check_reached(seen)
@@ -145,6 +146,8 @@ class Roles:
         """Raises RoleError where an open filter in front takes a name that is spelled out."""
         for name, row in spelled.items():
             first = self.of(name)
+            # The other lifts put their own row first and hand the rest through: a name may be in
+            # both.
             if first is not None and first.role != row.role and self.lift in ("scan", "vmap"):
                 raise RoleError(
                     f"{self.lift}: collection {name!r} has two roles: {first.argument} "
@@ -184,6 +187,7 @@ class Roles:
         Parameters that are made under it are the same in every iteration, so
         their stream is not split.
         """
+        # Subtracted, since a table refuses a stream that is named twice.
         streams = [(subtract(f, "params"), split) for f, split in self.streams]
         return Roles(self.lift, [Row(True, BROADCAST, "shared")], [("params", False), *streams])
 
@@ -201,6 +205,7 @@ class Roles:
         unmatched is a slip.
         """
         seen = collections, streams, known
+        # Comparing names for likeness is slow, and a model says the same of itself in each call.
         if seen in self._checked:
             return
         have = collections | known
@@ -216,6 +221,7 @@ class Roles:
 
 def _close(at: Placed, lift: str, argument: str, missing: Iterable[str], loose: list[str]) -> None:
     for name in missing if loose else ():
+        # High enough for a letter or an ending; names such as cache and batch stay apart.
         near = difflib.get_close_matches(name, loose, n=1, cutoff=0.75)
         if near:
             raise UnusedFilterError(
@@ -245,6 +251,7 @@ def axis_rows(variable_axes: VariableAxes, lift: str, *, shared: bool) -> list[R
         axis: Any = role.axis if isinstance(role, (In, Out)) else role
         if axis is None and shared:
             axis = BROADCAST
+        # True is an int to Python, and an array of one number has __index__: neither is meant.
         elif isinstance(axis, bool) or not hasattr(axis, "__index__") or np.ndim(axis):
             use = "variable_broadcast" if lift == "scan" else "an int or None"
             raise AxisError(

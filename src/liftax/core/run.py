@@ -59,6 +59,7 @@ def bind(
     root = Call(mutable, flags or {})
     root.boxed = boxes.holds_boxes(variables)
     nodes = {
+        # What may be written is copied, so that the caller's own stays as it is.
         name: copy_dicts(node) if root.is_mutable(name) else plain_dicts(node)
         for name, node in variables.items()
     }
@@ -104,6 +105,7 @@ def apply(
             except NameError as error:
                 refusals.check_axis_name(error)
                 raise
+            # Before the scope ends: afterwards nothing knows of which trace its values were.
             refusals.check_returned(scope, y)
             if mutable is False:
                 return y
@@ -141,6 +143,7 @@ def init(
 
     def initialise(rngs: Rngs, *args: object, **kwargs: object) -> tuple[Any, Any]:
         out = run({}, *args, rngs=as_streams(rngs), **kwargs)
+        # The pair is promised whatever may be written.
         return (out, {}) if mutable is False else out
 
     return initialise
@@ -179,6 +182,7 @@ def lazy_init(
 
 def check_no_tracers(variables: Mapping[str, object]) -> None:
     """Raises LeakedTracerError if a variable belongs to a trace that has ended."""
+    # The trace around the call, since its own transformations have all ended.
     here = jax_private.current_trace()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if jax_private.leaks(leaf, here):

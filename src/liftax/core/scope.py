@@ -58,6 +58,7 @@ class Scope:
       2.0
     """
 
+    # One is made for each submodule in each call.
     __slots__ = (
         "__weakref__",
         "_nodes",
@@ -128,6 +129,7 @@ class Scope:
     @contextlib.contextmanager
     def temporary(self) -> Iterator[Scope]:
         """Yields the scope and ends it afterwards."""
+        # From here on each scope of the call notes what it holds, for `Call.end` to let go of.
         self.call.held = [self._nodes, self.rngs]
         try:
             yield self
@@ -173,6 +175,8 @@ class Scope:
                 )
             self.reservations[name] = {col}
             return
+        # A child has its name alone; variables share one where their collections differ, as in
+        # Linen.
         if col is None or None in taken or col in taken:
             what = "a child scope" if col is None else f"a variable of {col!r}"
             raise NameInUseError(
@@ -263,6 +267,7 @@ class Scope:
 
         @functools.wraps(fn)
         def bound(*args: object, **kwargs: object) -> T:
+            # Each time with no names taken, so that it finds its variables again; keys go on.
             kwargs = {**partial_kwargs, **kwargs}
             if not named_call:
                 return fn(scope.rewound(), *args, **kwargs)
@@ -276,6 +281,7 @@ class Scope:
     @property
     def rng_counters(self) -> dict[str, int]:
         """How many keys were drawn at this path, by stream."""
+        # Kept by the call and not here: a scope that is made again at this path goes on counting.
         if self._rewound is not None:
             return self._rewound
         return self.call.counters.setdefault(self.path, {})
@@ -306,6 +312,7 @@ class Scope:
         counter = counters[name] = counters.get(name, 0) + 1
         if root.rec is not None:
             root.rec.stream(name, self.path)
+        # In the body of a loop the number is settled when the body has ended, see linen_keys.
         if root.log is None:
             return stream.draw(counter)
         return log_draw(root.log, stream, counters, name, root.creating, bases)
@@ -408,6 +415,8 @@ class Scope:
         if not root.is_mutable(col):
             self.check_named(col)
             raise refusals.immutable(self, col, name)
+        # With no transformation started since, only what was kept from an earlier one leaks: a
+        # tracer, or one in the tuple that sow makes.
         if jax_private.current_trace() is not root.trace or isinstance(value, _MAY_LEAK):
             refusals.check_leak(self, col, name, value)
         self._merge(self.own(col), col, (*self.path, name), value)
@@ -425,8 +434,10 @@ class Scope:
                 root.rec.variable(col, path, boxes.unbox(value))
             if not root.late:
                 root.made_plain.add((col, path))
+            # A loop outside marks what is made; the body must go on with the marked value.
             if root.on_birth is not None:
                 value = root.on_birth(col, path, value, root.late)
+        # Where no variable has a box, reading a parameter need not look for one.
         if not root.boxed and not isinstance(value, jax.Array):
             root.boxed = boxes.holds_boxes(value)
         node[path[-1]] = value
@@ -461,6 +472,7 @@ class Scope:
         self.reserve(name, col)
         if not self.has_variable(col, name):
             if init_fn is None or not self.call.is_mutable(col):
+                # It would have been made: a lift that would lose it is told first.
                 if init_fn is not None:
                     self.check_named(col)
                 raise refusals.not_found(self, col, name)
@@ -493,6 +505,8 @@ class Scope:
         if value is not _UNSET:
             if unbox and self.call.boxed:
                 value = boxes.unbox(value)
+            # Most initializers are called with the shape: then there is no need to run one, if only
+            # abstractly.
             if not (init_args and getattr(value, "shape", None) == init_args[0]):
                 refusals.check_shape(self, name, value, init_fn, init_args, init_kwargs)
             return value
@@ -509,6 +523,8 @@ class Scope:
 
     def _create(self, col: str, name: str, create: Callable[[], object], given: object) -> None:
         root = self.call
+        # Keys that are drawn from here on are for a variable of `col`: what a loop shares takes the
+        # keys of Linen's first trace, see linen_keys.
         outside, root.creating = root.creating, col
         try:
             if root.is_run and self._is_concrete() and not may_hold_tracers(given):

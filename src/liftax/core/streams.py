@@ -60,6 +60,7 @@ def path_hash(path: tuple[str | int, ...]) -> int:
       >>> 0 <= path_hash(('Dense_0', 1)) < 2**32
       True
     """
+    # Byte for byte what Linen feeds it: a counter in as few bytes as it needs.
     digest = hashlib.sha1()
     for part in path:
         if isinstance(part, str):

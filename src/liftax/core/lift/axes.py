@@ -40,6 +40,7 @@ def axes_of(axes: Tree, tree: Tree, at: Placed, argument: str) -> list[Axis]:
       AxesTreeError: ``axes`` is not a prefix of ``tree``.
     """
     if type(axes) is int:
+        # Nearly all calls.
         return [axes] * len(jax.tree.leaves(tree))
     found: list[Axis] = []
     if not _expand(axes, tree, found):
@@ -53,6 +54,7 @@ def axes_of(axes: Tree, tree: Tree, at: Placed, argument: str) -> list[Axis]:
 
 def _expand(axes: Tree, tree: Tree, found: list[Axis]) -> bool:
     """Appends the axis of each leaf of ``tree``; tells whether ``axes`` is a prefix."""
+    # None is an axis here, and to JAX a container of nothing: so it is asked for first.
     if axes is None or isinstance(axes, (int, Broadcast)) and not isinstance(axes, bool):
         found += [axes] * len(jax.tree.leaves(tree))
         return True
@@ -62,6 +64,7 @@ def _expand(axes: Tree, tree: Tree, found: list[Axis]) -> bool:
     if len(axis_parts) == 1 and axis_parts[0] is axes:
         return False
     same = bool(axis_def == tree_def)
+    # As with `jax.vmap`, a list of axes may stand for a tuple of arguments.
     if not same and not (
         isinstance(axes, (list, tuple))
         and isinstance(tree, (list, tuple))
@@ -109,6 +112,7 @@ class Sizes:
         self.size: int | None = None
         self.source = ""
         if given is not None:
+            # The symbol of an exported program stands for a number that nobody knows yet.
             if not jax_private.is_symbolic(given):
                 if type(given) is not int and (
                     isinstance(given, bool) or not hasattr(given, "__index__") or jnp.ndim(given)
@@ -159,6 +163,7 @@ class Sizes:
         leaves = jax.tree_util.tree_leaves_with_path(args)
         for (path, leaf), axis in zip(leaves, axes, strict=True):
             if isinstance(axis, int):
+                # Counted as the user does, from the module on.
                 first = getattr(path[0], "idx", 0) + skip
                 self.see(leaf, axis, f"argument {first}{keystr(path[1:])}")
 
@@ -206,12 +211,14 @@ def _renamed(
     try:
         return tuple(change(collections, axis, metadata_params) for collections in group)
     except (PartitioningUnspecifiedError, PartitioningMismatchError) as error:
+        # A box knows neither its variable nor the lift: both are said here.
         name = _first_refused(change, group, axis, metadata_params)
         raise type(error)(f"{at.place}: variable {name}: {error}") from None
 
 
 def _first_refused(change: boxes.Change, group: Group, axis: int, metadata_params: Metadata) -> str:
     """Names the first variable whose box does not take the change."""
+    # One by one, which is slow, and done for the message alone.
     is_box = boxes.is_axis_metadata
     for collections in group:
         for path, box in jax.tree_util.tree_leaves_with_path(collections, is_leaf=is_box):

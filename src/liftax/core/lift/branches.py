@@ -105,12 +105,16 @@ def _branch(
     keys = opening.keys(False)
     values = opening.values(THROUGH)
     if opening.can_write(THROUGH):
+        # Without jit JAX runs one branch as Python, and so does Linen: its keys alone count.
         if jax_private.jit_is_disabled():
+            # JAX says which: an index that is out of range means the nearest.
             chosen = select([lambda i=i: i for i in range(len(functions))])
             if type(chosen) is int:  # JAX runs but that one
                 return _known(opening, functions, chosen, operands, values, keys)
         return _traced(opening, select, functions, operands, values, keys)
 
+    # Where nothing can be written JAX traces the branches itself. What each returned is kept for
+    # the message, as shapes: nothing of a trace may stay.
     returned: dict[int, object] = {}
 
     def pure(i: int, fn: Function) -> Callable[..., Any]:
@@ -192,8 +196,11 @@ def _traced(
     A variable that some branches make and others don't is made before the
     branches, in any case; those that make it go on from there.
     """
+    # Each branch by itself: what it makes, and the rest of it as a program that takes that.
     traced = [_Branch(opening, fn, operands, values, keys) for fn in functions]
     _check_same(opening, [branch.y for branch in traced])
+    # What all make, each makes for itself. What some make is made before, outside of any branch,
+    # with the value of the first that does.
     common = set.intersection(*(set(branch.marks.births) for branch in traced))
     early: Variables = {}
     for branch in traced:
@@ -207,6 +214,7 @@ def _traced(
             born = branch.loop.first(operands, None)
             born = {place: early.get(place, value) for place, value in born.items()}
             _, _, (y, written) = branch.loop.step({}, operands, born, None)
+            # JAX wants the same from all: where one wrote nothing, what stood there.
             after = {**before, **early, **written}
             return y, {place: after[place] for place in (*branch.written, *places)}
 
@@ -215,6 +223,7 @@ def _traced(
     try:
         y, written = select([run(branch) for branch in traced], operands, early)
     except TypeError as cause:
+        # JAX compares by leaves, and names none: which variable it is, is found here.
         for place in sorted(set(places), key=repr):
             stands = [branch.written[place] for branch in traced if place in branch.written]
             if len(stands) < len(traced) and place in before:

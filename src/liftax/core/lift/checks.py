@@ -38,6 +38,7 @@ def check_options(lift: str, **options: object) -> None:
     """
 
     def whole(value: object) -> TypeGuard[SupportsIndex]:
+        # An array has both: its value may be traced, and an option is to be known before.
         return hasattr(value, "__index__") and not hasattr(value, "__len__")
 
     def fits(name: str, value: object) -> bool:
@@ -82,6 +83,7 @@ def check_arguments(opening: Opening) -> None:
     if opening.initializing:
         role = roles.role("params")
         stacked = isinstance(role, int) and opening.can_write(role)
+        # Nothing fails then, and it may be meant: so it is a warning.
         if stacked and roles.split("params") is False:
             text = (
                 f"{opening.place}: parameters are stacked along the axis, but stream 'params' is "
@@ -97,6 +99,7 @@ def check_arguments(opening: Opening) -> None:
         opening,
         frozenset().union(*[top.collections() for top in opening.tops]),
         frozenset().union(*[top.rngs for top in opening.tops]),
+        # In init there will be parameters, whatever there is by now.
         _PARAMS if opening.initializing else _NONE,
     )
 
@@ -184,6 +187,7 @@ def checked_carry(at: Placed, before: list[Any], before_def: PyTreeDef, carry: T
     Raises:
       CarryError: it is not like the old one.
     """
+    # JAX has this check too, and would show the engine's carry, all variables among it.
     after, after_def = jax.tree.flatten(carry)
     if after_def != before_def:
         old = jax.tree.unflatten(before_def, before)
@@ -220,6 +224,7 @@ def _changes(at: Placed, name: str, old: object, new: object) -> CarryError:
     a, b = jax.typeof(old), jax.typeof(new)
     if a.shape == b.shape:
         hint = "cast it to the dtype that comes in, or hand in the wider one"
+    # The last axis is the features of nearly every layer: which argument to change is known.
     elif a.shape[:-1] == b.shape[:-1]:
         hint = (
             f"the residual width is {a.shape[-1]} and the body makes {b.shape[-1]}, "
@@ -241,6 +246,7 @@ def _check_node(at: Placed, path: Path, old: object, new: object) -> None:
     if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         for name, value in old.items():
             _check_node(at, (*path, name), value, new[name])
+    # A variable that was only read is the very object that came in.
     elif old is not new:
         check_variable(at, path, old, new)
 
@@ -266,6 +272,7 @@ def check_variable(at: Placed, path: Path, old: object, new: object) -> None:
 
 def _difference(old: Any, new: Any, path: str = "") -> tuple[str, str, str] | None:
     """Finds where two trees first differ: the path there, and what stands there in each."""
+    # The first place alone: what differs below or behind it mostly follows from that.
     if type(old) is not type(new):
         return None if _is_leaf(old) and _is_leaf(new) else (path, kind_of(old), kind_of(new))
     if isinstance(old, Mapping):
@@ -290,6 +297,7 @@ def kinds(tree: Tree) -> Tree:
     """Returns a tree of shapes and dtypes for traced values: what may be kept of a trace."""
 
     def kind(leaf: object) -> object:
+        # A shape in its place: a tracer would keep all that its trace has made.
         if not isinstance(leaf, jax.core.Tracer):
             return leaf
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
@@ -310,6 +318,7 @@ def check_out_axes(at: Placed, y: object, axes: Sequence[Axis], *, shared: Axis)
       AxesTreeError: another lift's word for it.
       AxisError: an axis is out of range.
     """
+    # 0 and -1 have room in an array of any rank, and most calls have no others.
     if all(axis is shared or _always_fits(axis) for axis in axes):
         return
     word, other = ("nn.broadcast", "None") if shared is broadcast else ("None", "broadcast")

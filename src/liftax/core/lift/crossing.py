@@ -230,6 +230,7 @@ class Opening(Around):
             nodes: Collections = {}
             for group in variables:
                 if root.read_only:
+                    # Nothing will be written: the dicts outside will do.
                     nodes.update(group[i])
                     continue
                 for col, node in group[i].items():
@@ -306,6 +307,8 @@ class Opening(Around):
         for top in self.tops:
             root = top.call
             if root.entered_by is not self:  # scopes of one call have one root
+                # While the body runs, the scopes outside refuse: a module that was not passed in
+                # has the variables of all iterations.
                 before.append((root, root.valid, root.entered_by))
                 root.valid, root.entered_by = False, self
         rec = inner[0].call.rec if inner else None

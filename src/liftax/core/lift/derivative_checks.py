@@ -46,6 +46,7 @@ def check_scalar(opening: Opening, y: Any) -> None:
 
 def check_cotangent(place: str, y_bar: object, cause: Exception) -> None:
     """Raises DifferentiationError where JAX has refused a cotangent that does not fit."""
+    # JAX's words for a cotangent that it refuses. Any other error is the rule's own.
     if "vjp function" in str(cause).lower():
         wanted = re.search(r"expected (\w+\[[\d,]*\])", str(cause))
         raise DifferentiationError(
@@ -91,6 +92,7 @@ def check_tangents(
         ) from cause
     pairs = [(f"tangent {i + 1}", *pair) for i, pair in enumerate(zip(primals, tangents))]  # noqa: B905
     for name, old, new in [*pairs, ("variable_tangents", variables, directions)]:
+        # JAX has refused one of them; which, and by what name the user knows it, is found here.
         found = _misfit(old, new)
         if found is not None:
             path, got, want = found
@@ -110,6 +112,7 @@ def _misfit(old: Tree, new: Tree) -> tuple[KeyPath, str, str] | None:
         return (), kind_of(new), kind_of(old)
     for (path, a), b in zip(tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
         a, b = jax.typeof(a), jax.typeof(b)
+        # An integer has a tangent as well, of the dtype float0.
         if (a.shape, a.to_tangent_aval().dtype) != (b.shape, b.dtype):
             return path, describe(b), describe(a.to_tangent_aval())
     return None
@@ -155,6 +158,7 @@ def check_cotangents(
             name = "/".join(path) or "the variables"
             raise _wrong_bar(place, f"the cotangent of {name}", got, want)
     for i, (arg, bar) in enumerate(zip(args, args_bar, strict=True), 1):
+        # Of other containers JAX compares the structure, and says so well enough.
         if isinstance(arg, Mapping) or jax.tree_util.all_leaves((arg,)):
             found = _unlike(arg, bar, ())
             if found is not None:

@@ -25,6 +25,7 @@ _BOTH = (DIFFERENTIATED, THROUGH)
 def _differentiated(lift: str, chosen: Filter, variables: Filter, rngs: Filter) -> Roles:
     return Roles(
         lift,
+        # In this order: the first row that has a collection decides.
         [Row(chosen, DIFFERENTIATED, f"{lift}_variables"), Row(variables, THROUGH, "variables")],
         [(rngs, False)],
     )
@@ -87,6 +88,7 @@ def vjp(
     )
     opening.write_back(*written)
     single = opening.tree is None or len(opening.tops) == 1
+    # A pytree, so that ``vjp_fn`` can leave jit, or be the residuals of a custom_vjp.
     pullback = jax.tree_util.Partial(_PullBack(single, opening.place), pull)
     return (y, pullback, aux) if has_aux else (y, pullback)
 
@@ -210,7 +212,9 @@ def jvp(
     run = opening.body(fn)
     values, keys = opening.values(THROUGH), opening.keys(False)
     if not opening.initializing:
+        # In init there is nothing yet that a name could stand for.
         derivative_checks.check_named(opening, values, given)
+    # Only what has a tangent is an input of `jax.jvp`: zeros need not be made for the rest.
     chosen = tuple(
         {c: _part(node, tangent[c]) for c, node in group.items() if c in tangent}
         for group, tangent in zip(values, given, strict=True)
@@ -338,8 +342,10 @@ def custom_vjp(
                 )
         opening = Opening(roles, scope, fn)
         if opening.watched:
+            # Nothing is differentiated in init, and a loop outside is to see what is made in here.
             return opening.call_without(fn, scope, args, {})
         single = opening.tree is None or len(opening.tops) == 1
+        # Closed over: JAX's own ``nondiff_argnums`` refuses what is traced.
         fixed = {i: args[i] for i in sorted(n - 1 if n > 0 else len(args) + n for n in numbers)}
         moving = [a for i, a in enumerate(args) if i not in fixed]
         once = _Counted(opening)
@@ -361,11 +367,13 @@ def custom_vjp(
             return (y, written), residuals
 
         def backward(residuals: Tree, bars: tuple[Tree, Tree]) -> tuple[object, ...]:
+            # What was written is an output too, for JAX; the user's rule knows of ``y`` alone.
             y_bar, _ = bars
             out: Any = backward_fn(*fixed.values(), residuals, y_bar)
             variables_bar, *moving_bar = derivative_checks.with_variables(place, out, len(moving))
             chosen_bar = (variables_bar,) if single else tuple(variables_bar)
             derivative_checks.check_cotangents(place, kinds, (chosen_bar, moving_bar))
+            # None is a cotangent of zero: nothing of these is differentiated.
             return chosen_bar, None, None, moving_bar
 
         run = jax.custom_vjp(primal)

@@ -83,6 +83,7 @@ class _Effects:
 
 
 def _plain(leaf: object) -> Hashable:
+    # What Python returned is handed on as the very object that it was.
     return leaf if leaf is None or isinstance(leaf, (str, bytes)) else id(leaf)
 
 
@@ -164,6 +165,7 @@ def _jitted(options: Jit, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: 
     if opening.heard and not jax_private.jit_is_disabled():
         return _in_parts(options, opening, fn, static, keys)
     body = StaticBody(opening.body(fn, folded=True), static)
+    # A method of a module says what makes two modules one program; a function is itself.
     identity = getattr(fn, "identity", None)
     key = (identity() if identity is not None else fn, fingerprint(opening), static.key())
 
@@ -254,6 +256,7 @@ def _donated(numbers: frozenset[int], args: tuple[Tree, ...], static: Static) ->
                 f"{static.at.place}: donate_argnums has {number}, the call has {len(args)} "
                 f"positional arguments besides the module"
             )
+    # JAX counts the leaves that the program takes: those that can be traced.
     wanted = {number % len(args) for number in numbers}
     found, n = set(), 0
     for i, arg in enumerate(args):

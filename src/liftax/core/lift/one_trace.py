@@ -60,6 +60,7 @@ def flat(group: Group) -> Variables:
 
 
 def _find(place: Place, node: object, found: Variables) -> None:
+    # An empty dict has a place too: a variable may be one, and must come out again.
     if isinstance(node, dict) and node:
         for name, value in node.items():
             _find((*place, name), value, found)
@@ -271,6 +272,7 @@ def trace_loop(
         run = jax_private.in_units(run)
     closed, shapes = jax.make_jaxpr(run, return_shape=True)(carry, x)
     jaxpr, consts = jax_private.consts_as_inputs(closed), list(closed.consts)
+    # Where the marked values are in the program, and which of its outputs are the loop's.
     wanted = {mark for birth in marks.births.values() for mark in birth.marks}
     marked = {m: eqn.outvars[0] for eqn in jaxpr.eqns if (m := _mark_of(eqn)) in wanted}
     shared, carried = (
@@ -282,6 +284,8 @@ def trace_loop(
     n = len(jaxpr.outvars) - len(jax.tree.leaves(shapes[3]))
     looped, invariant = jaxpr.outvars[:n], jaxpr.outvars[n:]
 
+    # Before the loop: the outputs that are the same in each iteration, and what is shared. None of
+    # it may need the carry or a slice; the constants are all that it gets.
     names = [_name_at(p) for p, _ in jax.tree_util.tree_leaves_with_path(shapes[3])]
     names += [name_of(p) for p, b in shared.items() for _ in b.marks]
     early = [*invariant, *shared_vars]
@@ -290,6 +294,8 @@ def trace_loop(
         raise _dependent(jaxpr, early, len(consts), names, opening.place, split)
     before = _run(outside, [*consts, *[None] * (len(jaxpr.invars) - len(consts))])
     invariants = jax.tree.unflatten(jax.tree.structure(shapes[3]), before[: len(invariant)])
+    # In the loop: all the rest, with inputs in place of the marks. The first values of carried
+    # variables are computed apart, of the first iteration's inputs.
     start = _alone(jaxpr, carried_vars)
     inside = jax_private.rewire(
         jaxpr,
@@ -422,6 +428,7 @@ def write_births(
         for name in reversed(rest):
             node = {name: node}
         root = top.call
+        # A loop outside hears of it as of what its own body makes, in this collection.
         creating, root.creating, root.late = root.creating, col, marks.births[place].late
         top.put_variable(col, first, node)
         root.creating, root.late = creating, False

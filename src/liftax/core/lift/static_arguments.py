@@ -132,6 +132,7 @@ class Static:
         names = {argnames} if isinstance(argnames, str) else set(argnames)
         fixed = {number % len(args) for number in numbers if -len(args) <= number < len(args)}
         absent = [number for number in numbers if not -len(args) <= number < len(args)]
+        # Reading a signature takes longer than the rest of this; most calls need none.
         if absent or (names and args):
             self._cover(args, kwargs, absent, fixed, names)
         marked = (
@@ -151,6 +152,7 @@ class Static:
     ) -> None:
         """Adds what is named and passed by position to ``fixed``, and the reverse to ``names``."""
         target = getattr(self.at, "target", None)
+        # Of a lifted class the method is what the user wrote, and what its numbers count.
         own = _positional_names(getattr(target, "method", target))  # type: ignore[arg-type]
         limit = len(own.names) if not own.more else math.inf
         by_position = [i for i, name in enumerate(own.names[: len(args)]) if name in names]
@@ -165,6 +167,7 @@ class Static:
             name = own.names[number] if number < len(own.names) else ""
             if name in kwargs and not _has_arrays(kwargs[name]):
                 names.add(name)
+        # To be compared by value an array would have to be read, and could not be traced.
         fixed.update(i for i in by_position if not _has_arrays(args[i]))
 
     def fill(self, dynamic: Iterable[object]) -> tuple[tuple[object, ...], dict[str, object]]:
@@ -177,6 +180,7 @@ class Static:
         """Returns what makes one set of static arguments equal to another."""
         leaves, taken, treedef = self.rest
         traced = set(taken)
+        # With the types: 1, 1.0 and True would find each other's program else.
         fixed = [None if i in traced else self._typed(i, leaf) for i, leaf in enumerate(leaves)]
         return tuple(fixed), treedef
 
@@ -217,6 +221,7 @@ class Static:
         found = _NEEDED.search(str(cause))
         if found is None:
             return
+        # JAX names the input; the user knows it as an argument.
         input_number = int(found[1])
         i = self.rest.taken[input_number]
         name, number = self._name(i), self._number(i)

@@ -91,6 +91,7 @@ def _mapped(
     _check_used(opening, options.mapped_collections)
     if options.init and opening.can_write(MAPPED):
         return _Initialised(options, fn, opening, args, kwargs).finish()
+    # Where nothing is made the body runs once, on the variables as they are mapped.
     inside = _seen(opening, opening.values(MAPPED), options.map_in_fn, "trans_in_fn")
     body = opening.body(fn, (MAPPED, THROUGH))
     keys, through = opening.keys(False), opening.values(THROUGH)
@@ -261,6 +262,7 @@ def _mapped_births(marks: Marks, mapped: Group, made: Variables) -> Variables | 
     So it is where a lift inside the body made them, and used them unmapped, where they would be
     made anew, and where the mapping gives them another structure, shape or dtype.
     """
+    # A lift inside has used its variables where they were made, before any mapping.
     if any(birth.late for birth in marks.births.values()):
         return None
     found = flat(mapped)
@@ -306,6 +308,7 @@ def swap_collection(fn: Fn, col_a: str, col_b: str) -> Fn:
     def swap(group: Collections) -> Collections:
         return {names.get(col, col): node for col, node in group.items()}
 
+    # A swap undoes itself.
     return map_variables(fn, [col_a, col_b], swap, swap, mutable=True)
 
 
@@ -380,6 +383,7 @@ class AddMetadataAxis:
         return found
 
     def __call__(self, fn: Fn) -> Fn:
+        # Inside, the boxes do not know of the axis; what comes out does.
         unnamed = functools.partial(self.changed, boxes.remove_axis)
         named = functools.partial(self.changed, boxes.add_axis)
         return MapVariables(True, unnamed, named, mutable=True)(fn)

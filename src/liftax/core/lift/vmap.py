@@ -142,6 +142,7 @@ def _mapped(options: Vmap, fn: Function, scopes: Tree, /, *args: Tree, **kwargs:
     run = jax.vmap(
         body,
         in_axes=([axis for axis in in_axes if axis is not None], list(axes), 0),
+        # None for what is shared: JAX refuses a value that has the axis after all.
         out_axes=(out_axes, None, list(axes)),
         axis_size=size,
         axis_name=axis_name,
@@ -155,6 +156,7 @@ def _mapped(options: Vmap, fn: Function, scopes: Tree, /, *args: Tree, **kwargs:
         if found is None:
             raise
         shares_params = roles.role("params") == BROADCAST
+        # Nearly always it is this, and the remedy is known.
         if opening.initializing and roles.split("params") and shares_params:
             raise split_shared(opening.place, "a parameter") from cause
         raise _differs(opening.place, *found) from cause

@@ -78,6 +78,7 @@ def while_loop(
 
     def run(fn: Function, state: State, **event: Unpack[Told]) -> tuple[Any, Group]:
         step, variables, carry = state
+        # Linen's keys too: a split would have to know how often the body runs.
         keys = jax.tree.map(lambda key: jax.random.fold_in(key, step), split)
         y, (written,) = opening.body(fn, [CARRY], see=see, **event)(
             [shared, variables], [same, keys], (carry,)
@@ -106,6 +107,7 @@ def while_loop(
                 f"loop may run zero times. Make them before the loop: call the body once on "
                 f"the initial carry where self.is_initializing()"
             )
+        # What goes round keeps its structure: a variable that was not written is in it as well.
         kept = tuple({**old, **now} for old, now in zip(variables, after, strict=True))
         check_carried(opening, variables, kept)
         return step + 1, kept, carry
