@@ -95,5 +95,6 @@ class PReLU(Module):
         inputs = as_array(inputs)
         init = initializers.constant(self.negative_slope_init)
         slope = self.param("negative_slope", init, (), self.param_dtype)
+        # A slope in float32 must not widen an input in half precision.
         slope = cast(slope, inputs.dtype)
         return jnp.where(inputs >= 0, inputs, slope * inputs)

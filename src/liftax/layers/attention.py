@@ -91,6 +91,7 @@ def _default_einsum(precision: PrecisionLike, dot: DotGeneral | None) -> Einsum:
 
 
 def _logits(query: Array, key: Array, precision: PrecisionLike) -> Array:
+    # Batch axes and heads in front, as the equation has them.
     n = query.ndim
     batch = (*range(n - 3), n - 2)
     return dot_general(query, key, (((n - 1,), (n - 1,)), (batch, batch)), precision)
@@ -181,7 +182,9 @@ def dot_product_attention_weights(
     if bias is not None:
         weights = weights + bias
     if mask is not None:
+        # Not -inf: a query that may see nothing would be NaN, and so would all that follows.
         weights = jnp.where(mask, weights, jnp.finfo(dtype).min)
+    # The logits of half precision have been rounded by then: it is the sum that gains.
     if force_fp32_for_softmax and dtype != jnp.float32:
         weights = jax.nn.softmax(weights.astype(jnp.float32))
     else:
@@ -191,6 +194,7 @@ def dot_product_attention_weights(
     if drop and dropout_rng is not None:
         kept = 1.0 - dropout_rate
         if broadcast_dropout:
+            # The key's draws are these alone: that is what broadcasting saves.
             shape = (1,) * (key.ndim - 2) + weights.shape[-2:]
         keep = jax.random.bernoulli(dropout_rng, kept, shape)
         weights = weights * (keep.astype(dtype) / jnp.asarray(kept, dtype=dtype))
@@ -242,6 +246,7 @@ def dot_product_attention(
     """
     name = "dot_product_attention"
     einsums = [qk_attn_weights_einsum, attn_weights_value_einsum]
+    # Told under this function's name, before the other one looks at them again.
     custom = _no_clash(name, einsums, precision, einsum_dot_general)
     _check(name, query, key, value)
     query, key, value = promote_dtype(query, key, value, dtype=dtype)
@@ -325,6 +330,7 @@ def fused_dot_product_attention(
     batch = query.shape[:-3]
     shape = (*batch, query.shape[-2], query.shape[-3], key.shape[-3])
 
+    # JAX's function takes one batch axis.
     def flat(x: Any, what: str | None = None) -> Any:
         """``x`` with one batch axis."""
         if x is None:
@@ -343,6 +349,7 @@ def fused_dot_product_attention(
         flat(key),
         flat(value),
         bias=flat(bias, "bias"),
+        # Linen's masks are numbers, JAX's are not.
         mask=None if mask is None else mask.astype(bool),
         scale=scale,
         is_causal=is_causal,
@@ -404,6 +411,7 @@ def make_causal_mask(x: ArrayLike, extra_batch_dims: int = 0, dtype: Dtype = jnp
          [1. 1. 1.]]]]
     """
     shape = jnp.shape(x)
+    # A position sees those of its own number or less.
     index = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
     return make_attention_mask(index, index, jnp.greater_equal, extra_batch_dims, dtype)
 
@@ -431,6 +439,7 @@ def combine_masks(*masks: Array | None, dtype: Dtype = jnp.float32) -> Array | N
     given = [as_array(m) for m in masks if m is not None]
     if not given:
         return None
+    # They would broadcast, and mean something else: a batch axis against one of heads.
     if len({m.ndim for m in given}) > 1:
         raise fail(
             "combine_masks",

@@ -112,6 +112,7 @@ def first_state(cell: Any, rng: Array, input_shape: tuple[int, ...]) -> Array:
 def first_pair(cell: Any, rng: Array, input_shape: tuple[int, ...]) -> tuple[Array, Array]:
     """The two states of a first carry ``(c, h)``, each from a key of its own."""
     check_cell(cell)
+    # Both are zeros nearly always; a random initializer must not make them equal.
     key_c, key_h = jax.random.split(rng)
     return first_state(cell, key_c, input_shape), first_state(cell, key_h, input_shape)
 
@@ -126,6 +127,7 @@ class VectorCell(RNNCellBase):
 
     @nowrap
     def _dense(self, width: int, **options: Any) -> Dense:
+        # The fields are those of the classes below, each with its own.
         cell: Any = self
         return Dense(width, dtype=cell.dtype, param_dtype=cell.param_dtype, **options)
 
@@ -188,6 +190,7 @@ class SimpleCell(VectorCell):
         from_input = self._dense(
             width, kernel_init=self.kernel_init, bias_init=self.bias_init, name="i"
         )(inputs)
+        # Of two sums that are added one has the bias.
         from_state = self._dense(
             width, use_bias=False, kernel_init=self.recurrent_kernel_init, name="h"
         )(carry)
@@ -259,6 +262,7 @@ class GRUCell(GatedCell):
         dense = functools.partial(self._dense, width_of(self, h), bias_init=self.bias_init)
         from_input = functools.partial(dense, kernel_init=self.kernel_init)
         from_state = functools.partial(dense, kernel_init=self.recurrent_kernel_init)
+        # Of two sums that are added one has the bias; those of `n` are apart, so both do.
         r = self.gate_fn(from_input(name="ir")(inputs) + from_state(name="hr", use_bias=False)(h))
         z = self.gate_fn(from_input(name="iz")(inputs) + from_state(name="hz", use_bias=False)(h))
         n = self.activation_fn(from_input(name="in")(inputs) + r * from_state(name="hn")(h))
@@ -332,6 +336,7 @@ class MGUCell(VectorCell):
             from_input(name="if", bias_init=self.forget_bias_init)(inputs)
             + from_state(name="hf", use_bias=False)(h)
         )
+        # Before `in`, as in Linen: init returns variables in the order in which they are made.
         state = from_state(
             name="hn", use_bias=self.reset_gate, bias_init=self.activation_bias_init
         )(h)
@@ -340,5 +345,6 @@ class MGUCell(VectorCell):
         n = self.activation_fn(
             from_input(name="in", bias_init=self.activation_bias_init)(inputs) + state
         )
+        # The one gate says both how much is kept and, above, how much is looked at.
         h = (1.0 - f) * n + f * h
         return h, h

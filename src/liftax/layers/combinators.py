@@ -50,6 +50,7 @@ class Sequential(Module):
         """Calls the first layer with the arguments, and each next one with what came out."""
         if not self.layers:
             raise fail(self, "layers is empty.", "Pass at least one layer.")
+        # All of them first: nothing is made for a chain that cannot be run to its end.
         for i, layer in enumerate(self.layers):
             if not callable(layer):
                 raise fail(
@@ -59,6 +60,7 @@ class Sequential(Module):
                 )
         out = self.layers[0](*args, **kwargs)
         for layer in self.layers[1:]:
+            # A list is one argument, as in Linen.
             if isinstance(out, tuple):
                 out = layer(*out)
             elif isinstance(out, dict):
@@ -92,6 +94,7 @@ class BatchApply:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         n = self.num_dims
 
+        # Options and small arrays go along as they are.
         def merged(x: Any) -> bool:
             return hasattr(x, "ndim") and x.ndim >= n
 

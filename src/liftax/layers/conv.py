@@ -117,6 +117,7 @@ def _one_batch(module: _Conv | ConvTranspose, x: Array, rank: int) -> tuple[Arra
             f"{module.kernel_size}; it needs {rank} of space and one of channels.",
             "Change the input or kernel_size=.",
         )
+    # `lax` knows one batch axis.
     batch = x.shape[: x.ndim - rank - 1]
     if len(batch) != 1:
         x = jnp.reshape(x, (math.prod(batch), *x.shape[len(batch) :]))
@@ -197,6 +198,8 @@ class _Conv(Module):
             kernel_shape: tuple[int, ...] = patch
             bias_shape: tuple[int, ...] = (self.features,)
         else:
+            # A kernel for each place of the output: where these are, `lax` knows, and is asked by
+            # shapes alone.
             padded = jax.eval_shape(pad, x)
             options.pop("precision")
             out = jax.eval_shape(
@@ -266,10 +269,12 @@ class _Conv(Module):
                     f"has {len(size)}.",
                     "Pass the padding as numbers.",
                 )
+            # All of it in front, so that the window ends at the place itself.
             before = ((dilation[0] * (size[0] - 1), 0),)
             return "VALID", partial(jnp.pad, pad_width=((0, 0), *before, (0, 0)))
         if padding in ("CIRCULAR", "REFLECT"):
             reach = tuple((k - 1) * d for k, d in zip(size, dilation, strict=True))
+            # Of an odd reach the larger part goes behind, as with SAME.
             sides = tuple((r // 2, (r + 1) // 2) for r in reach)
             mode = "wrap" if padding == "CIRCULAR" else "reflect"
             return "VALID", partial(jnp.pad, pad_width=((0, 0), *sides, (0, 0)), mode=mode)
@@ -419,6 +424,7 @@ class ConvTranspose(Module):
         x, batch = _one_batch(self, as_array(inputs), rank)
         check_size(self, "features", self.features)
         ends = (x.shape[-1], self.features)
+        # Transposed it is the kernel of the Conv that this one is the gradient of.
         kernel_shape = (*size, *(ends[::-1] if self.transpose_kernel else ends))
         _check_mask(self, kernel_shape)
         kernel = self.param("kernel", self.kernel_init, kernel_shape, self.param_dtype)
@@ -431,6 +437,7 @@ class ConvTranspose(Module):
             x,
             kernel,
             strides,
+            # All that the kernel reaches; what lies outside is then added where it belongs.
             "VALID" if padding == "CIRCULAR" else padding,
             rhs_dilation=dilation,
             transpose_kernel=self.transpose_kernel,

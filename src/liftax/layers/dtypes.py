@@ -44,6 +44,7 @@ def canonicalize_dtype(*args: Any, dtype: Dtype | None = None, inexact: bool = T
       dtype('float32')
     """
     if dtype is None:
+        # Nearly always they agree, and JAX takes long to find that out.
         dtype = _uniform(args)
         if dtype is None:
             dtype = jnp.result_type(*(jnp.asarray(x) for x in args if x is not None))

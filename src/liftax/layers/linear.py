@@ -136,6 +136,7 @@ class Dense(Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         x, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        # `lax.dot_general` itself, by a shorter way.
         if self.dot_general is None and self.dot_general_cls is None:
             y = matmul(x, kernel, self.precision)
         else:
@@ -229,6 +230,8 @@ class DenseGeneral(Module):
             )
         batch_shape = tuple(shape[i] for i in batch)
         in_shape = tuple(shape[i] for i in axis)
+        # In this order Linen stores them. The initializer is shown a matrix, whose fan-in is what
+        # is contracted: of many axes it would take some for a window, as a convolution's are.
         kernel_shape = batch_shape + in_shape + features
         bias_shape = batch_shape + features
         rows = math.prod(batch_shape) * math.prod(in_shape)
@@ -249,6 +252,7 @@ class DenseGeneral(Module):
         if bias is None:
             return y
         if batch:
+            # The bias has not the axes that are left over, which lie between its own.
             rest = (1,) * (y.ndim - len(bias_shape))
             bias = jnp.reshape(bias, batch_shape + rest + features)
         return add_bias(y, bias)
@@ -350,6 +354,7 @@ class Einsum(Module):
                 )
             found.append(dict(zip(axes, shape, strict=True)))
         for label, size in found[0].items():
+            # An axis of one element broadcasts, as in `jnp.einsum`.
             if found[1].get(label, size) != size and 1 not in (size, found[1][label]):
                 raise fail(
                     self,
@@ -358,6 +363,7 @@ class Einsum(Module):
                     "Change shape= or the input.",
                 )
         known = {**found[0], **found[1]}
+        # An ellipsis of the output stands for what those of the operands stand for.
         hidden = sum(1 for label in known if label.isdigit())
         axes = _labels(out, len(out.replace("...", "")) + hidden * ("..." in out)) or []
         if unknown := [label for label in axes if label not in known]:
@@ -420,6 +426,7 @@ class Embed(Module):
     embedding_init: Initializer = default_embed_init
     promote_dtype: PromoteDtypeFn = promote_dtype
 
+    # Not compact, so that `attend` can be called alone.
     def setup(self) -> None:
         check_size(self, "num_embeddings", self.num_embeddings, 1)
         check_size(self, "features", self.features)
@@ -438,6 +445,7 @@ class Embed(Module):
                 f"the input is of dtype {inputs.dtype}, not of an integer dtype.",
                 "Pass indices.",
             )
+        # The table alone: indices are to stay integers.
         (table,) = self.promote_dtype(self.embedding, dtype=self.dtype, inexact=False)
         if self.num_embeddings == 1:
             return jnp.broadcast_to(table, (*jnp.shape(inputs), self.features))

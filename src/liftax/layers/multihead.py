@@ -173,6 +173,7 @@ class MultiHeadDotProductAttention(Module):
             inputs_k = inputs_q
         if inputs_v is None:
             inputs_v = inputs_k
+        # Linen's guess and its warning: values are seldom square, a mask of one sequence is.
         elif inputs_kv is None and jnp.shape(inputs_v)[-1:] == jnp.shape(inputs_v)[-2:-1]:
             _deprecated(
                 self,
@@ -192,6 +193,7 @@ class MultiHeadDotProductAttention(Module):
             )
         self._check_options(inputs_q, inputs_k, inputs_v, mask)
         drop = False
+        # Without dropout nobody has to say whether there is any.
         if self.dropout_rate > 0.0:
             drop = not merge_option(self, "deterministic", self.deterministic, deterministic)
 
@@ -208,6 +210,7 @@ class MultiHeadDotProductAttention(Module):
             dot_general=self.qkv_dot_general,
             dot_general_cls=self.qkv_dot_general_cls,
         )
+        # The names under which Linen stores them, made in its order.
         query = project(name="query")(inputs_q)
         key = project(name="key")(inputs_k)
         value = project(name="value")(inputs_v)
@@ -219,6 +222,7 @@ class MultiHeadDotProductAttention(Module):
             key = normalize(name="key_ln")(key)
         if self.decode:
             key, value, mask = self._cached(query, key, value, mask)
+        # Drawn here and not in the function, which may be a user's and has no streams.
         if drop and dropout_rng is None:
             dropout_rng = self.make_rng("dropout")
         y = self._attend(query, key, value, mask, dropout_rng if drop else None, sow_weights)
@@ -275,6 +279,7 @@ class MultiHeadDotProductAttention(Module):
         keys = self.variable("cache", "cached_key", jnp.zeros, key.shape, key.dtype)
         values = self.variable("cache", "cached_value", jnp.zeros, value.shape, value.dtype)
         index = self.variable("cache", "cache_index", lambda: jnp.array(0, jnp.int32))
+        # In init the cache is made, for as many positions as there are; it is used afterwards.
         if not ready:
             return key, value, mask
         *batch, length, heads, depth = keys.value.shape
@@ -298,6 +303,7 @@ class MultiHeadDotProductAttention(Module):
         keys.value = key = lax.dynamic_update_slice(keys.value, key, place)
         values.value = value = lax.dynamic_update_slice(values.value, value, place)
         index.value = now + 1
+        # The cache is as long as it will be: what has not come yet is hidden.
         seen = jnp.broadcast_to(jnp.arange(length) <= now, (*batch, 1, 1, length))
         return key, value, combine_masks(mask, seen)
 
@@ -322,6 +328,8 @@ class MultiHeadDotProductAttention(Module):
             "precision": self.precision,
             "force_fp32_for_softmax": self.force_fp32_for_softmax,
         }
+        # A function of the user's may leave out what it has no use for, as Linen allows. One that
+        # leaves out what is in use would compute something else.
         used = {
             "mask": mask is not None,
             "dropout_rng": rng is not None,

@@ -58,6 +58,7 @@ def _statistics(
             "Pass axis_name=, or leave axis_index_groups= out.",
         )
     dtype = canonicalize_dtype(x, dtype=module.dtype)
+    # A mean of many values in half precision would keep few of its digits.
     if module.force_float32_reductions:
         dtype = jnp.promote_types(dtype, jnp.float32)
     x = cast(x, dtype)
@@ -66,6 +67,7 @@ def _statistics(
         means = [jnp.mean(v, axes, where=mask) for v in values]
         if axis_name is not None:
             groups = module.axis_index_groups
+            # Both in one message between devices, as Linen sends them.
             together = means[0] if len(means) == 1 else jnp.stack(means)
             together = lax.pmean(together, axis_name, axis_index_groups=groups)
             means = [together] if len(means) == 1 else [together[i] for i in range(len(means))]
@@ -74,6 +76,7 @@ def _statistics(
     if not centered:
         return None, mean_of(_squared(x))
     if module.use_fast_variance:
+        # One pass over the data in place of two.
         mean, mean_squared = mean_of(x, _squared(x))
         # Rounding can push the difference below zero.
         return mean, maximum(0.0, sub(mean_squared, _squared(mean)))
@@ -100,6 +103,8 @@ def _rescale(
     spread = tuple(n if i in features else 1 for i, n in enumerate(x.shape))
     args = [x]
     y = x if mean is None else sub(x, lax.expand_dims(mean, axes))
+    # Scale goes into the factor, and that into the input: in this order Linen multiplies, and the
+    # last bit depends on it.
     factor = lax.rsqrt(add(lax.expand_dims(var, axes), module.epsilon))
     if module.use_scale:
         scale = module.param("scale", module.scale_init, shape, module.param_dtype)
@@ -312,6 +317,7 @@ class GroupNorm(Module):
         # Channels of a group lie along one axis more, the last.
         inner = (*(i for i in axes if i != last), last + 1)
         mean, var = _statistics(self, x.reshape(grouped), inner, mask, self.axis_name)
+        # From one value for each group to one for each channel, as scale and bias have.
         size = x.shape[-1] // mean.shape[-1]
         mean, var = jnp.repeat(mean, size, axis=-1), jnp.repeat(var, size, axis=-1)
         over = tuple(i for i in axes if i != last)
@@ -476,14 +482,17 @@ class BatchNorm(Module):
         axes = tuple(i for i in range(x.ndim) if i not in features)
         shape = tuple(x.shape[i] for i in features)
         kept_in = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        # In evaluation too: init makes the same variables either way.
         average_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, kept_in)
         average_var = self.variable("batch_stats", "var", jnp.ones, shape, kept_in)
         if frozen:
             mean, var = average_mean.value, average_var.value
         else:
             initializing = self.is_initializing()
+            # A model is mostly initialised outside of the map that gives the axis its name.
             axis_name = None if initializing else self.axis_name
             mean, var = _statistics(self, x, axes, mask, axis_name)
+            # The averages begin with 0 and 1: what init happens to see is no data.
             if not initializing:
                 for average, found in ((average_mean, mean), (average_var, var)):
                     kept = self.momentum * average.value

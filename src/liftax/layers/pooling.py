@@ -49,6 +49,7 @@ def pool(
     """
     x = as_array(inputs)
     window, step, pads = _arguments(x.ndim, window_shape, strides, padding)
+    # JAX pools over all axes alike: one that is missing is put in front.
     if alone := x.ndim == len(window) - 1:
         x = x[None]
     y = lax.reduce_window(x, init, reduce_fn, window, step, pads)
@@ -115,6 +116,7 @@ def avg_pool(
     x = as_array(inputs)
     total = pool(
         x,
+        # Of the kind of the input: JAX does not promote here.
         0.0 if jnp.issubdtype(x.dtype, jnp.inexact) else 0,
         lax.add,
         window_shape,
@@ -124,6 +126,7 @@ def avg_pool(
     if count_include_pad:
         return total / math.prod(window_shape)
     space = x.shape[-len(window_shape) - 1 : -1]
+    # How much of each window is input: alike for all channels and examples.
     ones = jnp.ones((1,) * (x.ndim - len(space) - 1) + (*space, 1))
     return total / pool(ones, 0.0, lax.add, window_shape, strides, padding)
 
@@ -176,6 +179,7 @@ def min_pool(
 
 def _extreme(x: Array, infinity: float) -> ArrayLike:
     """The value that loses to all others: an infinity, or the end of an integer's range."""
+    # With just this value JAX takes the reduction for a maximum, and knows its gradient.
     if jnp.issubdtype(x.dtype, jnp.integer):
         info = jnp.iinfo(x.dtype)
         return np.asarray(info.max if infinity > 0 else info.min, x.dtype)

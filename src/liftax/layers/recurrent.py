@@ -92,6 +92,7 @@ class LSTMCell(_LSTM):
         c, h = pair_of(self, carry)
         width = width_of(self, h)
 
+        # Eight maps, each by itself: slower than one, and the reference for it.
         def gate(name: str) -> Array:
             from_input = self._dense(
                 width, use_bias=False, kernel_init=self.kernel_init, name="i" + name
@@ -176,6 +177,7 @@ class OptimizedLSTMCell(_LSTM):
             x, kernel, bias = promote_dtype(
                 x, jnp.concatenate(kernels, axis=-1), bias, dtype=self.dtype
             )
+            # As Linen multiplies; see `_util` for why that counts where it is differentiated.
             dot = jnp.dot if is_differentiated(x, kernel) else matmul
             y = dot(x, kernel)
             return jnp.split(y if bias is None else add_bias(y, bias), 4, axis=-1)
@@ -259,7 +261,9 @@ class ConvLSTMCell(RNNCellBase):
             param_dtype=self.param_dtype,
         )
         gates = convolve(name="ih")(inputs) + convolve(name="hh")(h)
+        # In this order, which is not that of the other cells, the gates lie in Linen's kernel.
         i, g, f, o = jnp.split(gates, 4, axis=-1)
+        # Here and not in the bias, which begins with zeros and is stored without the 1.
         c = sigmoid(f + 1) * c + sigmoid(i) * tanh(g)
         h = sigmoid(o) * tanh(c)
         return (c, h), h
@@ -269,6 +273,7 @@ class ConvLSTMCell(RNNCellBase):
         size = to_tuple(self.kernel_size)
         strides = to_tuple(1 if self.strides is None else self.strides)
         pads = canonicalize_padding(self.padding, len(size), CONV_PADDING, self)
+        # By its numbers: with a window of one element it keeps the shape.
         if pads == "VALID":
             pads = ((0, 0),) * len(size)
         kept = isinstance(pads, str) or all(

@@ -152,6 +152,7 @@ class RNN(Module):
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
 
+        # What does not fit is told here: from inside the scan it would be an error of its axes.
         if not isinstance(self.cell, Module):
             raise fail(
                 self,
@@ -183,14 +184,17 @@ class RNN(Module):
             inputs = jax.tree.map(flip, inputs)
         carry = initial_carry
         if carry is None:
+            # The first carry is zeros for nearly every cell, whatever the key.
             key = jax.random.key(0) if init_key is None else init_key
             carry = self.cell.initialize_carry(key, step_shape)
+        # With padding each sequence ends at a step of its own: all carries are kept, to pick from.
         keep_history = seq_lengths is not None and return_carry and inputs.shape[axis] != 0
 
         def scan_fn(cell: RNNCellBase, carry: Any, x: Array) -> Any:
             carry, y = cell(carry, x)
             return carry, ((carry, y) if keep_history else y)
 
+        # The same cell at each step; what else its collections do in time, the fields say.
         run = scan(
             scan_fn,
             in_axes=axis,
@@ -272,6 +276,7 @@ class Bidirectional(Module):
                 )
         return_carry = self.return_carry if return_carry is None else return_carry
         time_major = self.time_major if time_major is None else time_major
+        # Of one key both directions would begin with the same random carry.
         keys = (None, None) if init_key is None else jax.random.split(init_key)
         carries = (None, None) if initial_carry is None else initial_carry
         results = [

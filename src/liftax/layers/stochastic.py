@@ -58,6 +58,7 @@ class Dropout(Module):
             raise fail(self, f"rate={self.rate} is not in 0 to 1.", "Change rate=.")
         if idle or self.rate == 0:
             return inputs
+        # The rest would be scaled by one over nothing.
         if self.rate == 1:
             return jnp.zeros_like(inputs)
         inputs = as_array(inputs)

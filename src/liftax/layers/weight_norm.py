@@ -100,6 +100,7 @@ class SpectralNorm(Module):
             layer_forward,
             "params",
             trans_in_fn=normalize,
+            # Then the layer's own variables are stored as they are normalized, as in Linen.
             init=self.is_initializing(),
             mutable=True,
         )
@@ -116,6 +117,7 @@ class SpectralNorm(Module):
                 "Pass error_on_non_matrix=False to merge all but the last.",
             )
         matrix = x.reshape(-1, x.shape[-1])
+        # One name with slashes in it: so Linen stores it.
         prefix = _path_in(self.layer_instance, path) + "/"
 
         def first_u() -> Array:
@@ -130,11 +132,13 @@ class SpectralNorm(Module):
         for _ in range(self.n_steps):
             v = _unit(jnp.matmul(u, matrix.T), None, self.epsilon)
             u = _unit(jnp.matmul(v, matrix), None, self.epsilon)
+        # Constants, as in the paper: the gradient is that of ``sigma = v W u^T`` in ``W`` alone.
         u, v = lax.stop_gradient(u), lax.stop_gradient(v)
         sigma = jnp.matmul(jnp.matmul(v, matrix), u.T)[0, 0]
         # A kernel of zeros stays one.
         matrix = matrix / jnp.where(sigma != 0, sigma, 1)
         if update_stats:
+            # One step a call is enough, since the next call goes on from here.
             kept_u.value, kept_sigma.value = u, sigma
         dtype = canonicalize_dtype(x, u, v, sigma, dtype=self.dtype)
         return cast(matrix.reshape(x.shape), dtype)
@@ -209,6 +213,7 @@ class WeightNorm(Module):
     def _l2_normalize(self, path: KeyPath, x: ArrayLike) -> Array:
         x = as_array(x)
         name = _path_in(self.layer_instance, path)
+        # By parts of the path: Linen's filter, and its default means every kernel below.
         if self.variable_filter and not any(part in name for part in self.variable_filter):
             return x
         features: tuple[int, ...] = ()
