@@ -131,6 +131,12 @@ class PerturbationNotFoundError(ScopeVariableNotFoundError, ValueError):
     """Some perturbations were given, and not the one that is added here."""
 
 
+class InitializerError(LiftaxError, TypeError):
+    """What is to make a variable's initial value cannot be called."""
+
+    code, title = "LX430", "An initializer that is no function"
+
+
 class ModifyScopeVariableError(LiftaxError):
     """A variable was written in a collection that is not mutable."""
 

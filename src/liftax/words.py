@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable, Mapping
 
 
@@ -104,3 +105,30 @@ def structure_of(treedef: object) -> str:
 def names_on(path: Iterable[object]) -> list[str]:
     """Returns the names on a path of JAX's, as text."""
     return [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+
+
+def argument_text(target: object, number: int) -> str:
+    """Names an argument by position of a lifted function: by its name in the signature.
+
+    Args:
+      target: the function, or what holds the user's as `method`.
+      number: the argument's, counted from 0; the module or scope is the first.
+
+    Example:
+      >>> def body(mdl, carry, *xs): ...
+      >>> argument_text(body, 1), argument_text(body, 3)
+      ("argument 'carry'", 'argument xs[1]')
+    """
+    method = getattr(target, "method", target)
+    try:
+        parameters = list(inspect.signature(method).parameters.values())  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        parameters = []
+    for i, parameter in enumerate(parameters):
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return f"argument {parameter.name}[{number - i}]"
+        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            break
+        if i == number:
+            return f"argument {parameter.name!r}"
+    return f"argument {number} (the module is 0)"

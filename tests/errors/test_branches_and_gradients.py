@@ -345,7 +345,7 @@ def cotangent_of_another_shape(mdl, x, wrong):
 @misuse(
     errors.DifferentiationError,
     "jvp of dense",
-    "tangent 1",
+    "tangents[0]",
     "found: float32[4]",
     "expected: float32[2,4]",
     cause=ValueError,
@@ -476,7 +476,7 @@ backward_of_another_shape = custom(
     None,
     lambda pull, y_bar: (pull(y_bar)[0], y_bar[0]),
     "backward_fn",
-    "argument 1",
+    "args_bar[0]",
     "found: float32[4]",
     "expected: float32[2,4]",
 )

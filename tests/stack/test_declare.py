@@ -329,7 +329,7 @@ REFUSED = {
         lambda: nn.Stack(Scale(), depth=2, frozen=1),
         r"e.g. \[0, 1\]; found 1",
     ),
-    "a number for run": (lambda: nn.Stack(Scale(), depth=2, run=4), "run=4: expected 'scan'"),
+    "a number for run": (lambda: nn.Stack(Scale(), depth=2, run=4), "run expected 'scan'.*found 4"),
 }
 
 
@@ -412,10 +412,12 @@ def test_pairs_that_nobody_asked_for():
 
 def test_variables_of_another_depth():
     variables = nn.Stack(Scale(), depth=3).init(KEY, X)
-    with pytest.raises(nn.errors.LengthError, match="length=4"):
+    with pytest.raises(
+        nn.errors.StackError, match="3 along axis 0\nexpected: 4 layers, by depth=4"
+    ):
         nn.Stack(Scale(), depth=4).apply(variables, X)
     by_layer = nn.Stack(Scale(), depth=3, store="layers").init(KEY, X)
-    with pytest.raises(StackError, match="params/layers_3 lacks"):
+    with pytest.raises(StackError, match="layers_2, the last of 3 layers"):
         nn.Stack(Scale(), depth=4, store="layers").apply(by_layer, X)
 
 

@@ -22,6 +22,10 @@ class ScopeLike(Protocol):
     rngs: dict[str, Stream]
     call: Call
 
+    @property
+    def parent(self) -> ScopeLike | None:
+        """The scope that it lies in, None for a root."""
+
     def where(self) -> str:
         """Names the place, for messages."""
 

@@ -14,6 +14,7 @@ from ..errors import (
     ApplyScopeInvalidVariablesTypeError,
     AxisNameError,
     ClosedOverModuleError,
+    InitializerError,
     InvalidRngError,
     InvalidScopeError,
     JaxTransformError,
@@ -29,7 +30,7 @@ from ..errors import (
     where,
 )
 from ..tracebacks import place_of
-from ..words import describe
+from ..words import describe, shown
 from .call import Call, ScopeLike
 from .filters import names_of
 from .roles import BROADCAST, Roles
@@ -311,12 +312,42 @@ def not_found(scope: ScopeLike, col: str, name: str) -> LiftaxError:
             hint = f"; name {col!r} in the arguments of {root.lift}"
     text = f"{scope.where()}: variable {name!r} is missing in collection {col!r}"
     if scope.is_collection_empty(col):
+        given = ", ".join(map(repr, outer.collections()[:8])) or "none"
+        if not outer.is_collection_empty(col):
+            # It was given, and has nothing for the modules inside the lift.
+            return ScopeCollectionNotFound(
+                f"{text}, which has nothing for {where(outer.path)}{hint}. Found in the "
+                f"collection: {', '.join(_first_paths(outer, col)) or 'nothing'}"
+            )
         return ScopeCollectionNotFound(
             f"{text}: the collection is empty; pass {{{col!r}: ...}} as made by init{hint}. "
-            f"Collections given: {', '.join(map(repr, outer.collections()[:8])) or 'none'}"
+            f"Collections given: {given}"
         )
     error = ScopeParamNotFoundError if col == "params" else ScopeVariableNotFoundError
     return error(f"{text}; found there: {have}{hint}")
+
+
+def no_initializer(scope: ScopeLike, col: str, name: str, found: object) -> InitializerError:
+    """What stands where a function that makes the initial value belongs."""
+    calls = "(key, shape, dtype)" if col == "params" else "()"
+    return InitializerError(
+        f"{scope.where()}: the initializer of variable {name!r} in collection {col!r} cannot be "
+        f"called.\n"
+        f"found: {shown(found)}\n"
+        f"expected: a function called as {calls}, e.g. "
+        + ("nn.initializers.zeros" if col == "params" else "lambda: jnp.zeros(3)")
+    )
+
+
+def _first_paths(scope: ScopeLike, col: str) -> list[str]:
+    """The first paths of a collection, those of the nearest module that has any."""
+    node, path = scope.node(col), scope.path
+    root: ScopeLike | None = scope
+    while not node and root is not None:
+        root = root.parent
+        if root is not None:
+            node, path = root.node(col), root.path
+    return ["/".join((col, *path, str(name))) for name in list(node or ())[:4]]
 
 
 def check_shape(
@@ -344,6 +375,15 @@ def check_shape(
     for have, want in zip(jax.tree.leaves(value), expected, strict=False):
         if jnp.shape(have) != jnp.shape(want):
             _check_cut(scope, name, jnp.shape(have), jnp.shape(want))
+            if scope.call.flags.get("initializing"):
+                # What init finds, it has made: the same module ran before, on another input.
+                raise ScopeParamShapeError(
+                    f"{scope.where()}: parameter {name!r} is used in two shapes.\n"
+                    f"found: {jnp.shape(have)} in the first call of this module, "
+                    f"{jnp.shape(want)} in this one\n"
+                    f"expected: inputs of one width wherever one module is called, or a module "
+                    f"of its own for each width"
+                )
             raise ScopeParamShapeError(
                 f"{scope.where()}: parameter {name!r} has shape {jnp.shape(have)}, its "
                 f"initializer makes {jnp.shape(want)}.\n"

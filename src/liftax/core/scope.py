@@ -476,6 +476,8 @@ class Scope:
                 if init_fn is not None:
                     self.check_named(col)
                 raise refusals.not_found(self, col, name)
+            if not callable(init_fn):
+                raise refusals.no_initializer(self, col, name, init_fn)
             create = functools.partial(init_fn, *init_args, **init_kwargs)
             self._create(col, name, create, create)
         return Variable(self, col, name, unbox)
@@ -513,6 +515,8 @@ class Scope:
         if not self.call.is_mutable("params"):
             self.check_named("params")
             raise refusals.not_found(self, "params", name)
+        if not callable(init_fn):
+            raise refusals.no_initializer(self, "params", name, init_fn)
 
         def create() -> object:
             return init_fn(self.make_rng("params"), *init_args, **init_kwargs)

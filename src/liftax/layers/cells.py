@@ -17,6 +17,7 @@ from jax.numpy import tanh
 
 from ..errors import LiftWarning
 from ..module import Module, compact, nowrap
+from ..words import kind_of
 from . import initializers
 from ._util import fail
 from .dtypes import Array, Dtype, Initializer
@@ -91,6 +92,9 @@ def width_of(cell: Any, state: Array) -> int:
     Warns:
       LiftWarning: ``LX207``, the cell's ``features`` say another.
     """
+    if isinstance(state, (tuple, list)):
+        fix = "Pass the carry of initialize_carry."
+        raise fail(cell, f"the carry is a {kind_of(state)}, not one array.", fix)
     shape = jnp.shape(state)
     if not shape:
         raise fail(cell, "the carry is a scalar.", "Pass the carry of initialize_carry.")

@@ -40,7 +40,7 @@ class Sequential(Module):
         if not isinstance(self.layers, Sequence):
             raise fail(
                 self,
-                f"layers is a {type(self.layers).__name__}, not a sequence of callables.",
+                f"layers is of type {type(self.layers).__name__}, not a sequence of callables.",
                 "Pass a list or tuple.",
             )
         super().__post_init__()
@@ -55,8 +55,14 @@ class Sequential(Module):
             if not callable(layer):
                 raise fail(
                     self,
-                    f"layers[{i}] is a {type(layer).__name__}, which cannot be called.",
+                    f"layers[{i}] is of type {type(layer).__name__}, which cannot be called.",
                     "Change layers=.",
+                )
+            if isinstance(layer, type) and issubclass(layer, Module):
+                raise fail(
+                    self,
+                    f"layers[{i}] is the class {layer.__name__}, not a layer.",
+                    f"Pass an instance, {layer.__name__}(...).",
                 )
         out = self.layers[0](*args, **kwargs)
         for layer in self.layers[1:]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ..module import Module, compact
 from ..transforms import scan
-from ..words import shown
+from ..words import class_or_type, shown
 from ._util import fail
 from .cells import RNNCellBase
 from .dtypes import Array
@@ -267,6 +267,13 @@ class Bidirectional(Module):
           initial_carry: a pair, of the forward and the backward first carry.
           reverse: must be left out, as must ``keep_order``: the order is fixed.
         """
+        for name, rnn in (("forward_rnn", self.forward_rnn), ("backward_rnn", self.backward_rnn)):
+            if isinstance(rnn, type) or isinstance(rnn, RNNCellBase):
+                raise fail(
+                    self,
+                    f"{name} is {class_or_type(rnn)}, which takes one step, not a sequence.",
+                    f"Pass {name}=nn.RNN(cell).",
+                )
         for name, value in (("reverse", reverse), ("keep_order", keep_order)):
             if value is not None:
                 raise fail(

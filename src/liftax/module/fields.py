@@ -108,6 +108,16 @@ def field_names(module: Variables | type[Variables]) -> tuple[str, ...]:
     return module._field_names
 
 
+def own_init_of(cls: type) -> type | None:
+    """Returns the class whose own ``__init__`` stands in place of the one made of its fields."""
+    for base in cls.__mro__:
+        init = base.__dict__.get("__init__")
+        if init is not None:
+            made = getattr(getattr(init, "__code__", None), "co_filename", "<string>")
+            return None if made == "<string>" else base
+    return None
+
+
 def remake(cls: type[M], values: dict[str, object]) -> M:
     """Makes an instance of a module class from the values of all its fields."""
     if not cls._plain_init:

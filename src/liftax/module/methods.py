@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Iterable
 from types import FunctionType
 from typing import Any
@@ -22,6 +23,7 @@ from ..errors import (
 )
 from ..tracebacks import say_where, shorten
 from .bound import Variables
+from .fields import own_init_of
 from .foreign import refuse_linen
 from .state import NEW, Interceptor, local, watch
 
@@ -210,6 +212,16 @@ def call_method(
 
 def no_post_init(module: object) -> IncorrectPostInitOverrideError:
     """A module whose own ``__post_init__``, or ``__init__``, left out the base class's."""
+    own = own_init_of(type(module))
+    if own is not None:
+        init = vars(own)["__init__"]
+        return IncorrectPostInitOverrideError(
+            f"{own.__name__} has an __init__ of its own, so nn.Module knows neither its fields nor "
+            f"its place.\n"
+            f"found: {own.__name__}.__init__{inspect.signature(init)}\n"
+            f"expected: what it takes as fields of the class, e.g. features: int; what is computed "
+            f"of them in __post_init__ or setup"
+        )
     return IncorrectPostInitOverrideError(
         f"{type(module).__name__} overrides __post_init__ without calling "
         f"super().__post_init__(); add that call as its last line"

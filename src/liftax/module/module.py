@@ -94,6 +94,8 @@ class Module(Variables):
 
     def __post_init__(self) -> None:
         own = self.__dict__
+        if "parent" not in own:
+            raise no_post_init(self)
         own["_state"] = State()
         if own["parent"] is fields.UNSET:
             own["parent"] = local.stack[-1]
@@ -179,6 +181,14 @@ class Module(Variables):
                     )
                 value, _ = register(self, name, value)
             elif self.scope is not None:
+                if name in fields.RESERVED:
+                    raise SetAttributeFrozenModuleError(
+                        f"{whose(self)}: {name} was assigned after the module had taken its place; "
+                        f"it is settled when the module is made.\n"
+                        f"found: self.{name} = ..., after super().__post_init__()\n"
+                        f"expected: {type(self).__name__}({name}=...) where it is made, or the "
+                        f"assignment before super().__post_init__()"
+                    )
                 # What a call would leave there, the next one would not find: it has a clone.
                 raise SetAttributeFrozenModuleError(
                     f"{whose(self)}: attribute {name!r} was assigned outside setup. Modules "
@@ -201,6 +211,13 @@ class Module(Variables):
                 raise DescriptorAttributeError(
                     f"{whose(self)}: the {found} {name!r} reads an attribute that does not exist"
                 )
+        made_by = fields.own_init_of(type(self))
+        if made_by is not None and name in vars(made_by)["__init__"].__code__.co_names:
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}: {made_by.__name__} has "
+                f"an __init__ of its own, which the copies that init and apply make do not run. "
+                f"Declare {name!r} as a field of the class, or make it in setup."
+            )
         raise AttributeError(
             f"{type(self).__name__!r} object has no attribute {name!r}. What setup defines is "
             f"there only inside init and apply, or on a bound module."

@@ -24,7 +24,7 @@ from jax.extend.core import Primitive
 
 from .. import equations
 from ..errors import StackError
-from ..words import did_you_mean
+from ..words import did_you_mean, shown
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
@@ -213,12 +213,17 @@ def parse_run(run: str, unroll: int | bool = 1) -> Run:
     match = re.fullmatch(r"\s*(scan|loop)(?:\s+of\s+(\d+|sqrt))?\s*", word, re.ASCII)
     bad = match is None or (match[1] == "loop" and match[2]) or (match[2] or "1").strip("0") == ""
     if bad or match is None:
-        raise StackError(f"run={run!r}: expected 'scan', 'loop', 'scan of K' or 'scan of sqrt'")
+        raise StackError(
+            f"Stack: run expected 'scan', 'loop', 'scan of K' or 'scan of sqrt'; found {shown(run)}"
+        )
     if not (isinstance(unroll, int) and unroll >= 0):
-        raise StackError(f"unroll={unroll!r}: expected a number of steps, or True or 0 for all")
+        raise StackError(
+            f"Stack: unroll expected a number of steps, or True or 0 for all; found {shown(unroll)}"
+        )
     if match[1] == "loop" and unroll not in (1, False):
         raise StackError(
-            f"unroll={unroll!r} is for scans; run='loop' writes every layer out, drop unroll="
+            f"Stack: unroll={unroll!r} is for scans; run='loop' writes every layer out, "
+            f"drop unroll="
         )
     if unroll == 0 and unroll is not False:
         unroll = True  # for JAX 0 is no number of steps

@@ -37,12 +37,29 @@ from typing import Any
 
 from ..core.scope import Scope
 from ..core.types import Collections
+from ..errors import (
+    LengthError,
+    ScopeCollectionNotFound,
+    ScopeParamNotFoundError,
+    StackError,
+    StackingError,
+)
 from ..module import nowrap
 from ..module.detach import Detached, without_modules
 from .declaration import Declaration
+from .foreign import check_names, told_by
 from .run import check_outside, layer_scope, run_stacked
-from .storage import by_layers, frozen, restored, stacked
+from .storage import StackLayout, by_layers, frozen, restored, stacked
 from .templates import own_layers
+
+# What variables of another stack lead to, where they are used.
+_MAY_BE_FOREIGN = (
+    LengthError,
+    ScopeCollectionNotFound,
+    ScopeParamNotFoundError,
+    StackError,
+    StackingError,
+)
 
 
 class Stack(Declaration):
@@ -133,10 +150,23 @@ class Stack(Declaration):
         Returns:
           ``x``, or ``(x, ys)`` with ``outputs``.
         """
+        at = self._stack_layout(self.path)
+        check_names(self, at)
+        try:
+            return self._run_all(at, x, args, kwargs)
+        except _MAY_BE_FOREIGN as error:
+            told = told_by(self, at)
+            if told is None or isinstance(error, StackError) and at.store == "stacked":
+                raise
+            raise told from None
+
+    @nowrap
+    def _run_all(
+        self, at: StackLayout, x: object, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Any:
         frozen_layers = self._frozen()
         if self.store == "stacked" and not frozen_layers:
             return run_stacked(self, x, args, kwargs)
-        at = self._stack_layout(self.path)
         layered = self.store == "layers"
 
         # The loop knows stacked variables alone; what is stored otherwise is brought there and

@@ -139,6 +139,19 @@ class StackLayout:
         """Returns the subtree of a layer in storage by layers."""
         return f"layers_{layer % len(self)}"
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The subtrees of the layers, as they are stored."""
+        if self.store == "layers":
+            return frozenset(map(self.layer_name, range(len(self))))
+        parts = {"before": self.before, "block": self.positions, "after": self.after}
+        return frozenset(f"{part}_{i}" for part, count in parts.items() for i in range(count))
+
+    @property
+    def first_name(self) -> str:
+        """The subtree of the first layer, as it is stored."""
+        return self.layer_name(0) if self.store == "layers" else self.place(0)[0]
+
     def numbers(self, position: int) -> list[int]:
         """Returns the layers at a position of the pattern."""
         first = self.before + position

@@ -305,6 +305,13 @@ def call_functions(
                 f"{lift}: function {i} expected a function whose first argument is a module; "
                 f"found {kind_of(fn)}. Pass the function itself, not what it returns"
             )
+        if is_module(fn):
+            name = type(fn).__name__
+            raise TransformTargetError(
+                f"{lift}: function {i} expected a function whose first argument is a module; "
+                f"found an instance of {name}. Hand the module in, and call it in the function: "
+                f"nn.{lift}(..., lambda mdl, x: mdl(x), ..., module, x)"
+            )
     # Branches are bodies over one detached module, so that each starts from where it stands now.
     functions = [
         fn.__func__ if inspect.ismethod(fn) and is_module(fn.__self__) else fn for fn in functions

@@ -7,10 +7,12 @@ axis is said here, by the name of the argument or variable.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import PyTreeDef, keystr
+from jax.tree_util import KeyPath, PyTreeDef, keystr
 from jax.typing import ArrayLike
 
 from ... import jax_private
@@ -21,13 +23,20 @@ from ...errors import (
     PartitioningMismatchError,
     PartitioningUnspecifiedError,
 )
-from ...words import describe, names_on
+from ...words import argument_text, describe, names_on
 from .. import boxes
-from ..roles import Axis, Broadcast
+from ..roles import Axis, Broadcast, Roles
 from ..types import Group, Metadata, Placed, Tree
 
 
-def axes_of(axes: Tree, tree: Tree, at: Placed, argument: str) -> list[Axis]:
+class Lifted(Placed, Protocol):
+    """A lift as its messages need it: its place, its table and what is lifted."""
+
+    roles: Roles
+    target: object
+
+
+def axes_of(axes: Tree, tree: Tree, at: Lifted, argument: str, skip: int = 0) -> list[Axis]:
     """Returns the axis of each leaf of ``tree``, from a prefix tree of axes.
 
     Args:
@@ -35,6 +44,7 @@ def axes_of(axes: Tree, tree: Tree, at: Placed, argument: str) -> list[Axis]:
       tree: what has the axes.
       at: where the lift stands.
       argument: the lift's argument that says them.
+      skip: where the tree is the arguments: how many stand before them.
 
     Raises:
       AxesTreeError: ``axes`` is not a prefix of ``tree``.
@@ -44,12 +54,58 @@ def axes_of(axes: Tree, tree: Tree, at: Placed, argument: str) -> list[Axis]:
         return [axes] * len(jax.tree.leaves(tree))
     found: list[Axis] = []
     if not _expand(axes, tree, found):
-        raise AxesTreeError(
-            f"{at.place}: {argument} is not a prefix of the tree it describes.\n"
-            f"found: {argument}={_shape_of(axes, _axis_text)} for {_shape_of(tree)}\n"
-            f"expected: one axis for all, or the same containers with an axis at the leaves"
-        )
+        raise _no_prefix(axes, tree, at, argument, skip)
     return found
+
+
+def _no_prefix(axes: Tree, tree: Tree, at: Lifted, argument: str, skip: int) -> AxesTreeError:
+    """Says where a tree of axes does not fit first, and what would."""
+    path: tuple[object, ...] = ()
+    while True:
+        deeper = _first_misfit(axes, tree)
+        if deeper is None:
+            break
+        key, axes, tree = deeper
+        path = (*path, key)
+    here = argument + "".join(f"[{key!r}]" for key in path)
+    what = "output" + "".join(f"[{key!r}]" for key in path)
+    if skip and path:
+        what = argument_text(at.target, skip + int(str(path[0])))
+        what += "".join(f"[{key!r}]" for key in path[1:])
+    elif skip and isinstance(tree, tuple):
+        names = [argument_text(at.target, skip + i) for i in range(len(tree))]
+        what = f"{len(tree)} argument{'s' * (len(tree) != 1)} after the " + (
+            "carry" if skip == 2 else "module"
+        )
+        what += ": " + ", ".join(name.removeprefix("argument ") for name in names)
+    parts = isinstance(axes, (list, tuple)) and isinstance(tree, (list, tuple))
+    if parts or (isinstance(axes, Mapping) and isinstance(tree, Mapping)):
+        like = _shape_of(tree, lambda leaf: "0", 1)
+        expected = f"one axis for all, {here}=0, or one for each, {here}={like}"
+    elif isinstance(axes, (list, tuple, Mapping)):
+        expected = f"one axis for it, {here}=0"
+    else:
+        whole = "None" if at.roles.lift == "vmap" else "nn.broadcast"
+        expected = f"an int, or {whole} for what has no axis"
+    return AxesTreeError(
+        f"{at.place}: {argument} is not a prefix of the tree it describes.\n"
+        f"found: {here}={_shape_of(axes, _axis_text)} for {what}"
+        f"{'' if skip and not path else f', {_shape_of(tree, describe)}'}\n"
+        f"expected: {expected}"
+    )
+
+
+def _first_misfit(axes: Tree, tree: Tree) -> tuple[object, Tree, Tree] | None:
+    """Goes one level down to the first part that does not fit; None where this level does not."""
+    if isinstance(axes, Mapping) and isinstance(tree, Mapping) and axes.keys() == tree.keys():
+        pairs = [(key, axes[key], tree[key]) for key in axes]
+    elif isinstance(axes, (list, tuple)) and isinstance(tree, (list, tuple)):
+        pairs = list(zip(range(len(axes)), axes, tree))  # noqa: B905
+        if len(axes) != len(tree):
+            return None
+    else:
+        return None
+    return next(((key, a, t) for key, a, t in pairs if not _expand(a, t, [])), None)
 
 
 def _expand(axes: Tree, tree: Tree, found: list[Axis]) -> bool:
@@ -74,12 +130,16 @@ def _expand(axes: Tree, tree: Tree, found: list[Axis]) -> bool:
     return all(_expand(a, t, found) for a, t in zip(axis_parts, tree_parts, strict=True))
 
 
-def _shape_of(tree: Tree, leaf: Callable[[object], str] = lambda x: "*") -> str:
-    """Shows the containers of a tree, with ``*`` at its leaves or what ``leaf`` says of them."""
+def _shape_of(tree: Tree, leaf: Callable[[object], str], depth: int = 9) -> str:
+    """Shows the containers of a tree down to a depth, and what ``leaf`` says of what is in them."""
+    if depth == 0:
+        return leaf(tree)
     if isinstance(tree, Mapping):
-        return "{" + ", ".join(f"{k!r}: {_shape_of(v, leaf)}" for k, v in tree.items()) + "}"
+        parts = [f"{k!r}: {_shape_of(v, leaf, depth - 1)}" for k, v in list(tree.items())[:8]]
+        return "{" + ", ".join(parts) + ", ..." * (len(tree) > 8) + "}"
     if isinstance(tree, (list, tuple)):
-        inside = ", ".join(_shape_of(part, leaf) for part in tree)
+        inside = ", ".join(_shape_of(part, leaf, depth - 1) for part in tree[:8])
+        inside += ", ..." * (len(tree) > 8)
         comma = "," * (len(tree) == 1)
         return f"[{inside}]" if isinstance(tree, list) else f"({inside}{comma})"
     return "None" if tree is None else leaf(tree)
@@ -97,6 +157,10 @@ def from_front(x: jax.Array, axis: int) -> jax.Array:
     return x if axis == 0 else jnp.moveaxis(x, 0, axis)
 
 
+Spoken = Callable[[], tuple[str, str]]
+"""What is called how, and which argument of the lift names its axis: asked only for a message."""
+
+
 class Sizes:
     """The sizes seen along a lift's axis, each with the name of what has it.
 
@@ -106,11 +170,11 @@ class Sizes:
       argument: the name of the argument that gives it.
     """
 
-    def __init__(self, at: Placed, given: int | None, argument: str):
+    def __init__(self, at: Lifted, given: int | None, argument: str):
         self.at = at
         self.argument = argument
         self.size: int | None = None
-        self.source = ""
+        self.source: Callable[[], str] = str
         if given is not None:
             # The symbol of an exported program stands for a number that nobody knows yet.
             if not jax_private.is_symbolic(given):
@@ -121,31 +185,41 @@ class Sizes:
                 given = given.__index__()
                 if given < 0:
                     raise self._error(f"{argument}={given} is negative")
-            self.size, self.source = given, f"{argument}={given}"
+            self.size, self.source = given, lambda: f"{argument}={given}"
 
-    def see(self, leaf: ArrayLike, axis: int, name: str) -> None:
+    def see(self, leaf: ArrayLike, axis: int, spoken: Spoken) -> None:
         """Notes the size of ``leaf`` along ``axis``; raises if it contradicts another."""
         shape = getattr(leaf, "shape", None)
         if shape is None:
             shape = jnp.shape(leaf)
         if not -len(shape) <= axis < len(shape):
+            name, asked = spoken()
+            whole = "nn.broadcast" if self.at.roles.lift == "scan" else "None"
+            share = f"{asked}={whole}, to hand it whole to each iteration"
+            if not asked.startswith("in_axes"):
+                share = "a collection without an axis for it (shared or carried)"
             raise AxisError(
                 f"{self.at.place}: axis {axis} is out of range for {name}, which is "
-                f"{describe(leaf)}; expected an axis from {-len(shape)} to {len(shape) - 1}"
+                f"{describe(leaf)}.\n"
+                f"found: {asked}={axis}\n"
+                f"expected: an axis from {-len(shape)} to {len(shape) - 1}"
                 if shape
                 else f"{self.at.place}: {name} is a scalar ({describe(leaf)}) and has no axis "
-                f"{axis}; to hand it whole to each iteration use "
-                f"{'nn.broadcast' if self.argument == 'length' else 'None'} for it in in_axes"
+                f"{axis}.\n"
+                f"found: {asked}={axis}\n"
+                f"expected: {share}"
             )
         size = shape[axis]
         if self.size is None:
-            self.size, self.source = size, f"{name} ({describe(leaf)}, axis {axis})"
+            self.size = size
+            self.source = lambda: f"{spoken()[0]} ({describe(leaf)}, axis {axis})"
         elif size != self.size:
+            name, asked = spoken()
             raise self._error(
                 f"sizes along the axis disagree.\n"
-                f"found: {self.size} from {self.source}\n"
+                f"found: {self.size} from {self.source()}\n"
                 f"found: {size} from {name} ({describe(leaf)}, axis {axis})\n"
-                f"expected: one size; check in_axes, variable_axes and {self.argument}"
+                f"expected: one size; check {asked} and {self.argument}, and what was handed in"
             )
 
     def see_variables(self, group: Group, axis: int) -> None:
@@ -154,18 +228,25 @@ class Sizes:
             if self._all_fit(jax.tree.leaves(collections), axis):
                 continue
             for path, leaf in jax.tree_util.tree_leaves_with_path(collections):
-                self.see(leaf, axis, f"variable {'/'.join(names_on(path))}")
+                self.see(leaf, axis, partial(self._variable, path))
 
-    def see_arguments(self, args: Tree, axes: Sequence[Axis], skip: int = 0) -> None:
+    def _variable(self, path: KeyPath) -> tuple[str, str]:
+        names = names_on(path)
+        return f"variable {'/'.join(names)}", axis_argument(self.at, names)
+
+    def see_arguments(self, args: Tree, axes: Sequence[Axis], in_axes: Tree, skip: int = 0) -> None:
         """Notes the sizes of the arguments; ``skip`` is how many stand before them."""
         if not axes or not any(isinstance(axis, int) for axis in axes):
             return
         leaves = jax.tree_util.tree_leaves_with_path(args)
         for (path, leaf), axis in zip(leaves, axes, strict=True):
             if isinstance(axis, int):
-                # Counted as the user does, from the module on.
-                first = getattr(path[0], "idx", 0) + skip
-                self.see(leaf, axis, f"argument {first}{keystr(path[1:])}")
+                self.see(leaf, axis, partial(self._argument, path, in_axes, skip))
+
+    def _argument(self, path: KeyPath, in_axes: Tree, skip: int) -> tuple[str, str]:
+        number = getattr(path[0], "idx", 0)
+        name = argument_text(self.at.target, number + skip) + keystr(path[1:])
+        return name, "in_axes" if isinstance(in_axes, int) else f"in_axes[{number}]"
 
     def _all_fit(self, leaves: Sequence[jax.Array], axis: int) -> bool:
         """Tells quickly whether all have the size that is known already."""
@@ -185,6 +266,13 @@ class Sizes:
 
     def _error(self, text: str) -> LengthError:
         return LengthError(f"{self.at.place}: {text}")
+
+
+def axis_argument(at: Lifted, names: Sequence[str]) -> str:
+    """Names the argument that says the axis of a variable: a collection and the names below."""
+    if at.roles.lift == "stack" and names[0] == "params":
+        return "param_axis"
+    return f"variable_axes[{names[0]!r}]"
 
 
 def unnamed(at: Placed, group: Group, axis: int, metadata_params: Metadata) -> Group:

@@ -28,6 +28,7 @@ from ...words import describe, kind_of, names_on, shown, structure_of
 from ..roles import Axis, broadcast
 from ..scope import Scope
 from ..types import Group, Path, Placed, Tree
+from .axes import Lifted, axis_argument
 from .crossing import Opening
 
 
@@ -334,14 +335,16 @@ def check_out_axes(at: Placed, y: object, axes: Sequence[Axis], *, shared: Axis)
         _check_room(at, "out_axes", axis, name, leaf)
 
 
-def check_variable_axes(at: Placed, groups: Sequence[Group], axes: Sequence[int]) -> None:
+def check_variable_axes(at: Lifted, groups: Sequence[Group], axes: Sequence[int]) -> None:
     """Raises AxisError where a variable has no room for the axis that it is to be stacked along."""
     for group, axis in zip(groups, axes, strict=True):
         if _always_fits(axis):
             continue
         for collections in group:
             for path, leaf in tree_leaves_with_path(collections):
-                _check_room(at, "variable_axes", axis, f"variable {'/'.join(names_on(path))}", leaf)
+                names = names_on(path)
+                asked = axis_argument(at, names)
+                _check_room(at, asked, axis, f"variable {'/'.join(names)}", leaf)
 
 
 def _always_fits(axis: Axis) -> bool:
@@ -352,7 +355,8 @@ def _check_room(at: Placed, argument: str, axis: int, name: str, leaf: jax.Array
     n = jnp.ndim(leaf) + 1
     if not -n <= axis < n:
         raise AxisError(
-            f"{at.place}: {argument}: axis {axis} is out of range for {name}, which is "
-            f"{describe(jax.typeof(leaf))} before it gets the axis; expected an axis from "
-            f"{-n} to {n - 1}"
+            f"{at.place}: axis {axis} is out of range for {name}, which is "
+            f"{describe(jax.typeof(leaf))} before it gets the axis.\n"
+            f"found: {argument}={axis}\n"
+            f"expected: an axis from {-n} to {n - 1}"
         )

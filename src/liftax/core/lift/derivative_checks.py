@@ -90,7 +90,7 @@ def check_tangents(
             f"{opening.place}: there are {len(primals)} primals and {len(tangents)} tangents; "
             f"give one tangent for each primal"
         ) from cause
-    pairs = [(f"tangent {i + 1}", *pair) for i, pair in enumerate(zip(primals, tangents))]  # noqa: B905
+    pairs = [(f"tangents[{i}]", *pair) for i, pair in enumerate(zip(primals, tangents))]  # noqa: B905
     for name, old, new in [*pairs, ("variable_tangents", variables, directions)]:
         # JAX has refused one of them; which, and by what name the user knows it, is found here.
         found = _misfit(old, new)
@@ -157,12 +157,14 @@ def check_cotangents(
             path, got, want = found
             name = "/".join(path) or "the variables"
             raise _wrong_bar(place, f"the cotangent of {name}", got, want)
-    for i, (arg, bar) in enumerate(zip(args, args_bar, strict=True), 1):
+    for i, (arg, bar) in enumerate(zip(args, args_bar, strict=True)):
         # Of other containers JAX compares the structure, and says so well enough.
         if isinstance(arg, Mapping) or jax.tree_util.all_leaves((arg,)):
             found = _unlike(arg, bar, ())
             if found is not None:
-                raise _wrong_bar(place, f"the cotangent of argument {i}", found[1], found[2])
+                raise _wrong_bar(
+                    place, f"args_bar[{i}], the cotangent of an argument", found[1], found[2]
+                )
 
 
 def _unlike(value: Any, bar: object, path: Path) -> tuple[Path, str, str] | None:

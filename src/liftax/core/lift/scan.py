@@ -165,7 +165,7 @@ def _scanned(
         raise no_carry(opening.place)
     check_arguments(opening)
     options = plan.options
-    in_axes = axes_of(options.in_axes, args, opening, "in_axes")
+    in_axes = axes_of(options.in_axes, args, opening, "in_axes", skip=2)
     if None in in_axes:
         raise AxesTreeError(
             f"{opening.place}: in_axes has None for an array; to hand it whole to each "
@@ -177,7 +177,7 @@ def _scanned(
     axes = plan.roles.axes
     stacked = opening.sorted_values(axes)
     sizes = Sizes(opening, options.length, "length")
-    sizes.see_arguments(args, in_axes, skip=2)
+    sizes.see_arguments(args, in_axes, options.in_axes, skip=2)
     if opening.boxed:
         stacked = {
             axis: unnamed(opening, stacked[axis], axis, options.metadata_params) for axis in axes

@@ -13,13 +13,11 @@ import numpy as np
 
 from ...errors import StaticArgumentError
 from ...pytrees import Rest, split
-from ...words import describe
+from ...words import argument_text, describe
 from ..cache_keys import typed
 from ..streams import Keyed
 from ..types import Function, Group, Placed, Tree
 from .crossing import Opening, Pure
-
-_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 class Inputs(list[Any]):
@@ -202,12 +200,7 @@ class Static:
         key = self._argument(leaf)
         if not isinstance(key, jax.tree_util.SequenceKey):
             return f"argument {getattr(key, 'key', key)!r}"
-        method = getattr(getattr(self.at, "target", None), "method", None)
-        names = list(inspect.signature(method).parameters.values()) if method else []
-        # The first one is the module.
-        if key.idx + 1 < len(names) and names[key.idx + 1].kind is _POSITIONAL:
-            return f"argument {names[key.idx + 1].name!r}"
-        return f"argument {key.idx + 1}"
+        return argument_text(getattr(self.at, "target", None), key.idx + 1)
 
     def _number(self, leaf: int) -> int | None:
         """Returns the number of the positional argument that a leaf belongs to, as users count."""

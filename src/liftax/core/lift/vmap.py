@@ -99,7 +99,7 @@ def _mapped(options: Vmap, fn: Function, scopes: Tree, /, *args: Tree, **kwargs:
     axes, axis_name, out_axes = roles.axes, options.axis_name, options.out_axes
     opening = Opening(roles, scopes, fn)
     check_arguments(opening)
-    in_axes = axes_of(options.in_axes, args, opening, "in_axes")
+    in_axes = axes_of(options.in_axes, args, opening, "in_axes", skip=1)
     if any(axis is broadcast for axis in in_axes):
         raise AxesTreeError(f"{opening.place}: in_axes has broadcast; vmap uses None for it")
 
@@ -109,7 +109,7 @@ def _mapped(options: Vmap, fn: Function, scopes: Tree, /, *args: Tree, **kwargs:
     shared = variables[BROADCAST]
     taken = [unnamed(opening, variables[axis], axis, metadata_params) for axis in axes]
     sizes = Sizes(opening, options.axis_size, "axis_size")
-    sizes.see_arguments(args, in_axes, skip=1)
+    sizes.see_arguments(args, in_axes, options.in_axes, skip=1)
     for axis, group in zip(axes, taken, strict=True):
         sizes.see_variables(group, axis)
     size = sizes.known("nothing is mapped over; pass axis_size=")
