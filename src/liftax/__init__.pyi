@@ -36,6 +36,7 @@ from .core.boxes import get_partition_spec as get_partition_spec
 from .core.boxes import get_sharding as get_sharding
 from .core.boxes import unbox as unbox
 from .core.boxes import with_partitioning as with_partitioning
+from .core.events import silenced as silenced
 from .core.filters import DenyList as DenyList
 from .core.roles import In as In
 from .core.roles import Out as Out

@@ -6,6 +6,7 @@ import pickle
 import traceback
 import warnings
 
+import jax
 import pytest
 
 import liftax as nn
@@ -57,7 +58,8 @@ def test_message_and_fix(code):
 def test_note(code):
     """A finding carries the words of its rule."""
     (found,) = [f for f in execute(blocks(code)["Example"])["layout"].findings if f.code == code]
-    assert (found.severity, found.title) == ("note", RULES[code].title)
+    severity = "warning" if code == "LX901" else "note"  # over a batch: see the test below
+    assert (found.severity, found.title) == (severity, RULES[code].title)
     assert found.page == f"liftax explain {code}"
     assert found.lifts
 
@@ -93,3 +95,53 @@ def test_a_warning_is_copied_with_its_code():
     warning = nn.LiftWarning("LX202", "not split")
     again = pickle.loads(pickle.dumps(warning))
     assert (str(again), again.code) == (str(warning), "LX202")
+
+
+def ensemble(**lift):
+    lift = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "axis_size": 2, **lift}
+    return nn.vmap(nn.Dense, **lift)(3)
+
+
+def codes(model, *args):
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    return [(f.code, f.severity) for f in nn.layout(model, rngs, *args).findings]
+
+
+X = jax.ShapeDtypeStruct((2, 4), "float32")
+
+
+def test_an_ensemble_over_one_input_is_a_note_without_advice():
+    assert codes(ensemble(), X) == [("LX901", "warning")]
+    assert codes(ensemble(in_axes=None), X) == [("LX901", "note")]
+    (found,) = nn.layout(ensemble(in_axes=None), jax.random.key(0), X).findings
+    assert found.message.endswith("2 independent layers, an ensemble of 30 parameters.")
+
+
+def test_a_finding_is_silenced_for_one_lift():
+    class Drops(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.Dropout(0.5, deterministic=False)(x), None
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for quiet in (True, False):
+                with nn.silenced(*["LX903"] * quiet):
+                    drops = nn.scan(Drops, split_rngs={"dropout": False}, length=3)
+                x, _ = drops()(x, None)
+            return x
+
+    assert codes(Net(), X) == [("LX903", "note")]
+    with nn.silenced("LX901"), nn.silenced("LX902"):
+        quiet = ensemble()  # nn.vmap remembers what it made of a class: this is another one
+    assert codes(quiet, X) == []
+    assert codes(ensemble(), X) == [("LX901", "warning")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with nn.silenced("LX202"):
+            same = ensemble(split_rngs={"params": False})
+        assert codes(same, X) == [("LX901", "warning")]
+    with pytest.raises(ValueError, match="no finding has the code 'LX101'; there are LX202"):
+        with nn.silenced("LX101"):
+            pass

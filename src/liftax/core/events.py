@@ -16,8 +16,9 @@ looks it up once per event; with no recorder that look-up is the whole cost.
           if rec is not None:
               rec.exit()
 
-  Lifts nest: `enter` pushes, `exit` pops. A lift without an axis (remat, jit, grad, cond) says
-  `kind`, `target` and `path`, and leaves everything else out.
+  Lifts nest: `enter` pushes, `exit` pops; between the two, `took` says what the body was given and
+  `gave` what it returned: an iteration's own, tracers among them. A lift without an axis (remat,
+  jit, grad, cond) says `kind`, `target` and `path`, and leaves everything else out.
 
 * When a scope creates a variable, or reads one for the first time, with the value as that scope
   sees it (inside a scan over layers: the value of one layer)::
@@ -27,7 +28,8 @@ looks it up once per event; with no recorder that look-up is the whole cost.
   `path` ends with the variable's name; `value` is an array, a tracer, a `ShapeDtypeStruct`, or a
   pytree of them, metadata boxes already taken off. Saying it again is harmless.
 
-* When a key is drawn from a stream: `rec.stream("dropout", module_path)`.
+* When a key is drawn from a stream: `rec.stream("dropout", "params", module_path)`, with the stream
+  that was asked for, and the one that is there.
 
 Invariants
 ----------
@@ -37,17 +39,79 @@ at one path): of all sightings the one in the deepest nest counts. Nothing here 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import linecache
+import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import jax
+
+from ..errors import RULES
 from .roles import Role
 from .types import Path, Tree
+
+
+class Made(NamedTuple):
+    """Where a lift was made, as in `nn.scan(Body, ...)`.
+
+    Attributes:
+      line: `file:line` of the user's call.
+      quiet: the codes of findings that are silenced there.
+    """
+
+    line: str | None = None
+    quiet: frozenset[str] = frozenset()
+
+
+def made_of(target: object) -> Made:
+    """Where the body of a lift was lifted; of a stack and a core lift, what holds at the call."""
+    return getattr(target, "made", None) or Made(None, quiet.get())
+
+
+quiet: ContextVar[frozenset[str]] = ContextVar("liftax_quiet", default=frozenset())
+"""The codes of findings that lifts made now are not to have."""
+
+
+@contextlib.contextmanager
+def silenced(*codes: str) -> Iterator[None]:
+    """Lifts made in the block have no findings of these codes.
+
+    Where a slip would look the same as what is meant, the model says so itself.
+
+    Args:
+      *codes: `"LX901"`, ...: those of findings of a layout, or of a `LiftWarning` about a lift.
+
+    Raises:
+      ValueError: there is no warning or note of that code.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> def findings():
+      ...   members = nn.vmap(nn.Dense, variable_axes={'params': 0}, split_rngs={'params': True})(3)
+      ...   x = jax.ShapeDtypeStruct((2, 4), 'float32')
+      ...   return [f.code for f in nn.layout(members, jax.random.key(0), x).findings]
+      >>> findings()
+      ['LX901']
+      >>> with nn.silenced('LX901'):
+      ...   findings()
+      []
+    """
+    for code in codes:
+        if code not in RULES or RULES[code].severity == "error":
+            known = ", ".join(c for c, rule in RULES.items() if rule.severity != "error")
+            raise ValueError(f"silenced: no finding has the code {code!r}; there are {known}")
+    token = quiet.set(quiet.get() | {*codes})
+    try:
+        yield
+    finally:
+        quiet.reset(token)
 
 
 def _no_role(collection: str) -> Role | None:
@@ -72,6 +136,7 @@ class LiftEvent:
         `"broadcast"`, `"carry"`, or `None` where the lift leaves the collection as it is.
       split_of: stream -> split or not, `None` where the lift says nothing about it.
       carry: whether a value is handed from one iteration to the next.
+      batch: whether an input has the axis.
       shared: the paths of modules that all iterations share, whatever `role_of` says.
       details: anything worth showing in the drawing (`{"reverse": True, "policy": "..."}`).
     """
@@ -84,6 +149,7 @@ class LiftEvent:
     role_of: Callable[[str], Role | None] = _no_role
     split_of: Callable[[str], bool | None] = _no_split
     carry: bool = False
+    batch: bool = False
     shared: tuple[Path, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)
 
@@ -109,6 +175,11 @@ class LiftEvent:
             return f"{code.co_filename}:{code.co_firstlineno}"
         return class_line(target if isinstance(target, type) else type(target))
 
+    @property
+    def made(self) -> Made:
+        """Where the user lifted the body."""
+        return made_of(self.target)
+
 
 class Recorder(Protocol):
     """What the engine calls; `liftax.layout` installs the implementation."""
@@ -117,12 +188,33 @@ class Recorder(Protocol):
 
     def exit(self) -> None: ...
 
+    def took(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None: ...
+
+    def gave(self, value: object) -> None: ...
+
     def variable(self, collection: str, path: Path, value: Tree) -> None: ...
 
-    def stream(self, name: str, path: Path) -> None: ...
+    def stream(self, asked: str, name: str, path: Path) -> None: ...
 
 
 recorder: ContextVar[Recorder | None] = ContextVar("liftax_recorder", default=None)
+
+
+_NOT_THE_USERS = (os.path.dirname(jax.__file__) + os.sep, contextlib.__file__)
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_MODELS = os.path.join(_OURS, "recipes.py")  # are written as a user would write them
+
+
+def users_line() -> str | None:
+    """`file:line` of the innermost caller outside of liftax and of JAX, None if there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        ours = file.startswith(_OURS) and file != _MODELS
+        if not ours and not file.startswith(_NOT_THE_USERS):
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 def class_line(cls: type) -> str | None:

@@ -302,7 +302,7 @@ class Scope:
 
     def draw(self, name: str, bases: tuple[str, ...] = ()) -> Any:
         self.check_valid()
-        stream = self.rngs.get(name)
+        stream, asked = self.rngs.get(name), name
         if stream is None:
             stream = self.rngs.get("params")
             if stream is None:
@@ -311,7 +311,7 @@ class Scope:
         root, counters = self.call, self.rng_counters
         counter = counters[name] = counters.get(name, 0) + 1
         if root.rec is not None:
-            root.rec.stream(name, self.path)
+            root.rec.stream(asked, name, self.path)
         # In the body of a loop the number is settled when the body has ended, see linen_keys.
         if root.log is None:
             return stream.draw(counter)

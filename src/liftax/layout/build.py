@@ -8,7 +8,8 @@ layer's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +17,18 @@ import jax
 import numpy as np
 
 from ..core.boxes import AxisMetadata
-from ..core.events import LiftEvent, class_line, recorder
+from ..core.events import LiftEvent, class_line, recorder, users_line
 from ..core.trees import abstract
 from ..core.types import Path
 from ..errors import TransformTargetError
 from ..module import Module, intercept_methods
+from ..module.state import LIFTED
+from ..module.summary import summary
 from .cost import forward_cost
-from .data import Along, Axis, Enclosing, LiftNode, StackNode, VariableLayout
+from .data import Along, Axis, Enclosing, LiftNode, ModuleNode, StackNode, VariableLayout
 from .labels import axis_labels
 from .notes import findings_of
+from .shapes import described
 from .shown import Layout
 
 
@@ -72,14 +76,17 @@ def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:
             variables = call.abstract_init()
     finally:
         recorder.reset(token)
+    lifts, modules = record.lifts(variables), record.modules()
     found = Layout(
         module=type(module).__name__,
         variables=record.variables(variables),
-        lifts=record.lifts(variables),
+        lifts=lifts,
         stacks=record.stacks(variables),
         arguments=call.text(),
         file_line=class_line(type(module)),
-        measure=lambda: forward_cost(*call.forward(variables)),
+        modules=modules,
+        absent=tuple(sorted(record.asked - {*call.streams()})),
+        measure=lambda: (forward_cost(*call.forward(variables)), call.flops(modules, lifts)),
     )
     return found.replace(findings=findings_of(found))
 
@@ -98,6 +105,11 @@ class _Call:
         self.others = [_ARRAY if _is_array(leaf) else leaf for leaf in leaves]
         self.args = jax.tree.map(_shape, args)
         self.kwargs = {k: v for k, v in kwargs.items() if k not in _OF_INIT}
+
+    def streams(self) -> Iterable[str]:
+        """The names of the streams that were given."""
+        rngs = self.filled(list(self.arrays))[0]
+        return rngs if isinstance(rngs, Mapping) else ("params",)
 
     def filled(self, arrays: list[Any]) -> Any:
         left = iter(arrays)
@@ -123,18 +135,43 @@ class _Call:
 
         return apply, variables, self.arrays
 
+    def flops(self, modules: Iterable[ModuleNode], lifts: Sequence[LiftNode]) -> dict[Path, float]:
+        """The FLOPs of each module's calls by its path, as often as the lifts around it run."""
+        rngs = self.filled(list(self.arrays))[0]
+        rows = summary(self.module, rngs, show_repeated=True, compute_flops=True)
+        times = {node.path: math.prod(lifts[i].size or 1 for i in node.lifts) for node in modules}
+        found: dict[Path, float] = {}
+        for row in rows(*self.args, **self.kwargs):
+            # One that cannot be counted alone, in a vmap whose axis it names, is left out.
+            if row.flops is not None and row.path in times:
+                found[row.path] = found.get(row.path, 0) + times[row.path] * row.flops
+        return found
+
     def text(self) -> str:
         """`f32[8,64], train=False`."""
-        parts = [_described(arg) for arg in self.args]
-        parts += [f"{k}={_described(v)}" for k, v in self.kwargs.items()]
-        return ", ".join(parts)
+        return _call_text(self.args, self.kwargs)
 
 
 @dataclass
 class _Node:
     event: LiftEvent
     parent: int | None
+    called_at: str | None
     streams: set[str] = field(default_factory=set)
+    takes: str = ""
+    carries: str = ""
+    gives: str = ""
+
+
+@dataclass
+class _Called:
+    """A module, as it was called first, and from where each time."""
+
+    module: Module
+    lifts: tuple[int, ...]
+    takes: str
+    gives: str = ""
+    uses: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -152,6 +189,9 @@ class _Record:
         self.known: dict[tuple[Any, ...], int] = {}
         self.seen: dict[tuple[str, Path], _Sighting] = {}
         self.layers: dict[Path, Any] = {}
+        self.called: dict[Path, _Called] = {}
+        self.calls: list[tuple[Path, str]] = []  # those under way: path and method
+        self.asked: set[str] = set()
         self.described: dict[Path, tuple[Any, list[LiftEvent]]] = {}
 
     # --- what the engine calls ------------------------------------------------
@@ -162,11 +202,24 @@ class _Record:
         key = (parent, event.kind, event.path, event.name, event.size, event.axis_name)
         index = self.known.setdefault(key, len(self.nodes))
         if index == len(self.nodes):
-            self.nodes.append(_Node(event, parent))
+            self.nodes.append(_Node(event, parent, users_line()))
         self.nest = (*self.nest, index)
 
     def exit(self) -> None:
         self.nest = self.nest[:-1]
+
+    def took(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+        node = self.nodes[self.nest[-1]]
+        if node.event.kind in _CARRYING:
+            first, *args = args
+            node.carries = described(first) if node.event.carry and first is not None else ""
+        node.takes = _call_text(args, kwargs) if any(a is not None for a in args) or kwargs else ""
+
+    def gave(self, value: object) -> None:
+        node = self.nodes[self.nest[-1]]
+        if node.event.kind in _CARRYING and isinstance(value, (tuple, list)) and len(value) == 2:
+            value = value[1]
+        node.gives = "" if value is None else described(value)
 
     def variable(self, collection: str, path: Path, value: Any) -> None:
         before = self.seen.get((collection, path))
@@ -174,7 +227,8 @@ class _Record:
             shapes = [np.shape(leaf) for leaf in jax.tree.leaves(value)]
             self.seen[collection, path] = _Sighting(self.nest, shapes)
 
-    def stream(self, name: str, path: Path) -> None:
+    def stream(self, asked: str, name: str, path: Path) -> None:
+        self.asked.add(asked)
         for index in self.nest:
             self.nodes[index].streams.add(name)
 
@@ -189,9 +243,37 @@ class _Record:
             self.described.setdefault(
                 path, (describe(path), [event for event in around if event.size is not None])
             )
-        return call(*args, **kwargs)
+        method = context.method_name
+        if method in ("setup", LIFTED) or (self.calls and self.calls[-1][0] == path):
+            return call(*args, **kwargs)  # a module that calls itself is not used once more
+        known = self.called.get(path)
+        if known is None:
+            takes = _call_text(args, kwargs)
+            known = self.called[path] = _Called(context.module, self.nest, takes)
+        above, from_method = self.calls[-1] if self.calls else ((), "")
+        known.uses.append(f"/{'/'.join(above)}.{from_method}" if from_method else "")
+        self.calls.append((path, method))
+        try:
+            y = call(*args, **kwargs)
+        finally:
+            self.calls.pop()
+        known.gives = known.gives or described(y)
+        return y
 
     # --- what came of it ------------------------------------------------------
+
+    def modules(self) -> tuple[ModuleNode, ...]:
+        return tuple(
+            ModuleNode(
+                path=path,
+                layer=type(called.module).__name__,
+                takes=called.takes,
+                gives=called.gives,
+                uses=tuple(called.uses),
+                lifts=called.lifts,
+            )
+            for path, called in self.called.items()
+        )
 
     def lifts(self, variables: Mapping[str, Any]) -> tuple[LiftNode, ...]:
         used: dict[int, set[str]] = {}
@@ -222,6 +304,13 @@ class _Record:
                     roles=roles,
                     splits={s: split for s, split in splits.items() if split is not None},
                     details={k: str(v) for k, v in event.details.items()},
+                    takes=node.takes,
+                    carries=node.carries,
+                    gives=node.gives,
+                    made_at=event.made.line,
+                    called_at=node.called_at,
+                    quiet=tuple(sorted(event.made.quiet)),
+                    batch=event.batch,
                 )
             )
         return tuple(made)
@@ -364,21 +453,11 @@ def _role(role: Any) -> Any:
     return words.get(role, str(role))
 
 
-def _described(arg: Any) -> str:
-    if _is_array(arg):
-        dtype = arg.dtype
-        short = str(dtype) if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else None
-        if short is None:
-            kinds = {"f": "f", "i": "i", "u": "u", "c": "c"}
-            dtype = np.dtype(dtype)
-            short = "bf16" if dtype.name == "bfloat16" else dtype.name
-            if dtype.kind in kinds and dtype.name != "bfloat16":
-                short = f"{kinds[dtype.kind]}{dtype.itemsize * 8}"
-        return f"{short}[{','.join(map(str, arg.shape))}]"
-    if isinstance(arg, (tuple, list)) and arg:
-        inside = ", ".join(_described(part) for part in arg)
-        return f"[{inside}]" if isinstance(arg, list) else f"({inside})"
-    if isinstance(arg, Mapping):
-        return "{" + ", ".join(f"{k!r}: {_described(v)}" for k, v in arg.items()) + "}"
-    text = repr(arg)
-    return text if len(text) <= 30 else type(arg).__name__
+_CARRYING = ("scan", "stack")
+"""The kinds of lifts whose body takes a carry first, and returns it with what else it returns."""
+
+
+def _call_text(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+    return ", ".join(
+        [*map(described, args), *(f"{name}={described(value)}" for name, value in kwargs.items())]
+    )

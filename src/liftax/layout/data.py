@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -67,7 +67,8 @@ class VariableLayout:
     """One array: where it is, what it is, and how each axis and each lift bear on it.
 
     `leaf` tells the arrays of a variable that is a pytree apart (`"[0]"`); `layer` is the class
-    of the module that owns the variable, where known.
+    of the module that owns the variable, where known. `stats` are of its values, where they were
+    given (`Layout.with_values`), and `per_layer` those of each slice along the outermost loop.
     """
 
     collection: str
@@ -79,6 +80,8 @@ class VariableLayout:
     along: tuple[Along, ...] = ()
     layer: str | None = None
     leaf: str = ""
+    stats: Stats | None = None
+    per_layer: tuple[Stats, ...] = ()
 
     @property
     def name(self) -> str:
@@ -101,7 +104,9 @@ class LiftNode:
     """One lift of the nest: what it is, what it lifts, and what it does with each collection.
 
     `roles` maps collections that occur in the layout to a role; `splits` maps rng streams to
-    whether they are split.
+    whether they are split. `takes`, `carries` and `gives` are the shapes that one iteration sees.
+    `file_line` is where the body stands, `made_at` where the user lifted it, `called_at` where
+    that was called.
     """
 
     index: int
@@ -116,6 +121,13 @@ class LiftNode:
     roles: Mapping[str, str] = field(default_factory=dict)
     splits: Mapping[str, bool] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    takes: str = ""
+    carries: str = ""
+    gives: str = ""
+    made_at: str | None = None
+    called_at: str | None = None
+    quiet: tuple[str, ...] = ()
+    batch: bool = False
 
     @property
     def label(self) -> str:
@@ -130,8 +142,46 @@ class LiftNode:
 
     @property
     def where(self) -> str:
-        """`file:line`, shortened for reading."""
+        """`file:line` of the body, shortened for reading."""
         return short_file_line(self.file_line)
+
+    @property
+    def lifted_at(self) -> str:
+        """`file:line` of the lift, shortened: where it was made or, not knowing that, called."""
+        return short_file_line(self.made_at or self.called_at)
+
+
+@dataclass(frozen=True)
+class ModuleNode:
+    """One module: its class, what its method takes and gives, and who calls it.
+
+    `uses` has one entry for each call from another module: `"the path of that module.method"`;
+    a module with two or more is shared. `flops` is what one forward pass of the whole model
+    spends in it, by `with_cost()`. `lifts` are those around it, outermost first.
+    """
+
+    path: tuple[str, ...]
+    layer: str
+    takes: str = ""
+    gives: str = ""
+    uses: tuple[str, ...] = ()
+    lifts: tuple[int, ...] = ()
+    flops: float | None = None
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the numbers of one array are like; `zeros` and `nonfinite` are shares from 0 to 1.
+
+    The others are of the finite ones alone, and None where there is none.
+    """
+
+    mean: float | None
+    spread: float | None
+    smallest: float | None
+    largest: float | None
+    zeros: float
+    nonfinite: float
 
 
 @dataclass(frozen=True)
@@ -197,6 +247,10 @@ class Cost:
     output_bytes: int | None = None
 
 
+Measured = tuple[Cost, Mapping[tuple[str, ...], float]]
+"""The cost of a forward pass, and the FLOPs of each module in it by path."""
+
+
 @dataclass(frozen=True)
 class CollectionTotal:
     """The sum over one collection."""
@@ -228,6 +282,7 @@ class LayoutData:
     """What a `Layout` knows: see shown.py for what it shows.
 
     `traced` says whether a trace of the model told of lifts; arrays and files do not tell.
+    `absent` are the streams that were asked for and not given, so that `params` stood in.
     """
 
     module: str
@@ -239,7 +294,9 @@ class LayoutData:
     cost: Cost | None = None
     stacks: tuple[StackNode, ...] = ()
     traced: bool = True
-    measure: Callable[[], Cost] | None = field(default=None, compare=False)
+    modules: tuple[ModuleNode, ...] = ()
+    absent: tuple[str, ...] = ()
+    measure: Callable[[], Measured] | None = field(default=None, compare=False)
 
     # What measures the cost holds the model and a trace; it stays where it was made.
     def __getstate__(self) -> dict[str, Any]:
@@ -349,7 +406,9 @@ class LayoutData:
                 f"the layout of {self.module} was not made by liftax.layout() in this process; "
                 f"call liftax.layout(module, rngs, ...).with_cost()"
             )
-        return self.replace(cost=self.measure())
+        cost, flops = self.measure()
+        modules = tuple(replace(node, flops=flops.get(node.path)) for node in self.modules)
+        return self.replace(cost=cost, modules=modules)
 
     # --- showing --------------------------------------------------------------
 
@@ -385,13 +444,15 @@ class LayoutData:
         def row(v: Mapping[str, Any]) -> VariableLayout:
             axes = tuple(Axis(**a) for a in v["axes"])
             along = tuple(Along(**a) for a in v["along"])
-            fixed = {"path": tuple(v["path"]), "shape": tuple(v["shape"])}
-            return VariableLayout(**{**v, **fixed, "axes": axes, "along": along})
+            fixed: dict[str, Any] = {**_tuples(v, "path", "shape"), "axes": axes}
+            fixed["stats"] = Stats(**v["stats"]) if v.get("stats") else None
+            fixed["per_layer"] = tuple(Stats(**one) for one in v.get("per_layer", ()))
+            return VariableLayout(**{**v, **fixed, "along": along})
 
         return cls(
             module=plain["module"],
             variables=tuple(row(v) for v in plain["variables"]),
-            lifts=tuple(LiftNode(**{**n, "path": tuple(n["path"])}) for n in plain["lifts"]),
+            lifts=tuple(LiftNode(**{**n, **_tuples(n, "path", "quiet")}) for n in plain["lifts"]),
             findings=tuple(
                 Finding(**{**f, "lifts": tuple(f["lifts"]), "variables": tuple(f["variables"])})
                 for f in plain["findings"]
@@ -401,6 +462,11 @@ class LayoutData:
             cost=Cost(**plain["cost"]) if plain["cost"] else None,
             stacks=tuple(_stack_node(node) for node in plain.get("stacks", ())),
             traced=plain.get("traced", True),
+            modules=tuple(
+                ModuleNode(**{**m, **_tuples(m, "path", "uses", "lifts")})
+                for m in plain.get("modules", ())
+            ),
+            absent=tuple(plain.get("absent", ())),
         )
 
 
@@ -441,6 +507,10 @@ def short_file_line(file_line: str | None) -> str:
     if path.is_absolute() or len(parts) > 3:
         parts = parts[-2:]
     return f"{'/'.join(parts)}:{line}"
+
+
+def _tuples(plain: Mapping[str, Any], *names: str) -> dict[str, tuple[Any, ...]]:
+    return {name: tuple(plain[name]) for name in names if name in plain}
 
 
 def _stack_node(plain: Mapping[str, Any]) -> StackNode:

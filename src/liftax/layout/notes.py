@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..errors import RULES
 from .data import Finding, LayoutData, LiftNode, VariableLayout, human_count
@@ -10,22 +11,31 @@ from .data import Finding, LayoutData, LiftNode, VariableLayout, human_count
 
 def findings_of(layout: LayoutData) -> tuple[Finding, ...]:
     """All findings of a layout: warnings first, then notes, each in order of the lifts."""
+    inside: _Inside = {}
+    for v in layout.variables:
+        for along in v.along:
+            inside.setdefault(along.lift, []).append((v, along.role))
     found = [
         finding
         for lift in layout.lifts
         if lift.size is not None
         for finding in (
-            *_same_start(layout, lift),
-            *_ensemble(layout, lift),
-            *_order(layout, lift),
-            *_same_numbers(layout, lift),
+            *_same_start(lift, inside),
+            *_ensemble(layout, lift, inside),
+            *_order(layout, lift, inside),
+            *_same_numbers(lift),
         )
+        if finding.code not in lift.quiet
     ]
     return tuple(sorted(found, key=lambda f: (f.severity != "warning", f.code)))
 
 
-def _same_start(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
-    params = [v for v in _stacked_params(layout, lift) if _split(v, lift) is False]
+_Inside = dict[int, list[tuple[VariableLayout, str]]]
+"""Lift -> the variables in it, and the role that each has along it."""
+
+
+def _same_start(lift: LiftNode, inside: _Inside) -> Iterator[Finding]:
+    params = [v for v in _stacked_params(lift, inside) if _split(v, lift) is False]
     if params and lift.splits.get("params") is False and lift.size != 1:
         yield _finding(
             "LX202",
@@ -37,32 +47,36 @@ def _same_start(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
         )
 
 
-def _ensemble(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
+def _ensemble(layout: LayoutData, lift: LiftNode, inside: _Inside) -> Iterator[Finding]:
     if lift.kind != "vmap":
         return
-    params = _stacked_params(layout, lift)
+    params = _stacked_params(lift, inside)
     if not params:
         return
     sizes = [layout.lifts[a.lift].size for a in params[0].along if a.role == "stacked"]
     copies = " × ".join(str(size) for size in sizes)
     elements = sum(v.elements for v in params)
     shared = elements // (lift.size or 1)
-    yield _finding(
-        "LX901",
+    said = (
         f"{_place(lift)}: {_some(params)} stacked along vmap:\n"
-        f"{copies} independent layers, an ensemble of {human_count(elements)} parameters.\n"
-        f"Set variable_axes={{'params': None}} in vmap to share one set of "
-        f"{human_count(shared)} across the mapped axis.",
-        lift,
-        params,
+        f"{copies} independent layers, an ensemble of {human_count(elements)} parameters."
     )
+    # Where no input is mapped, all members see the same: there is no batch to be mistaken for them.
+    if lift.batch:
+        said += (
+            f"\nThe inputs are mapped too. Over a batch, set variable_axes={{'params': None}} in "
+            f"vmap to\nshare one set of {human_count(shared)}; members with inputs of their own: "
+            f"make it in `with nn.silenced('LX901'):`."
+        )
+    found = _finding("LX901", said, lift, params)
+    yield replace(found, severity="warning") if lift.batch else found
 
 
-def _order(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
+def _order(layout: LayoutData, lift: LiftNode, every: _Inside) -> Iterator[Finding]:
     outer = _around(layout, lift)
     if lift.kind != "vmap" or outer is None or outer.kind != "scan":
         return
-    inside = _along(layout, lift)
+    inside = every.get(lift.index, [])
     params = [v for v, _ in inside if v.collection == "params"]
     if not params or any(role != "shared" for _, role in inside):
         return
@@ -78,7 +92,7 @@ def _order(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
     )
 
 
-def _same_numbers(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
+def _same_numbers(lift: LiftNode) -> Iterator[Finding]:
     for stream, split in lift.splits.items():
         if stream != "params" and not split and lift.size != 1:
             yield _finding(
@@ -91,12 +105,8 @@ def _same_numbers(layout: LayoutData, lift: LiftNode) -> Iterator[Finding]:
             )
 
 
-def _along(layout: LayoutData, lift: LiftNode) -> list[tuple[VariableLayout, str]]:
-    return [(v, a.role) for v in layout.variables for a in v.along if a.lift == lift.index]
-
-
-def _stacked_params(layout: LayoutData, lift: LiftNode) -> list[VariableLayout]:
-    along = _along(layout, lift)
+def _stacked_params(lift: LiftNode, inside: _Inside) -> list[VariableLayout]:
+    along = inside.get(lift.index, [])
     return [v for v, role in along if v.collection == "params" and role == "stacked"]
 
 

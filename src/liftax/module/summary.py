@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -26,6 +26,7 @@ from .methods import InterceptorContext
 from .run import INIT_COLLECTIONS, Rngs
 from .state import LIFTED, intercept_methods
 from .summary_table import draw, is_array
+from .work import estimated, with_loops
 
 T = TypeVar("T")
 Path = tuple[str, ...]
@@ -264,8 +265,12 @@ def summary(
         owned = _by_owner(variables, {call.path for call in calls})
         counted = _by_owner(variables, {call.path for call in shown})
         rows = []
+        costs: dict[Hashable, tuple[int | None, int | None]] = {}
         for call in shown:
-            flops, vjp_flops = _costs(call, rngs, mutable, compute_flops, compute_vjp_flops)
+            key = _same_cost(call) if compute_flops or compute_vjp_flops else None
+            if key is None or key not in costs:
+                costs[key] = _costs(call, rngs, mutable, compute_flops, compute_vjp_flops)
+            flops, vjp_flops = costs[key]
             # The second call of a module counts nothing: its variables are counted already.
             own, count = owned.pop(call.path, {}), counted.pop(call.path, {})
             rows.append(
@@ -316,6 +321,18 @@ def _divide(
         into = into.setdefault(parent, {})
     if path != owner:
         into[name] = tree
+
+
+def _same_cost(call: _Call) -> Hashable:
+    """A key: equal for calls that are the same program; None where that is not known."""
+    leaves, treedef = jax.tree.flatten((call.args, call.kwargs))
+    # A shape is equal to another of that shape and dtype; 1 and True are equal and not the same.
+    key = (call.module, call.method, treedef, *((type(leaf), leaf) for leaf in leaves))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
 
 
 def _costs(
@@ -375,10 +392,11 @@ def _repeated(
 
 
 def _cost(fn: Function, operands: object) -> int | None:
-    """XLA's estimate of the floating-point operations, before it optimises the program."""
+    """XLA's estimate of the floating-point operations, with loops as often as they run."""
     # Lowered and not compiled: an estimate is asked for, of every call in a model.
-    analysis = jax.jit(fn).lower(operands).cost_analysis()
-    return None if analysis is None else int(analysis.get("flops", 0))
+    closed = jax.make_jaxpr(fn)(operands)
+    once = estimated(closed)
+    return None if once is None else int(with_loops(closed, once, estimated).flops)
 
 
 def _is_inexact(x: Any) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from ..core.cache_keys import typed
+from ..core.events import Made, quiet, users_line
 from ..core.scope import Scope, Variable
 from ..core.types import Fn, Function
 from ..errors import (
@@ -59,7 +60,7 @@ def remembered(lift: Fn) -> Fn:
         if not _is_module_class(target):
             return lift(target, *args, **kwargs)
         try:
-            key = lift.__name__, typed(args) if args else (), typed(kwargs)
+            key = lift.__name__, typed(args) if args else (), typed(kwargs), quiet.get()
         except StaticArgumentError:
             return lift(target, *args, **kwargs)  # with an option that nothing else can equal
 
@@ -132,7 +133,8 @@ def lift_target(
         raise TransformTargetError(
             f"{lift}: methods= goes with a module class; the target is a function"
         )
-    return _lifted(lift, target, _Nest(wrapped(target), None, ((core_lift, target),)))
+    made = Made(users_line(), quiet.get())
+    return _lifted(lift, target, _Nest(wrapped(target), None, ((core_lift, target, made),)))
 
 
 def _lifts_of_methods(lift: str, core_lift: CoreLift, methods: Methods) -> dict[str, CoreLift]:
@@ -172,6 +174,7 @@ def _lift_class(
     # `_as_base`: no new dataclass is made, so the subclass has the fields, their order and the
     # generated methods of the target, and an instance of it is one of the target.
     nests: dict[str, _Nest] = {}
+    made = Made(users_line(), quiet.get())
     members: dict[str, object] = {
         "__doc__": target.__doc__,
         "__module__": target.__module__,
@@ -187,7 +190,7 @@ def _lift_class(
         known = target.__dict__.get("_nests", {}).get(method)
         if known is None or known.lifted is not fn:
             known = _Nest(wrapped(fn), target, ())
-        nest = known._replace(lifts=(*known.lifts, (core_lift, target)))
+        nest = known._replace(lifts=(*known.lifts, (core_lift, target, made)))
         members[method] = _lifted(lift, fn, nest)
         nests[method] = nest._replace(lifted=members[method])
     meta: Any = type(target)
@@ -214,19 +217,19 @@ class _Nest(NamedTuple):
     Attributes:
       method: the user's.
       cls: for a method: what the module is an instance of inside.
-      lifts: from the inside out, each with the class or function that it was made of.
+      lifts: from the inside out, each with the class or function that it was made of, and where.
       lifted: what a class has for the method.
     """
 
     method: Function
     cls: type | None
-    lifts: tuple[tuple[CoreLift, Any], ...]
+    lifts: tuple[tuple[CoreLift, Any, Made], ...]
     lifted: object = None
 
 
 def _lifted(name: str, fn: Fn, nest: _Nest) -> Fn:
     """Returns the function that stands for ``fn``: from modules to scopes and back."""
-    method, cls, ((innermost, inside), *others), _ = nest
+    method, cls, ((innermost, inside, made), *others), _ = nest
     outside = nest.lifts[-1][1]
 
     @functools.wraps(fn)
@@ -240,14 +243,14 @@ def _lifted(name: str, fn: Fn, nest: _Nest) -> Fn:
         if not detached.scopes:
             raise _unbound(name, outside, module)
         if watch().interceptors:
-            _announce(detached, [target for _, target in reversed(others)])
+            _announce(detached, [target for _, target, _ in reversed(others)])
 
         # From the inside out: the user's method over scopes, under the innermost lift; and what
         # comes of that is the body of the next.
-        body = Body(method, inside, detached, fill)
+        body = Body(method, inside, detached, fill, made=made)
         run = innermost(body)
-        for core_lift, target in others:
-            body = _LiftedBody(method, target, detached, fill, run, body)
+        for core_lift, target, at in others:
+            body = _LiftedBody(method, target, detached, fill, run, body, made=at)
             run = core_lift(body)
         return run(detached.scopes, *args, **kwargs)
 
@@ -347,12 +350,14 @@ class Body:
       func: what the user lifted, for messages and the layout.
       detached: the module and those in the arguments.
       fill: puts the rebuilt modules back into the arguments.
+      made: where the user lifted it, for the layout.
     """
 
     method: Function
     func: Function
     detached: Detached
     fill: Callable[[Inputs, Sequence[object]], Inputs]
+    made: Made | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def own(self) -> int:

@@ -25,6 +25,7 @@ from ...errors import (
     TiedModulesError,
 )
 from ...words import describe, kind_of, names_on, shown, structure_of
+from ..events import made_of
 from ..roles import Axis, broadcast
 from ..scope import Scope
 from ..types import Group, Path, Placed, Tree
@@ -85,7 +86,8 @@ def check_arguments(opening: Opening) -> None:
         role = roles.role("params")
         stacked = isinstance(role, int) and opening.can_write(role)
         # Nothing fails then, and it may be meant: so it is a warning.
-        if stacked and roles.split("params") is False:
+        told = "LX202" in made_of(opening.target).quiet
+        if stacked and roles.split("params") is False and not told:
             text = (
                 f"{opening.place}: parameters are stacked along the axis, but stream 'params' is "
                 f"not split: all slices start out identical. Pass "

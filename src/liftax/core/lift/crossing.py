@@ -39,6 +39,7 @@ class Told(TypedDict, total=False):
     size: int
     axis_name: str | None
     carry: bool
+    batch: bool
 
 
 class Pure(Protocol):
@@ -314,8 +315,12 @@ class Opening(Around):
         rec = inner[0].call.rec if inner else None
         if rec is not None:
             rec.enter(self.event(**event))
+            rec.took(args, kwargs)
         try:
-            return fn(self.hand_out(inner), *args, **kwargs)
+            y = fn(self.hand_out(inner), *args, **kwargs)
+            if rec is not None:
+                rec.gave(y)
+            return y
         finally:
             if rec is not None:
                 rec.exit()
@@ -332,8 +337,12 @@ class Opening(Around):
         rec = self.tops[0].call.rec
         if rec is not None:
             rec.enter(self.event())
+            rec.took(args, kwargs)
         try:
-            return fn(jax.tree.map(lambda scope: scope.rewound(), scopes), *args, **kwargs)
+            y = fn(jax.tree.map(lambda scope: scope.rewound(), scopes), *args, **kwargs)
+            if rec is not None:
+                rec.gave(y)
+            return y
         finally:
             if rec is not None:
                 rec.exit()

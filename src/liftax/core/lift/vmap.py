@@ -129,6 +129,7 @@ def _mapped(options: Vmap, fn: Function, scopes: Tree, /, *args: Tree, **kwargs:
             see=see,
             size=size,
             axis_name=metadata_params.get(boxes.PARTITION_NAME, axis_name),
+            batch=bool(moving),
         )
         y, (same, *written) = run(
             [shared, *taken], [shared_keys, split_keys], whole.filled(moving), kwargs

@@ -1,0 +1,49 @@
+"""Arguments as a user would type them: `f32[8,64]`, `(i32[2], None)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..module.attach import is_module
+
+_LONGEST = 120
+
+
+def described(value: object) -> str:
+    """A value as one would type it: arrays by dtype and shape, never by their contents.
+
+    Example:
+      >>> described({"x": [jax.ShapeDtypeStruct((2, 3), "bfloat16"), None]})
+      "{'x': [bf16[2,3], None]}"
+    """
+    text = _described(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _described(value: object) -> str:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"{_short(dtype)}[{','.join(map(str, shape))}]"
+    if isinstance(value, (tuple, list)) and value:
+        inside = ", ".join(map(_described, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {_described(v)}" for k, v in value.items()) + "}"
+    if is_module(value):
+        return type(value).__name__
+    text = repr(value)
+    return text if len(text) <= 30 else type(value).__name__
+
+
+def _short(dtype: Any) -> str:
+    """`f32` for float32; a dtype of JAX's own by its name."""
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+        return str(dtype)
+    dtype = np.dtype(dtype)
+    if dtype.name == "bfloat16":
+        return "bf16"
+    return f"{dtype.kind}{dtype.itemsize * 8}" if dtype.kind in "fiuc" else str(dtype.name)
