@@ -179,6 +179,7 @@ def dot_product_attention_weights(
     default_float = jax.dtypes.canonicalize_dtype(float)
     root = np.sqrt(np.asarray(query.shape[-1], default_float)).astype(dtype)
     weights = einsum(_LOGITS, query / root, key)
+
     if bias is not None:
         weights = weights + bias
     if mask is not None:
@@ -189,6 +190,7 @@ def dot_product_attention_weights(
         weights = jax.nn.softmax(weights.astype(jnp.float32))
     else:
         weights = cast(jax.nn.softmax(weights), dtype)
+
     if module is not None:
         module.sow("intermediates", "attention_weights", weights)
     if drop and dropout_rng is not None:

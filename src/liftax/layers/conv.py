@@ -184,6 +184,7 @@ class _Conv(Module):
                 f"feature_group_count={groups} is not supported.",
                 "Use feature_group_count=1, or Conv.",
             )
+
         padding, pad = self._padding(size, dilation, input_dilation)
         numbers = _dimension_numbers(x.ndim)
         options: dict[str, Any] = {
@@ -192,6 +193,7 @@ class _Conv(Module):
             "dimension_numbers": numbers,
             "precision": self.precision,
         }
+
         patch = (*size, channels // groups, self.features)
         if self.shared_weights:
             options["feature_group_count"] = groups
@@ -212,6 +214,7 @@ class _Conv(Module):
             kernel_shape = (*space, math.prod(size) * channels, self.features)
             bias_shape = (*space, self.features)
         _check_mask(self, kernel_shape)
+
         convolve = self._convolution()
         try:
             kernel = self.param("kernel", self.kernel_init, kernel_shape, self.param_dtype)
@@ -228,6 +231,7 @@ class _Conv(Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, bias_shape, self.param_dtype)
+
         x, kernel, bias = self.promote_dtype(pad(x), kernel, bias, dtype=self.dtype)
         y = convolve(x, kernel, strides, padding, **options)
         if bias is not None:

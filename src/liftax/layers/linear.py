@@ -228,6 +228,7 @@ class DenseGeneral(Module):
                 f"batch_dims={batch} and axis={to_tuple(self.axis)} share an axis.",
                 "Change axis=.",
             )
+
         batch_shape = tuple(shape[i] for i in batch)
         in_shape = tuple(shape[i] for i in axis)
         # In this order Linen stores them. The initializer is shown a matrix, whose fan-in is what
@@ -246,6 +247,7 @@ class DenseGeneral(Module):
             flat = _Flattened(self.bias_init, (math.prod(bias_shape),))
             bias = self.param("bias", flat, bias_shape, self.param_dtype)
         inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+
         n = len(batch)
         contract = ((axis, tuple(range(n, n + len(axis)))), (batch, batch))
         y = _dot_of(self)(inputs, kernel, contract, precision=self.precision)
@@ -341,6 +343,7 @@ class Einsum(Module):
                 f"einsum_str={equation!r} must have two operands, the input and the kernel.",
                 "Write the equation with exactly one comma.",
             )
+
         found: list[dict[str, int]] = []
         for what, labels, shape in zip(
             ("the input", "the kernel"), operands.split(","), (lhs, rhs), strict=True
@@ -362,6 +365,7 @@ class Einsum(Module):
                     f"{found[1][label]} in the kernel.",
                     "Change shape= or the input.",
                 )
+
         known = {**found[0], **found[1]}
         # An ellipsis of the output stands for what those of the operands stand for.
         hidden = sum(1 for label in known if label.isdigit())
@@ -372,6 +376,7 @@ class Einsum(Module):
                 f"output axis {unknown[0]!r} of einsum_str={equation!r} is in neither operand.",
                 "Change einsum_str=.",
             )
+
         kernel = found[1]
         return (
             tuple(kernel[a] for a in axes if a in kernel),

@@ -181,6 +181,7 @@ class MultiHeadDotProductAttention(Module):
                 f"third positional argument once.",
                 "Pass a mask as mask=.",
             )
+
         self._check_rank(inputs_q, inputs_k, inputs_v)
         width = inputs_q.shape[-1]
         qkv_features = width if self.qkv_features is None else self.qkv_features
@@ -214,18 +215,21 @@ class MultiHeadDotProductAttention(Module):
         query = project(name="query")(inputs_q)
         key = project(name="key")(inputs_k)
         value = project(name="value")(inputs_v)
+
         if self.normalize_qk:
             normalize = functools.partial(
                 LayerNorm, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype
             )
             query = normalize(name="query_ln")(query)
             key = normalize(name="key_ln")(key)
+
         if self.decode:
             key, value, mask = self._cached(query, key, value, mask)
         # Drawn here and not in the function, which may be a user's and has no streams.
         if drop and dropout_rng is None:
             dropout_rng = self.make_rng("dropout")
         y = self._attend(query, key, value, mask, dropout_rng if drop else None, sow_weights)
+
         return DenseGeneral(
             features=width if self.out_features is None else self.out_features,
             axis=(-2, -1),
@@ -339,6 +343,7 @@ class MultiHeadDotProductAttention(Module):
         }
         if sow:
             options["module"] = self
+
         for name, make in (
             ("qk_attn_weights_einsum", self.qk_attn_weights_einsum_cls),
             ("attn_weights_value_einsum", self.attn_weights_value_einsum_cls),
@@ -346,6 +351,7 @@ class MultiHeadDotProductAttention(Module):
             if make is not None:
                 options[name] = make()
                 used[name] = True
+
         fn = self.attention_fn
         try:
             taken = _keywords(fn)

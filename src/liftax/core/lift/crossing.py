@@ -75,6 +75,7 @@ class Opening(Around):
             leaves, self.tree = scopes, list
         else:
             leaves, self.tree = jax.tree.flatten(scopes)
+
         self.tops: list[Scope] = []
         self.places = _places(leaves, self.tops)
         # The log of the loop body that this call stands in.
@@ -101,6 +102,7 @@ class Opening(Around):
             if top.rngs:
                 self.keyless = False
             self.paths.append({name: stream.path for name, stream in top.rngs.items()})
+
         self.no_keys: Keyed = ({},) * len(self.tops)
         # The table of each top.
         self.tables = [roles] * len(self.tops)

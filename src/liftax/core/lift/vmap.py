@@ -116,6 +116,7 @@ def _mapped(options: Vmap, fn: Function, scopes: Tree, /, *args: Tree, **kwargs:
     shared_keys = opening.keys(False)
     # What has no axis stays outside: a Python number that goes through JAX comes in as an array.
     moving, whole = split_by(args, [axis is not None for axis in in_axes])
+
     differing: list[tuple[int, str]] | None = None
     see = functools.partial(_pass_on, opening, metadata_params)
 
@@ -166,6 +167,7 @@ def _mapped(options: Vmap, fn: Function, scopes: Tree, /, *args: Tree, **kwargs:
         if unbound is None:
             raise
         raise _no_axis(opening.place, unbound, axis_name) from cause
+
     both = zip(written, axes, strict=True)
     groups = [same, *[named(opening, group, a, metadata_params) for group, a in both]]
     opening.write_back(opening.merged(groups), heard=True)
