@@ -94,6 +94,7 @@ def map_layers(
     depths = _depths(stackings)
     made: Collections = {}
     for s in stackings:
+        # A layout may be of a whole model, and the tree one collection of it.
         if not main.forms(s):
             continue
         views = [tree.take_layers(s) for tree in trees]
@@ -105,6 +106,7 @@ def map_layers(
             mine, *others = (tree.closed(view[i]) for tree, view in zip(trees, views, strict=True))
             results.append(main.opened(fn(layer, mine, *others), views[0][i]))
         _collect(made, results, views[0], main, s)
+    # Whatever was in no layer, once.
     remains = [tree.closed(tree.left) for tree in trees]
     if outside is not None:
         main.left = main.opened(outside(*remains), main.left)
@@ -135,6 +137,7 @@ class _Tree:
         for name, form in self.forms(s).items():
             root, paths = self.roots[name], list(s.layers)
             parts = [get(root, path) for path in paths]
+            # Slices of the stacked arrays, as the converter would cut them.
             if form == "stacked":
                 paths, axis = [s.path], LayerAxis(s, self.names[name])
                 parts = split(get(root, s.path), axis, self.at(name) + s.path)
@@ -174,6 +177,7 @@ def _collect(
 ) -> None:
     """Puts the results for the layers of one stacking where the layers came from."""
     forms = tree.forms(s)
+    # A collection that the function makes anew lies as the others of its stack do.
     usual = next(iter(forms.values()))
     for name in dict.fromkeys([*forms, *results[0]]):
         nodes = [
@@ -209,6 +213,7 @@ def _united(
 ) -> object:
     """Results for all layers in the stacked form."""
     first = nodes[0]
+    # One repeat has no axis: the result is the stacked form already.
     if axis.moved_only:
         return first
     trees = [node for node in nodes if isinstance(node, Mapping)]
@@ -226,6 +231,7 @@ def _united(
         shape = [1] * (arrays[0].ndim if arrays else 1)
         shape[axis.places(len(shape), paths[0] + at).axis if arrays else 0] = len(nodes)
         return jnp.stack(numbers).reshape(shape)
+    # A label has no axis that could tell the layers apart.
     if all(isinstance(node, (str, bool)) for node in nodes):
         for path, node in zip(paths, nodes, strict=True):
             if type(node) is not type(first) or node != first:
@@ -312,6 +318,7 @@ def _squares(leaf: Array, axis: int | None) -> InMemory:
     if not jnp.issubdtype(leaf.dtype, np.number):
         return jnp.zeros(() if axis is None else leaf.shape[axis], jnp.float32)
     sizes = jnp.abs(jnp.asarray(leaf))
+    # Wide enough that the sum of many squares in half precision does not overflow.
     squares = jnp.square(sizes.astype(jnp.promote_types(sizes.dtype, jnp.float32)))
     return jnp.sum(squares, tuple(i for i in range(leaf.ndim) if i != axis))
 

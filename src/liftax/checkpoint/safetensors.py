@@ -28,6 +28,7 @@ def looks_like_safetensors(head: bytes, size: int) -> bool:
     if len(head) < 9:
         return False
     (length,) = struct.unpack("<Q", head[:8])
+    # A file that was cut short is shorter than its header says, and to be called by its name.
     return head[8:9] == b"{" and 2 <= length <= max(size, 100_000_000)
 
 

@@ -91,6 +91,7 @@ def check_states(tree: object, stackings: Stackings, collection: str | None) -> 
         return {at: leaf for path in places for at, leaf in arrays_in(get(layers, path), path)}
 
     known = [_Known(shapes(root), name_of(root.path) if root.path else "it") for root in others]
+    # The layout of a traced model knows the shapes of its parameters, whatever else is there.
     layout = _of_layout(stackings) if name == "params" else {}
     if layout:
         known.append(_Known(shapes(Root(layout, name, (name,))), "the model of the layout"))

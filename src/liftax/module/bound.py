@@ -74,6 +74,7 @@ class Variables:
                 f"{whose(self)}: {what} {name!r} was declared outside setup and outside a "
                 f"compact method; move it to setup, or decorate the method with @nn.compact"
             )
+        # The scope would refuse it too, but it cannot say which module this is.
         if scope.name_reserved(name, col):
             raise NameInUseError(
                 f"{whose(self)}: the name {name!r} is in use and cannot also be {what} {name!r}"

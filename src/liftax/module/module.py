@@ -97,6 +97,7 @@ class Module(Variables):
         if "parent" not in own:
             raise no_post_init(self)
         own["_state"] = State()
+        # Made in a method without a parent said, a module belongs to the module whose method runs.
         if own["parent"] is fields.UNSET:
             own["parent"] = local.stack[-1]
         if own["parent"] is not None:
@@ -114,6 +115,7 @@ class Module(Variables):
         held = own["_state"].held = []
         for name in self._field_names if names is None else names:
             value = own.get(name)
+            # Fields are read in this order, and so their modules get their automatic names.
             if type(value) not in fields.ATOMS:
                 kept, has_modules = register(self, name, value)
                 if has_modules:
@@ -149,6 +151,7 @@ class Module(Variables):
         return made
 
     def __copy__(self: M) -> M:
+        # The fields are shared, what the module remembers of its call is not.
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__, _state=self._state.twin())
         return made
@@ -254,6 +257,7 @@ class Module(Variables):
         state = self._state
         if state.setup != NEW or self.scope is None:
             return
+        # Most modules have none: there is no attribute that could appear.
         if type(self).setup is Module.setup:
             state.setup = DONE
             return
@@ -261,6 +265,7 @@ class Module(Variables):
         local.stack.append(self)
         try:
             self.setup()
+        # What failed half way is to be run again, not to be taken for done.
         except BaseException:
             state.setup = NEW
             raise
@@ -293,6 +298,7 @@ class Module(Variables):
             raise no_post_init(self)
         attrs = {name: own[name] for name in self._clone_names}
         if updates:
+            # dataclasses.replace would say it of __init__, which the user did not call.
             unknown = updates.keys() - attrs.keys()
             if unknown:
                 raise TypeError(
