@@ -12,14 +12,13 @@ table; every lift reads that table and none looks at filters itself.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from ..errors import AxisError, RoleError, UnusedFilterError
-from ..words import shown
+from ..words import did_you_mean, shown
 from .filters import Filter, check_filter, in_filter, names_of, subtract
 from .types import Placed
 
@@ -222,11 +221,10 @@ class Roles:
 def _close(at: Placed, lift: str, argument: str, missing: Iterable[str], loose: list[str]) -> None:
     for name in missing if loose else ():
         # High enough for a letter or an ending; names such as cache and batch stay apart.
-        near = difflib.get_close_matches(name, loose, n=1, cutoff=0.75)
-        if near:
+        hint = did_you_mean(name, loose, like=0.75)
+        if hint:
             raise UnusedFilterError(
-                f"{at.place}: {argument} of {lift} names {name!r}, which matches nothing here; "
-                f"did you mean {near[0]!r}?"
+                f"{at.place}: {argument} of {lift} names {name!r}, which matches nothing here{hint}"
             )
 
 

@@ -61,7 +61,7 @@ class Scope:
     # One is made for each submodule in each call.
     __slots__ = (
         "__weakref__",
-        "_nodes",
+        "nodes",
         "call",
         "name",
         "parent",
@@ -83,7 +83,7 @@ class Scope:
         *,
         _call: Call | None = None,
     ):
-        self._nodes: Collections = dict(variables) if variables else {}
+        self.nodes: Collections = dict(variables) if variables else {}
         self.rngs: dict[str, Stream] = as_streams(rngs)
         self.name = name
         self.parent = parent
@@ -130,7 +130,7 @@ class Scope:
     def temporary(self) -> Iterator[Scope]:
         """Yields the scope and ends it afterwards."""
         # From here on each scope of the call notes what it holds, for `Call.end` to let go of.
-        self.call.held = [self._nodes, self.rngs]
+        self.call.held = [self.nodes, self.rngs]
         try:
             yield self
         finally:
@@ -204,9 +204,10 @@ class Scope:
             name = self.default_name(prefix)
         if not reuse or name not in self.reservations:
             self.reserve(name)
-        return self._child(name)
+        return self.below(name)
 
-    def _child(self, name: str) -> Scope:
+    def below(self, name: str) -> Scope:
+        """Returns the child scope ``name``, which is taken already."""
         rngs = {n: stream.at(name) for n, stream in self.rngs.items()} if self.rngs else {}
         return Scope.make({}, rngs, name, self, (*self.path, name), self.call)
 
@@ -221,7 +222,7 @@ class Scope:
     ) -> Scope:
         """Makes a scope of what is checked already."""
         made = Scope.__new__(Scope)
-        made._nodes = nodes
+        made.nodes = nodes
         made.rngs = rngs
         made.name = name
         made.parent = parent
@@ -240,7 +241,7 @@ class Scope:
           rewind_rngs: True restarts the streams too, so that keys repeat.
         """
         self.check_valid()
-        again = Scope.make(self._nodes, self.rngs, self.name, self.parent, self.path, self.call)
+        again = Scope.make(self.nodes, self.rngs, self.name, self.parent, self.path, self.call)
         again._rewound = {} if rewind_rngs else self._rewound
         return again
 
@@ -321,7 +322,7 @@ class Scope:
 
     def node(self, col: str) -> Node | None:
         """Returns this scope's part of a collection for reading, None if there is none."""
-        node: Any = self._nodes.get(col)
+        node: Any = self.nodes.get(col)
         if node is None and self.parent is not None:
             above = self.parent.node(col)
             if above is not None:
@@ -330,7 +331,7 @@ class Scope:
                     return None
                 if not isinstance(node, Mapping):
                     raise refusals.no_mapping(self, col, node)
-                self._nodes[col] = node  # type: ignore[assignment]
+                self.nodes[col] = node  # type: ignore[assignment]
         return node
 
     def own(self, col: str) -> Node:
@@ -341,12 +342,12 @@ class Scope:
                 node = {}
             else:
                 node = self.parent.own(col).setdefault(str(self.name), {})
-            self._nodes[col] = node
+            self.nodes[col] = node
         return node
 
     def collections(self) -> list[str]:
         """Returns the names of the collections of this call."""
-        return list(self.root._nodes)
+        return list(self.root.nodes)
 
     def variables(self) -> Collections:
         """Returns this scope's variables, collection -> nested dict (a copy)."""
@@ -368,7 +369,7 @@ class Scope:
 
     def is_collection_empty(self, col: str) -> bool:
         """Tells whether the collection has nothing in this scope."""
-        return not self.root._nodes.get(col)
+        return not self.root.nodes.get(col)
 
     def has_variable(self, col: str, name: str) -> bool:
         """Tells whether the variable exists here; refuses one that a lift leaves outside."""

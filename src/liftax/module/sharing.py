@@ -88,4 +88,4 @@ def _move(module: Variables, scope: Scope) -> None:
     for name, child in list(state_of(module).children.items()):
         if isinstance(child, Variables) and child.scope is not None:
             scope.reserve(name)
-            _move(child, scope._child(name))
+            _move(child, scope.below(name))

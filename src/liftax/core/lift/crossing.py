@@ -377,7 +377,7 @@ class Opening(Around):
         groups = []
         for scope, roles in zip(inner, self.tables, strict=True):
             found = {}
-            for col, node in scope._nodes.items():
+            for col, node in scope.nodes.items():
                 if scope.call.is_mutable(col) and roles.role(col) == role:
                     found[col] = sorted_dicts(node)
             groups.append(found)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ... import jax_private
 from ...errors import ApplyScopeInvalidVariablesTypeError, UnusedFilterError
-from ...words import kind_of
+from ...words import did_you_mean, kind_of
 from .. import boxes
 from ..call import Call
 from ..filters import Filter, in_filter, names_of
@@ -132,11 +131,11 @@ def _check_used(opening: Opening, mapped: Filter) -> None:
         return
     here |= {"params"} if opening.initializing else set()
     for name in names - here:
-        near = difflib.get_close_matches(name, here - names, n=1, cutoff=0.8)
-        if near:
+        hint = did_you_mean(name, here - names, like=0.8)
+        if hint:
             raise UnusedFilterError(
-                f"{opening.place}: mapped_collections names {name!r}, which matches nothing here; "
-                f"did you mean {near[0]!r}?"
+                f"{opening.place}: mapped_collections names {name!r}, which matches nothing "
+                f"here{hint}"
             )
 
 
@@ -251,7 +250,7 @@ def _new_keys(opening: Opening, values: Group) -> list[tuple[dict[str, Any], lis
             top = top.parent
             node = top.node(col)
         if node is None:
-            node, way = top._nodes, [col, *way]
+            node, way = top.nodes, [col, *way]
         found += [(node, [*way, name]) for name in names if way or name not in node]
     return found
 
