@@ -43,6 +43,7 @@ def differences(
     advice: Mapping[str, str] | None = None,
     *,
     nest: bool = False,
+    names: bool = False,
 ) -> list[Difference]:
     """What differs, the telling differences first; empty where all variables lie where they should.
 
@@ -52,8 +53,9 @@ def differences(
       sizes: names for axes, by their size: `{"batch": 32}` makes `batch 32` of a vmap's axis.
       advice: sentences in place of the general ones, by cause: `"extra vmap params"`.
       nest: whether the lifts must also stand in the same order.
+      names: whether submodules must have the same names.
     """
-    words = _Words(sizes or {}, advice or {})
+    words = _Words(sizes or {}, advice or {}, names)
     found = [
         difference
         for mine, theirs in paired(yours, goal)
@@ -90,7 +92,10 @@ class _Side:
 
 
 class _Words:
-    def __init__(self, sizes: Mapping[str, int], advice: Mapping[str, str]) -> None:
+    def __init__(
+        self, sizes: Mapping[str, int], advice: Mapping[str, str], names_count: bool
+    ) -> None:
+        self.names_count = names_count
         self.names = {size: name for name, size in sizes.items()}
         self.advice = advice
 
@@ -101,6 +106,9 @@ class _Words:
         own = _own_shape(mine) != _own_shape(theirs)
         texts = self.axes(mine, own), self.axes(theirs, own)
         name = f"{theirs.collection}/{theirs.name}"
+        if self.names_count and mine.name != theirs.name:
+            called = f"is called {mine.collection}/{mine.name}"
+            return Difference(name, called, name, "look at the names of the submodules")
         if mine.dtype != theirs.dtype:
             why = "look at dtype and param_dtype of the layer"
             return Difference(name, f"{texts[0]} {mine.dtype}", f"{texts[1]} {theirs.dtype}", why)
@@ -147,6 +155,12 @@ class _Words:
         assert goal.variable is not None
         collection = goal.variable.collection
         mine, theirs = yours.stacked(), goal.stacked()
+        for (lift, _), (asked, _) in zip(mine, theirs, strict=False):
+            if (lift.kind, len(mine)) == (asked.kind, len(theirs)) and lift.size != asked.size:
+                general = (
+                    f"the {lift.kind} runs {lift.size} times, and is to run {asked.size} times"
+                )
+                return self.said("size", lift.kind, collection, general)
         wanted = [lift.size for lift, _ in theirs]
         for lift, _ in mine:
             if lift.size not in wanted:

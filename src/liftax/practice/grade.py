@@ -129,6 +129,8 @@ class _Judge:
             tail = f": {why}" if why else ""
             if key not in mine:
                 raise Failed("layout", f"{part.name} has no entry {key!r}{tail}")
+            if mine[key] is Ellipsis:
+                raise ValueError(f"{part.name}[{key!r}] is a hole")
             if _plain(mine[key]) != _plain(value):
                 raise Failed("layout", f"{part.name}[{key!r}] is not {mine[key]!r}{tail}")
 
@@ -136,7 +138,7 @@ class _Judge:
         call = part.call(**sizes)
         mine = _layout_of(built(self.yours, part.name, call), call)
         goal = _layout_of(built(self.goal, part.name, call), call)
-        self.compare(part.name, mine, goal, part.nest, sizes)
+        self.compare(part.name, mine, goal, sizes, nest=part.nest, names=part.names)
         return paired(mine, goal)
 
     def function_layout(self, part: Function, sizes: Mapping[str, int]) -> None:
@@ -146,13 +148,13 @@ class _Judge:
             said = f"{part.name} never initialises a module; variables come from model.init"
             raise Failed("layout", said)
         for one, other in zip(mine, goal, strict=False):
-            self.compare(part.name, one, other, part.nest, sizes)
+            self.compare(part.name, one, other, sizes, nest=part.nest)
 
     def compare(
-        self, name: str, mine: Layout, goal: Layout, nest: bool, sizes: Mapping[str, int]
+        self, name: str, mine: Layout, goal: Layout, sizes: Mapping[str, int], **options: bool
     ) -> None:
         layouts = {"yours": mine.to_dict(), "goal": goal.to_dict()}
-        differ = differences(mine, goal, sizes, self.grading.advice, nest=nest)
+        differ = differences(mine, goal, sizes, self.grading.advice, **options)
         if not differ:
             self.shown.update(layouts)
             return
@@ -220,6 +222,7 @@ def at_sizes(ranges: Mapping[str, tuple[int, int]], compare: Callable[..., None]
     """
     smallest = {name: low for name, (low, _) in ranges.items()}
     compare(smallest)
+    seen = [smallest]
     largest = {name: high for name, (_, high) in ranges.items()}
     if largest == smallest:
         return
@@ -243,7 +246,8 @@ def at_sizes(ranges: Mapping[str, tuple[int, int]], compare: Callable[..., None]
     @given(st.fixed_dictionaries({k: st.integers(*span) for k, span in ranges.items()}))
     def drawn(sizes: dict[str, int]) -> None:
         nonlocal until
-        if failed and time.monotonic() > until:
+        # Hypothesis begins with the smallest, too.
+        if sizes in seen or (failed and time.monotonic() > until):
             return  # what was found will do: the learner waits
         try:
             compare(sizes)
@@ -389,13 +393,15 @@ def _layout_of(model: Module, call: Call) -> Layout:
 
 def _initialised(fn: Callable[..., Any], call: Call) -> list[Layout]:
     """The layouts of the modules that a function initialises, in order; nothing is computed."""
-    is_shape = [isinstance(arg, jax.ShapeDtypeStruct) for arg in call.args]
-    given = [arg for arg, shape in zip(call.args, is_shape, strict=True) if shape]
+    leaves, structure = jax.tree.flatten((call.args, dict(call.fields)))
+    is_shape = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
+    given = [leaf for leaf, shape in zip(leaves, is_shape, strict=True) if shape]
 
     def called(*arrays: Any) -> Any:
         left = iter(arrays)
-        args = (next(left) if s else arg for arg, s in zip(call.args, is_shape, strict=True))
-        return fn(*args, **call.fields)
+        all_ = [next(left) if s else leaf for leaf, s in zip(leaves, is_shape, strict=True)]
+        args, fields = jax.tree.unflatten(structure, all_)
+        return fn(*args, **fields)
 
     with _observed() as seen:
         try:
@@ -493,9 +499,18 @@ def _at_the_line(path: str, source: str) -> Iterator[None]:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             said = "it asks for more memory than an answer may have"
             raise Failed("runs", said, **fields) from None
-        lines = str(error).strip().splitlines()[:6]
-        said = "\n".join([f"{type(error).__name__}: {lines[0] if lines else ''}", *lines[1:]])
+        said = _said(error)
         raise Failed("runs", said, **fields) from None
+
+
+def _said(error: BaseException) -> str:
+    """An error of Python's or JAX's in a few lines, with what liftax notes on it."""
+    lines = str(error).strip().splitlines() or [""]
+    if isinstance(error, jax.errors.JAXTypeError):
+        del lines[1:]  # where JAX traced it: lines of ours, and the address of a page
+    notes = [line for note in getattr(error, "__notes__", ()) for line in note.splitlines()]
+    kept = [line for line in notes if "JAX" not in line and not line.startswith("---")]
+    return "\n".join([f"{type(error).__name__}: {lines[0]}", *lines[1:6], *kept[:4]])
 
 
 def _blamed(path: str) -> int | None:

@@ -42,12 +42,14 @@ class Model:
     """A module: its layout is compared with the goal's, and what `apply` makes of equal variables.
 
     With `nest` the lifts must also stand in the goal's order; without, any nest is right that puts
-    the variables in the same places. `numbers=False` leaves the outputs to `Grading.keys`.
+    the variables in the same places. With `names` the submodules must be called what they are
+    called there. `numbers=False` leaves the outputs to `Grading.keys`.
     """
 
     name: str
     call: Callable[..., Call]
     nest: bool = False
+    names: bool = False
     numbers: bool = True
 
 

@@ -1,0 +1,20 @@
+from liftax.practice.grading import Answer, Call, Grading, Model, f32
+
+
+def call(batch: int, inputs: int, features: int) -> Call:
+    return Call({"features": features}, (f32(batch, inputs),))
+
+
+def made_by_hand(answer: Answer) -> str | None:
+    return (
+        "nn.Dense is what is to be written here, by hand" if "nn.Dense" in answer.source else None
+    )
+
+
+GRADING = Grading(
+    parts=(Model("MyDense", call),),
+    shown={"batch": 32, "inputs": 5, "features": 7},
+    sizes={"batch": (1, 3), "inputs": (1, 4), "features": (2, 4)},
+    advice={"own params": "the input's axis comes first, then the features; no batch is in it"},
+    budget=made_by_hand,
+)

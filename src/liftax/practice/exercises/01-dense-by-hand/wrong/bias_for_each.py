@@ -1,0 +1,13 @@
+# layout: no batch is in it
+import liftax as nn
+
+
+class MyDense(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        inputs = x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (inputs, self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[0], self.features))
+        return x @ kernel + bias

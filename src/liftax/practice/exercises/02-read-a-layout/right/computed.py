@@ -1,0 +1,27 @@
+# none
+import jax
+
+import liftax as nn
+
+
+class Block(nn.Module):
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x, _):
+        y = nn.Dense(self.hidden, name="up")(x)
+        return x + nn.Dense(x.shape[-1], name="down")(nn.relu(y)), None
+
+
+Layers = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=6)
+Members = nn.vmap(
+    Layers, in_axes=None, axis_size=3, variable_axes={"params": 1}, split_rngs={"params": True}
+)
+
+layout = nn.layout(
+    Members(hidden=16), jax.random.key(0), jax.ShapeDtypeStruct((8, 4), "float32"), None
+)
+SHAPES = {
+    name: layout[name].shape
+    for name in ("params/up/kernel", "params/up/bias", "params/down/kernel")
+}

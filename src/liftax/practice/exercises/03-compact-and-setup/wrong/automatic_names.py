@@ -1,0 +1,24 @@
+# layout: Compact: params/up/kernel: yours is called params/Dense_0/kernel, goal params/up/kernel
+import liftax as nn
+
+
+class Compact(nn.Module):
+    features: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.relu(nn.Dense(self.hidden)(x))
+        return x + nn.Dense(self.features)(y)
+
+
+class Setup(nn.Module):
+    features: int
+    hidden: int
+
+    def setup(self):
+        self.up = nn.Dense(self.hidden)
+        self.down = nn.Dense(self.features)
+
+    def __call__(self, x):
+        return x + self.down(nn.relu(self.up(x)))

@@ -1,0 +1,28 @@
+# numbers: it returns
+import liftax as nn
+
+
+class Block(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x, _):
+        x = nn.relu(nn.Dense(self.features)(x))
+        return x, None
+
+
+class Model(nn.Module):
+    features: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, x):
+        Layers = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            out_axes=1,
+            length=self.depth,
+        )
+        x, means = Layers(self.features)(x, None)
+        return x, means

@@ -1,0 +1,26 @@
+# numbers: the output is
+import jax
+import jax.numpy as jnp
+
+import liftax as nn
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        self.sow("intermediates", "norm", jnp.linalg.norm(x))
+        x = nn.tanh(nn.Dense(x.shape[-1])(x))
+        return x, None
+
+
+def layer_norms(seed, x, depth):
+    Layers = nn.scan(
+        Block,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        length=depth,
+    )
+    model = Layers()
+    variables = model.init(jax.random.key(seed), x, None)
+    _, state = model.apply(variables, x, None, mutable=["intermediates"])
+    return state["intermediates"]["norm"][0]

@@ -1,0 +1,21 @@
+# none
+import liftax as nn
+
+
+class Energy(nn.Module):
+    hidden: int
+
+    @nn.compact
+    def __call__(self, positions):
+        y = nn.tanh(nn.Dense(self.hidden)(positions))
+        return nn.Dense(1)(y).sum()
+
+
+class Forces(nn.Module):
+    hidden: int
+
+    @nn.compact
+    def __call__(self, positions):
+        energy, pull = nn.vjp(lambda mdl, r: mdl(r), Energy(self.hidden, name="energy"), positions)
+        _, slope = pull(1.0)
+        return energy, -slope

@@ -1,0 +1,48 @@
+"""What exercises measure of an answer beside its variables and numbers: masks, loops, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def same_along(array: Any, axis: int) -> bool:
+    """Whether all slices along an axis are equal.
+
+    Example:
+      >>> same_along(np.ones((3, 2)), 0), same_along(np.eye(2), 0)
+      (True, False)
+    """
+    values = np.asarray(array)
+    return bool((values == np.take(values, [0], axis)).all())
+
+
+def loops(fn: Callable[..., Any], *args: Any) -> int:
+    """How many loops stand in the program of a function, those inside of loops counted too.
+
+    Example:
+      >>> loops(lambda x: jax.lax.fori_loop(0, 3, lambda i, x: x + 1, x), 0)
+      1
+    """
+    program = str(jax.make_jaxpr(fn)(*args))
+    return program.count("= scan[") + program.count("= while[")
+
+
+def zeros(model: Any, *args: Any) -> Any:
+    """Variables of a model that are all zero, for what depends on their shapes alone."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *args)
+    return jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def gradient_bytes(fn: Callable[..., Any], *args: Any) -> int:
+    """The temporary memory of the gradient of a function, in bytes, as the compiler plans it."""
+
+    def total(*args: Any) -> Any:
+        return sum(jax.numpy.sum(leaf) for leaf in jax.tree.leaves(fn(*args)))
+
+    compiled = jax.jit(jax.grad(total)).lower(*args).compile()
+    analysis: Any = compiled.memory_analysis()
+    return int(analysis.temp_size_in_bytes)
