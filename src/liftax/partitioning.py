@@ -9,8 +9,8 @@ its names in ``params_axes``. The `..._with_axes` lifts keep the two in step. Co
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeGuard, TypeVar
 
 import jax
 from jax.sharding import PartitionSpec
@@ -23,6 +23,7 @@ from .core.linen_names import PRNGSequenceFilter as PRNGSequenceFilter
 from .core.roles import In as ScanIn
 from .core.roles import Out as ScanOut
 from .core.scope import Scope, Variable
+from .core.types import Function, Tree
 from .errors import PartitioningMismatchError, UnboundModuleError
 from .module.module import Module
 from .module.state import local
@@ -60,7 +61,7 @@ __all__ = [
     "with_sharding_constraint",
 ]
 
-Target = TypeVar("Target", bound=Callable[..., Any])
+Target = TypeVar("Target", bound=Function)
 _SUFFIX = "_axes"
 
 
@@ -72,7 +73,7 @@ class AxisMetadata:
       names: one name or None per axis, or None for an array without names.
     """
 
-    names: Any
+    names: tuple[str | None, ...] | None
 
     def replace(self, **updates: Any) -> AxisMetadata:
         """Returns the same with other names."""
@@ -82,7 +83,7 @@ class AxisMetadata:
 jax.tree_util.register_dataclass(AxisMetadata, data_fields=[], meta_fields=["names"])
 
 
-def _is_metadata(x: Any) -> bool:
+def _is_metadata(x: object) -> TypeGuard[AxisMetadata]:
     return isinstance(x, AxisMetadata)
 
 
@@ -99,7 +100,7 @@ def _the_module(module: Module | None, what: str) -> Module:
 def _note_names(module: Module, col: str, name: str, axes: tuple[str, ...]) -> None:
     """Stores the names of a variable's axes beside it."""
 
-    def keep(known: Any, new: AxisMetadata) -> AxisMetadata:
+    def keep(known: object, new: AxisMetadata) -> AxisMetadata:
         if _is_metadata(known) and known != new:
             raise PartitioningMismatchError(
                 f"module /{'/'.join(module.path)}: the axes of {name!r} in collection {col!r} are "
@@ -113,8 +114,8 @@ def _note_names(module: Module, col: str, name: str, axes: tuple[str, ...]) -> N
 
 def param_with_axes(
     name: str,
-    init_fn: Callable[..., Any],
-    *init_args: Any,
+    init_fn: Function,
+    *init_args: object,
     axes: tuple[str, ...] | None = None,
     module: Module | None = None,
     **init_kwargs: Any,
@@ -176,7 +177,7 @@ class PartitionedVariable(Variable):
         self.axes = axes
         self.fallback = fallback
 
-    def _laid_out(self, value: Any) -> Any:
+    def _laid_out(self, value: object) -> Any:
         if self.axes is None:
             return value
         return with_sharding_constraint(value, PartitionSpec(*self.axes), fallback=self.fallback)
@@ -187,15 +188,15 @@ class PartitionedVariable(Variable):
         return self._laid_out(Variable.value.fget(self))  # type: ignore[attr-defined]
 
     @value.setter
-    def value(self, value: Any) -> None:
+    def value(self, value: object) -> None:
         Variable.value.fset(self, self._laid_out(value))  # type: ignore[attr-defined]
 
 
 def variable_with_axes(
     collection: str,
     name: str,
-    init_fn: Callable[..., Any],
-    *init_args: Any,
+    init_fn: Function,
+    *init_args: object,
     axes: tuple[str, ...] | None = None,
     module: Module | None = None,
     fallback: RulesFallback = RulesFallback.AXIS_IS_UNSHARDED,
@@ -231,10 +232,10 @@ def get_axis_names(axes_metadata: Mapping[str, Any]) -> dict[str, Any]:
       variables where each has names.
     """
 
-    def spec(names: Any) -> Any:
+    def spec(names: Iterable[str | None] | None) -> PartitionSpec | None:
         return None if names is None else PartitionSpec(*names)
 
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in axes_metadata.items():
         if isinstance(value, Mapping):
             found[key] = get_axis_names(value)
@@ -254,15 +255,15 @@ class _Renamed:
     name: str | None
     added: bool
 
-    def __call__(self, tree: Any) -> Any:
-        def one(x: Any) -> Any:
+    def __call__(self, tree: Tree) -> Any:
+        def one(x: object) -> object:
             if not _is_metadata(x) or x.names is None:
                 return x
             return x.replace(names=self._names(tuple(x.names)))
 
         return jax.tree.map(one, tree, is_leaf=_is_metadata)
 
-    def _names(self, names: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _names(self, names: tuple[str | None, ...]) -> tuple[str | None, ...]:
         # Counted in the longer of the two tuples, where negative numbers mean the array's axes.
         at = self.axis + (len(names) + self.added if self.axis < 0 else 0)
         if self.added:
@@ -275,17 +276,17 @@ class _Renamed:
         return (*names[:at], *names[at + 1 :])
 
 
-def _with_axis_name(lifted: Target, axis: Any, name: str | None, col: str) -> Target:
+def _with_axis_name(lifted: Target, axis: InOutAxis, name: str | None, col: str) -> Target:
     """Lets the names in a collection have one more where a lift adds an axis."""
-    axis = getattr(axis, "axis", axis)  # In and Out have one
-    if axis is None:
+    number: int | None = axis.axis if isinstance(axis, (ScanIn, ScanOut)) else axis
+    if number is None:
         return lifted
     running = local.stack[-1]
     return map_variables(
         lifted,
         col,
-        trans_in_fn=_Renamed(axis, name, added=False),
-        trans_out_fn=_Renamed(axis, name, added=True),
+        trans_in_fn=_Renamed(number, name, added=False),
+        trans_out_fn=_Renamed(number, name, added=True),
         mutable=running is None or running.is_mutable_collection(col),
     )
 
@@ -296,14 +297,14 @@ def scan_with_axes(
     variable_broadcast: CollectionFilter = False,
     variable_carry: CollectionFilter = False,
     split_rngs: Mapping[PRNGSequenceFilter, bool] = {},
-    in_axes: Any = 0,
-    out_axes: Any = 0,
+    in_axes: Tree = 0,
+    out_axes: Tree = 0,
     length: int | None = None,
     reverse: bool = False,
     unroll: int = 1,
     axis_name: str = "layers",
     axes_collections: tuple[str, ...] = ("params",),
-    data_transform: Callable[..., Any] | None = None,
+    data_transform: Function | None = None,
     methods: Iterable[str] | None = None,
 ) -> Target:
     """`liftax.scan` whose new axis has a name in the ``..._axes`` collections.
@@ -338,11 +339,11 @@ def vmap_with_axes(
     target: Target,
     variable_axes: Mapping[CollectionFilter, InOutAxis],
     split_rngs: Mapping[PRNGSequenceFilter, bool] = {},
-    in_axes: Any = 0,
-    out_axes: Any = 0,
+    in_axes: Tree = 0,
+    out_axes: Tree = 0,
     axis_size: int | None = None,
     axis_name: str | None = None,
-    partitioning_axis_names: Mapping[Any, str] = {},
+    partitioning_axis_names: Mapping[str, str] = {},
     spmd_axis_name: str | None = None,
     methods: Iterable[str] | None = None,
 ) -> Target:
@@ -353,7 +354,9 @@ def vmap_with_axes(
 
     The other arguments are those of `liftax.vmap`.
     """
-    shared = {name + _SUFFIX: None for name in partitioning_axis_names}
+    shared: dict[CollectionFilter, None] = {
+        name + _SUFFIX: None for name in partitioning_axis_names
+    }
     lifted = vmap(
         target,
         variable_axes={**variable_axes, **shared},
@@ -366,6 +369,6 @@ def vmap_with_axes(
         methods=methods,
     )
     for col, axis in variable_axes.items():
-        if col in partitioning_axis_names:
-            lifted = _with_axis_name(lifted, axis, partitioning_axis_names[col], f"{col}{_SUFFIX}")
+        if isinstance(col, str) and col in partitioning_axis_names:
+            lifted = _with_axis_name(lifted, axis, partitioning_axis_names[col], col + _SUFFIX)
     return lifted

@@ -11,14 +11,14 @@ import functools
 import re
 import types
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 
 from . import jax_private
 from .errors import LiftaxError
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 
 def boundary(fn: F) -> F:
@@ -33,7 +33,7 @@ def boundary(fn: F) -> F:
     """
 
     @functools.wraps(fn)
-    def called(*args: Any, **kwargs: Any) -> Any:
+    def called(*args: object, **kwargs: object) -> object:
         __tracebackhide__ = True
         try:
             return fn(*args, **kwargs)

@@ -93,6 +93,7 @@ class PReLU(Module):
     def __call__(self, inputs: ArrayLike) -> Array:
         """Applies the activation to an array of any shape; shape and dtype are kept."""
         inputs = as_array(inputs)
+        # A field that is a number, and not an initializer: so it is in Linen.
         init = initializers.constant(self.negative_slope_init)
         slope = self.param("negative_slope", init, (), self.param_dtype)
         # A slope in float32 must not widen an input in half precision.

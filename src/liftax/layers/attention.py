@@ -178,6 +178,7 @@ def dot_product_attention_weights(
     # The root is taken in the default float dtype, then rounded to that of the query.
     default_float = jax.dtypes.canonicalize_dtype(float)
     root = np.sqrt(np.asarray(query.shape[-1], default_float)).astype(dtype)
+    # The query is divided, which is smaller than the logits.
     weights = einsum(_LOGITS, query / root, key)
 
     if bias is not None:

@@ -68,6 +68,7 @@ class RNNCellBase(Module):
 
 def check_cell(cell: object) -> None:
     """Raises LayerError where ``initialize_carry`` is called on a class, as it once was."""
+    # It was a static method in flax once, and old code calls it so.
     if not isinstance(cell, RNNCellBase):
         raise fail(
             "initialize_carry",
@@ -98,6 +99,7 @@ def width_of(cell: Any, state: Array) -> int:
     shape = jnp.shape(state)
     if not shape:
         raise fail(cell, "the carry is a scalar.", "Pass the carry of initialize_carry.")
+    # Linen goes by the carry and says nothing; the warning is ours.
     if shape[-1] != cell.features:
         text = (
             f"the carry of shape {shape} does not end in features={cell.features}: the cell has "
@@ -199,6 +201,7 @@ class SimpleCell(VectorCell):
             width, use_bias=False, kernel_init=self.recurrent_kernel_init, name="h"
         )(carry)
         total = from_input + from_state
+        # Before the activation, which keeps the state bounded.
         if self.residual:
             total = total + carry
         h = self.activation_fn(total)

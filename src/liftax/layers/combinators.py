@@ -94,6 +94,7 @@ class BatchApply:
       (2, 3, 5)
     """
 
+    # No module: it has no variables, and ``f`` keeps the name that it has.
     def __init__(self, f: Callable[..., Any], num_dims: int = 2):
         self.f, self.num_dims = f, num_dims
 

@@ -62,6 +62,7 @@ def canonicalize_padding(
       >>> canonicalize_padding(2, 2), canonicalize_padding([1, (0, 2)], 2)
       (((2, 2), (2, 2)), ((1, 1), (0, 2)))
     """
+    # In capitals, since `lax` takes either.
     if isinstance(padding, str):
         if padding.upper() in names:
             return padding.upper()
@@ -178,6 +179,7 @@ class _Conv(Module):
                 f"of the input and features={self.features}.",
                 "Change feature_group_count=.",
             )
+        # JAX's convolution with a kernel for each place knows no groups.
         if groups != 1 and not self.shared_weights:
             raise fail(
                 self,
@@ -186,6 +188,7 @@ class _Conv(Module):
             )
 
         padding, pad = self._padding(size, dilation, input_dilation)
+        # What `lax.conv_general_dilated` takes; a convolution of the user's is called alike.
         numbers = _dimension_numbers(x.ndim)
         options: dict[str, Any] = {
             "lhs_dilation": input_dilation,

@@ -249,6 +249,7 @@ class DenseGeneral(Module):
         inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
 
         n = len(batch)
+        # The kernel has its axes in the order batch, contracted, features.
         contract = ((axis, tuple(range(n, n + len(axis)))), (batch, batch))
         y = _dot_of(self)(inputs, kernel, contract, precision=self.precision)
         if bias is None:
@@ -314,6 +315,7 @@ class Einsum(Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, bias_shape, self.param_dtype)
         inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        # `jnp.einsum` itself, which finds the contraction: an equation may be any.
         y = jnp.einsum(
             equation,
             inputs,

@@ -185,6 +185,7 @@ class MultiHeadDotProductAttention(Module):
         self._check_rank(inputs_q, inputs_k, inputs_v)
         width = inputs_q.shape[-1]
         qkv_features = width if self.qkv_features is None else self.qkv_features
+        # Told in the user's numbers: a reshape would tell of the size of an array.
         if self.num_heads < 1 or qkv_features % self.num_heads:
             name = "features of the input" if self.qkv_features is None else "qkv_features"
             raise fail(
@@ -246,6 +247,7 @@ class MultiHeadDotProductAttention(Module):
 
     @nowrap
     def _check_rank(self, *inputs: Array) -> None:
+        # Old code has the mask where the values stand now: most such calls end here.
         shapes = [jnp.shape(x) for x in inputs]
         # Another attention_fn may make something of batch axes that differ.
         same = {s[:-2] for s in shapes} if self.attention_fn is dot_product_attention else ()
@@ -303,6 +305,7 @@ class MultiHeadDotProductAttention(Module):
                 "Give init an input of more positions.",
             )
         zero = np.zeros((), now.dtype)  # with 64 bits a plain 0 would be an index of another type
+        # One position of all batch entries and heads is written in place.
         place = (zero,) * len(batch) + (now, zero, zero)
         keys.value = key = lax.dynamic_update_slice(keys.value, key, place)
         values.value = value = lax.dynamic_update_slice(values.value, value, place)
@@ -354,6 +357,7 @@ class MultiHeadDotProductAttention(Module):
 
         fn = self.attention_fn
         try:
+            # Reading a signature takes long, and it is the same function each time.
             taken = _keywords(fn)
         except TypeError:  # not hashable
             taken = _keywords.__wrapped__(fn)

@@ -35,6 +35,7 @@ AxisName = Hashable | None
 
 def _squared(x: Array) -> Array:
     """``|x|**2``, real also where ``x`` is complex."""
+    # The variance of complex numbers is real.
     if jnp.iscomplexobj(x):
         return square(lax.real(x)) + square(lax.imag(x))
     return square(x)
@@ -310,6 +311,7 @@ class GroupNorm(Module):
                     f"reduction_axes={self.reduction_axes} leave out the last axis, the channels.",
                     "Add -1 to reduction_axes=.",
                 )
+        # Channels of a group lie beside each other: a reshape finds them.
         grouped = (*x.shape[:-1], self._groups(x.shape[-1]), -1)
         _check_mask(self, mask, x.shape)
         if mask is not None:
@@ -396,6 +398,7 @@ class InstanceNorm(Module):
         """Normalizes ``x``; where ``mask`` is False, ``x`` does not count as data."""
         x = as_array(x)
         features = normalize_axes(self, "feature_axes", self.feature_axes, x.ndim)
+        # The first axis is the batch, which has no scale of its own for each example.
         if 0 in features:
             raise fail(
                 self,

@@ -52,6 +52,7 @@ def pool(
     # JAX pools over all axes alike: one that is missing is put in front.
     if alone := x.ndim == len(window) - 1:
         x = x[None]
+    # Batch and channels are axes with a window of one.
     y = lax.reduce_window(x, init, reduce_fn, window, step, pads)
     return y[0] if alone else y
 

@@ -54,6 +54,7 @@ def flip_sequences(
 
 def _last(history: Any, seq_lengths: Array) -> Any:
     """The carry after the last valid step, from all carries ``(time, *batch, ...)``."""
+    # Carries are stacked along the first axis, whatever the inputs' time axis is.
     index = seq_lengths - 1
 
     def pick(x: Array) -> Array:
@@ -208,6 +209,7 @@ class RNN(Module):
         carry, outputs = run(self.cell, carry, inputs)
         if keep_history:
             history, outputs = outputs
+            # The outputs at padding are left as they come, as in Linen.
             carry = _last(history, jnp.asarray(seq_lengths))
         if reverse and keep_order:
             outputs = jax.tree.map(flip, outputs)

@@ -56,6 +56,7 @@ class Dropout(Module):
         idle = merge_option(self, "deterministic", self.deterministic, deterministic)
         if not 0 <= self.rate <= 1:
             raise fail(self, f"rate={self.rate} is not in 0 to 1.", "Change rate=.")
+        # Before a key is asked for: a model in evaluation is handed none.
         if idle or self.rate == 0:
             return inputs
         # The rest would be scaled by one over nothing.
@@ -69,6 +70,7 @@ class Dropout(Module):
                 "Cast the input to a floating dtype.",
             )
         shape = inputs.shape
+        # The draws are as many as the mask has elements: along a broadcast axis there is one.
         if self.broadcast_dims:
             same = normalize_axes(self, "broadcast_dims", self.broadcast_dims, inputs.ndim)
             shape = tuple(1 if i in same else n for i, n in enumerate(shape))

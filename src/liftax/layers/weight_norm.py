@@ -116,6 +116,7 @@ class SpectralNorm(Module):
                 f"{_path_in(self.layer_instance, path)} has {x.ndim} axes.",
                 "Pass error_on_non_matrix=False to merge all but the last.",
             )
+        # A convolution's kernel is the matrix from its window to its features.
         matrix = x.reshape(-1, x.shape[-1])
         # One name with slashes in it: so Linen stores it.
         prefix = _path_in(self.layer_instance, path) + "/"
@@ -220,6 +221,7 @@ class WeightNorm(Module):
         if self.feature_axes is not None:
             features = normalize_axes(self, "feature_axes", self.feature_axes, x.ndim)
         axes = tuple(i for i in range(x.ndim) if i not in features)
+        # The length that the kernel has is thrown away: only the scale says one.
         y, args = _unit(x, axes, self.epsilon), [x]
         if self.use_scale:
             shape = tuple(x.shape[i] for i in features)
