@@ -12,6 +12,7 @@ constants.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 _LOOPS = frozenset({"scan", "Scan3", "while", "cond"})
 NAMING = frozenset({"name", "CheckpointName", "CheckpointNameFwd"})
 """What `jax.ad_checkpoint.checkpoint_name` is called."""
+
+_PRODUCTS = frozenset({"dot_general", "ragged_dot", "ragged_dot_general"})
+_KERNELS = frozenset({"conv_general_dilated", "pallas_call", "ffi_call", "custom_partitioning"})
+_KEYS = frozenset({"random_fold_in", "random_split", "random_seed"})
 
 
 class Scan(NamedTuple):
@@ -119,6 +124,38 @@ def _with_params(
 def given_name(eqn: jex.JaxprEqn) -> str | None:
     """Returns the name that `jax.ad_checkpoint.checkpoint_name` gives here, if it does."""
     return params_of(eqn)["name"] if name_of(eqn) in NAMING else None
+
+
+def keeps_products(primitive: jex.Primitive, *avals: Any, **params: Any) -> bool:
+    """A policy of `jax.checkpoint`: whether a result is dear to compute again, or small to keep.
+
+    Kept are products with weights, convolutions, what kernels of others return (Pallas, cuDNN, any
+    call from outside of XLA), and keys. A product of activations with each other, which has batch
+    axes, is kept where it is no larger than what goes into it: the sum of an attention's values
+    and not its scores, which grow with the square of the length.
+
+    Args:
+      primitive: what the equation does.
+      *avals: its inputs' shapes and dtypes.
+      **params: its parameters.
+    """
+    name = primitive.name
+    if name in _PRODUCTS:
+        return not _has_batch(params) or _is_small(avals, params)
+    return name in _KERNELS or name in _KEYS or "attention" in name or "matmul" in name
+
+
+def _has_batch(params: Mapping[str, Any]) -> bool:
+    return bool(params["dimension_numbers"][1][0]) if "dimension_numbers" in params else False
+
+
+def _is_small(avals: Any, params: Mapping[str, Any]) -> bool:
+    """Tells whether a product is no larger than the larger of its factors."""
+    (contracted, _), (batch, _) = params["dimension_numbers"]
+    left, right = avals[:2]
+    repeated = math.prod(left.shape[i] for i in batch)
+    summed = math.prod(left.shape[i] for i in contracted)
+    return bool(left.size * right.size <= max(left.size, right.size) * repeated * summed**2)
 
 
 def quiet(jaxpr: jex.Jaxpr, *, inner: bool = False) -> jex.Jaxpr:

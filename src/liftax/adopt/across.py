@@ -373,7 +373,6 @@ def _in_liftax(module: Any, scope: Any, method: str, args: Any, kwargs: Any) -> 
         path=scope.path,
         flags=scope.flags,
     )
-    root.call.boxed = True  # a question of speed alone, which is not the point here
     counted = root.call.counters
     counted.update(_counted(scope.rng_counters, scope.path))
     with root.temporary():

@@ -18,8 +18,18 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterable
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeGuard, TypeVar, dataclass_transform
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    Protocol,
+    Self,
+    TypeGuard,
+    TypeVar,
+    cast,
+    dataclass_transform,
+)
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
@@ -239,15 +249,22 @@ def count_as_boxes(cls: type) -> None:
     _KINDS.add(cls)
 
 
-def holds_boxes(tree: Tree) -> bool:
+def holds_boxes(tree: object) -> bool:
     """Say whether any value in `tree` is in a box."""
-    if isinstance(tree, dict):
-        return any(map(holds_boxes, tree.values()))
-    if isinstance(tree, (jax.Array, float, int)):
-        return False
+    if type(tree) in (dict, tuple, list):
+        values = list(tree.values() if isinstance(tree, dict) else cast(Iterable[object], tree))
+        return not _are_bare(values) and any(map(holds_boxes, values))
     if is_axis_metadata(tree):
         return True
     return any(map(is_axis_metadata, jax.tree.leaves(tree, is_leaf=is_axis_metadata)))
+
+
+def _are_bare(values: Sequence[object]) -> bool:
+    """Say whether no value is a box or a container; none is asked in Python."""
+    for kind in set(map(type, values)):
+        if not _KINDS.isdisjoint(kind.__mro__):
+            return False
+    return jax.tree_util.all_leaves(values)
 
 
 def map_axis_meta(fn: Callable[[AxisMetadata[Any]], object], tree: Any) -> Any:
@@ -264,7 +281,7 @@ def map_axis_meta(fn: Callable[[AxisMetadata[Any]], object], tree: Any) -> Any:
     if kind is dict:
         return {k: map_axis_meta(fn, v) for k, v in tree.items()}
     if kind is list or kind is tuple:
-        return kind([map_axis_meta(fn, v) for v in tree])
+        return kind(tree if _are_bare(tree) else [map_axis_meta(fn, v) for v in tree])
     if is_axis_metadata(tree):
         return fn(tree)
     if jax.tree_util.all_leaves((tree,)):

@@ -66,7 +66,6 @@ class Call:
 
     read_only = False  # a quick word for the usual case
     valid = True
-    boxed = False  # whether any variable is in a metadata box
     log: Log | None = None
     # The lift whose body is running now, to which these scopes were handed.
     entered_by: Around | None = None
@@ -164,7 +163,6 @@ class LiftedCall(Call):
         self.creating = outer.creating
         self.counters = outer.counters
         self.log = outer.log
-        self.boxed = outer.boxed
         self.held = []
 
     @property

@@ -34,6 +34,7 @@ from ..words import describe, shown
 from .call import Call, ScopeLike
 from .filters import names_of
 from .roles import BROADCAST, Roles
+from .trees import tracers
 from .types import Function
 
 _ARGUMENTS = {
@@ -225,7 +226,7 @@ def check_leak(scope: ScopeLike, col: str, name: str, value: object) -> None:
       JaxTransformError: the variable is being made.
       LeakedTracerError: it is written.
     """
-    for leaf in jax.tree.leaves(value):
+    for leaf in tracers(value):
         if not jax_private.leaks(leaf, scope.call.trace):
             continue
         if scope.call.creating is not None and jax_private.current_trace() is not scope.call.trace:
@@ -248,8 +249,8 @@ def check_leak(scope: ScopeLike, col: str, name: str, value: object) -> None:
 
 def check_returned(scope: ScopeLike, y: object) -> None:
     """Raises LeakedTracerError where a call returns what died with a lift inside of it."""
-    for leaf in jax.tree.leaves(y):
-        if isinstance(leaf, jax.core.Tracer) and jax_private.leaks(leaf, scope.call.trace):
+    for leaf in tracers(y):
+        if jax_private.leaks(leaf, scope.call.trace):
             try:
                 jnp.add(leaf, leaf)  # JAX knows where it was made, and says so when it is used
             except jax.errors.UnexpectedTracerError as error:

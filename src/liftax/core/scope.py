@@ -350,13 +350,17 @@ class Scope:
         return list(self.root.nodes)
 
     def variables(self) -> Collections:
-        """Returns this scope's variables, collection -> nested dict (a copy)."""
+        """Returns this scope's variables, collection -> nested dict.
+
+        Those that this call may write are a copy; the others are the caller's own.
+        """
         self.check_valid()
         found = {}
         for col in self.collections():
             node = self.node(col)
             if node is not None:
-                found[col] = copy_dicts(node)
+                own = type(node) is dict and not self.call.is_mutable(col)
+                found[col] = node if own else copy_dicts(node)
         return found
 
     def mutable_variables(self) -> Collections:
@@ -419,7 +423,8 @@ class Scope:
         # With no transformation started since, only what was kept from an earlier one leaks: a
         # tracer, or one in the tuple that sow makes.
         if jax_private.current_trace() is not root.trace or isinstance(value, _MAY_LEAK):
-            refusals.check_leak(self, col, name, value)
+            before = (self.node(col) or {}).get(name)
+            refusals.check_leak(self, col, name, _added(before, value))
         self._merge(self.own(col), col, (*self.path, name), value)
 
     def _merge(self, node: Node, col: str, path: Path, value: object) -> None:
@@ -438,9 +443,6 @@ class Scope:
             # A loop outside marks what is made; the body must go on with the marked value.
             if root.on_birth is not None:
                 value = root.on_birth(col, path, value, root.late)
-        # Where no variable has a box, reading a parameter need not look for one.
-        if not root.boxed and not isinstance(value, jax.Array):
-            root.boxed = boxes.holds_boxes(value)
         node[path[-1]] = value
 
     def check_named(self, col: str) -> None:
@@ -506,7 +508,7 @@ class Scope:
         self.reserve(name, "params")
         value = self.get_variable("params", name, _UNSET)
         if value is not _UNSET:
-            if unbox and self.call.boxed:
+            if unbox and not isinstance(value, jax.Array):
                 value = boxes.unbox(value)
             # Most initializers are called with the shape: then there is no need to run one, if only
             # abstractly.
@@ -546,6 +548,17 @@ class Scope:
         """Tells whether an initial value that is made now would be made of arrays alone."""
         here = jax_private.current_trace() is self.call.trace and self.call.log is None
         return here and not may_hold_tracers([stream.key for stream in self.rngs.values()])
+
+
+def _added(before: object, value: Any) -> Any:
+    """Returns what a tuple has that the last value had not: of what was sown, the last alone.
+
+    The rest was looked at when it was written, and is once more when the call ends.
+    """
+    if type(before) is type(value) is tuple and 0 < len(before) < len(value):
+        if value[len(before) - 1] is before[-1]:
+            return value[len(before) :]
+    return value
 
 
 class Variable:

@@ -14,12 +14,16 @@ def copy_dicts(tree: Tree) -> Any:
     """Copies the mappings of a tree as plain dicts; the leaves stay what they are."""
     if not isinstance(tree, Mapping):
         return tree
+    if not _nests(tree):
+        return dict(tree)
     return {key: copy_dicts(value) for key, value in tree.items()}
 
 
 def plain_dicts(tree: Tree) -> Any:
     """Returns a tree whose mappings are plain dicts, itself where they are already."""
     if type(tree) is dict:
+        if not _nests(tree):
+            return tree
         changed = {}
         for key, value in tree.items():
             if isinstance(value, Mapping):
@@ -30,6 +34,15 @@ def plain_dicts(tree: Tree) -> Any:
     return copy_dicts(tree)
 
 
+def _nests(tree: Mapping[Any, Any]) -> bool:
+    """Tells whether any value is a mapping; most dicts of variables hold arrays of one class."""
+    # A plain loop: a generator would be a call more at each dict of each lift.
+    for kind in set(map(type, tree.values())):
+        if issubclass(kind, Mapping):
+            return True
+    return False
+
+
 def sorted_dicts(tree: Tree) -> Any:
     """Copies the dicts of a tree with their keys in order, as JAX hands them out."""
     if type(tree) is not dict:
@@ -37,17 +50,22 @@ def sorted_dicts(tree: Tree) -> Any:
     return {key: sorted_dicts(tree[key]) for key in sorted(tree)}
 
 
+def tracers(tree: Tree) -> list[jax.core.Tracer]:
+    """Returns the leaves that are traced; where none is, no leaf is looked at in Python."""
+    leaves = jax.tree.leaves(tree)
+    kinds = [kind for kind in set(map(type, leaves)) if issubclass(kind, jax.core.Tracer)]
+    return [leaf for leaf in leaves if type(leaf) in kinds] if kinds else []
+
+
 def abstract(value: object) -> jax.ShapeDtypeStruct:
     """Returns what stands for an array where none is computed: all that JAX knows of its type.
 
-        Besides shape and dtype that is a weak type, varying axes and an explicit sharding.
+    Besides shape and dtype that is a weak type, varying axes and an explicit sharding.
 
-        Example:
-          >>> import jax
-
-    from .types import Tree
-          >>> abstract(jax.numpy.asarray(2.0))
-          ShapeDtypeStruct(shape=(), dtype=float32, weak_type=True)
+    Example:
+      >>> import jax
+      >>> abstract(jax.numpy.asarray(2.0))
+      ShapeDtypeStruct(shape=(), dtype=float32, weak_type=True)
     """
     shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda x: x, value)
     return shape

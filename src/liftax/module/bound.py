@@ -7,6 +7,7 @@ bound to no variables, or declares one in a method that is not compact.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -38,6 +39,7 @@ class Variables:
     if typing.TYPE_CHECKING:  # what Module adds, for the files between this one and it
         preserve_adopted_names: typing.ClassVar[bool]
         _field_names: typing.ClassVar[tuple[str, ...]]
+        _compared: typing.ClassVar[operator.attrgetter[object]]
         _clone_names: typing.ClassVar[tuple[str, ...]]
         _plain_init: typing.ClassVar[bool]
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import inspect
 import operator
+import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard, TypeVar
 
@@ -86,6 +87,7 @@ def declare(cls: type[Variables], kw_only: bool) -> None:
         by_name[name] = by_name.pop(name)
     listed = dataclasses.fields(cls)  # type: ignore[arg-type]
     cls._field_names = tuple(f.name for f in listed if f.name not in RESERVED)
+    cls._compared = operator.attrgetter(*(f.name for f in listed if f.compare))
     cls._clone_names = tuple(f.name for f in listed if f.init and f.name != "parent")
     # Whether __init__ does no more than to store the fields: `remake` may then leave it out.
     stored = all(getattr(f, "_field_type", None) is not _INITVAR for f in by_name.values())
@@ -141,15 +143,22 @@ def _hash(self: Variables) -> int:
             f"{type(self).__name__}: a module that stands in a model is not hashable, since it "
             f"holds variables; take its path as the key, or id(module)"
         )
-    names = [f.name for f in dataclasses.fields(self) if f.compare]  # type: ignore[arg-type]
-    return hash((type(self), *(_hashable(getattr(self, name)) for name in names)))
+    return hash((type(self), _hashable(self._compared(self))))
+
+
+_ATOMS = frozenset((int, float, str, bool, type(None), type, types.FunctionType))
+_CONTAINERS = (list, tuple, Mapping)
 
 
 def _hashable(value: object) -> Hashable:
+    # A module that is a static argument of `jax.jit` is hashed in every call: a container is made
+    # anew only where its parts need it, which is asked of their classes.
+    if isinstance(value, (list, tuple)):
+        kinds = set(map(type, value)) - _ATOMS
+        nests = any(issubclass(kind, _CONTAINERS) for kind in kinds)
+        return tuple(map(_hashable, value) if nests else value)
     if isinstance(value, Mapping):
         return frozenset((k, _hashable(v)) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_hashable, value))
     return value
 
 

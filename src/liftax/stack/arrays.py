@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from .. import jax_private
 from ..errors import StackingError
 
 T = TypeVar("T")
@@ -150,11 +151,24 @@ def apart(leaf: Array, places: Places) -> list[Array]:
       [array([0, 1]), array([2, 3])]
     """
     if isinstance(leaf, jax.core.Tracer):
-        # One operation: its derivative is a stack, and not a sum of padded slices.
-        slices: Sequence[Array] = jnp.unstack(leaf, axis=places.axis)
+        slices: Sequence[Array] = unstack(leaf, places.axis)
     else:
         slices = [take(leaf, i, places.axis) for i in range(leaf.shape[places.axis])]
     return [permute(part, places.order) for part in slices]
+
+
+def unstack(array: jax.Array, axis: int = 0) -> Sequence[jax.Array]:
+    """The slices of an array along an axis, in a trace or outside of one.
+
+    Example:
+      >>> [int(x) for x in unstack(jax.numpy.arange(3))]
+      [0, 1, 2]
+    """
+    if jax_private.is_run(jax_private.current_trace()):
+        # One small program, run for each: one that makes hundreds takes a second to compile.
+        return [_take_jax(array, i, axis) for i in range(array.shape[axis])]
+    # One operation: its derivative is a stack, and not a sum of padded slices.
+    return jnp.unstack(array, axis=axis)
 
 
 def together(leaves: Sequence[Array], places: Places) -> Array:

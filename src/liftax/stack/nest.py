@@ -19,6 +19,7 @@ from ..core.roles import THROUGH, through_roles
 from ..core.scope import Scope
 from ..core.streams import Keyed
 from ..core.types import Group
+from .arrays import unstack
 from .options import Level, Remat, Run, levels, names_in
 
 T = TypeVar("T")
@@ -192,8 +193,7 @@ def _ungrouped(ys: object, count: int, size: int) -> object:
 def _loop(body: Step, carry: object, xs: object, count: int) -> tuple[object, object]:
     """The Python loop that a scan stands for."""
     leaves, treedef = jax.tree.flatten(xs)
-    # Taken apart at once: differentiated, it is one stack and not a sum of padded slices.
-    slices = [jnp.unstack(leaf) for leaf in leaves]
+    slices = [unstack(leaf) for leaf in leaves]
     outputs = []
     for i in range(count):
         x = jax.tree.unflatten(treedef, [parts[i] for parts in slices])

@@ -51,8 +51,13 @@ class Remat:
     that what is stored grows with the square root of the depth (Chen et al. 2016,
     https://arxiv.org/abs/1604.06174).
 
+    ``Remat("products")`` is the plan to begin with. A scan stores every intermediate of its body,
+    a copy into a stack of all layers and one out of it; this stores what is dear, products with
+    weights and what attention returns, in the dtype that they have, and computes again what is
+    cheap: normalisations, activations, masks, casts, scores of an attention.
+
     Args:
-      policy: what may be stored nevertheless: the name of a policy in
+      policy: what may be stored nevertheless: ``"products"``, the name of a policy in
         ``jax.checkpoint_policies``, or such a function.
       every: the steps in one group, or ``"sqrt"``.
       nested: True recomputes each step within a group too: least memory, one
@@ -170,6 +175,8 @@ def _policy(
 
 
 def _named_policy(name: str) -> Policy:
+    if name == "products":
+        return equations.keeps_products
     public = [n for n in dir(jax.checkpoint_policies) if not n.startswith("_")]
     if name in _MAKERS:
         raise StackError(f"Remat: {name!r} makes a policy and is none; use {_MAKERS[name]}")
@@ -178,7 +185,7 @@ def _named_policy(name: str) -> Policy:
         hint = did_you_mean(name, plain, like=0.4)
         raise StackError(
             f"Remat: jax.checkpoint_policies has no policy {name!r}{hint}\n"
-            f"expected one of {', '.join(plain)}, or a function"
+            f"expected 'products', one of {', '.join(plain)}, or a function"
         )
     return getattr(jax.checkpoint_policies, name)
 

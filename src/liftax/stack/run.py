@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from .. import jax_private
 from ..core import boxes
 from ..core.lift.scan import Plan as ScanPlan
 from ..core.lift.scan import Scan
@@ -20,7 +21,7 @@ from ..module.detach import Detached, without_modules
 from .arguments import Arguments, Block, ByPosition, Slices, gathered, split_pair
 from .declaration import Declaration
 from .nest import Plan
-from .options import in_force
+from .options import Run, in_force, levels
 from .storage import StackLayout
 from .templates import shared_outside
 
@@ -47,7 +48,12 @@ def run_stacked(
     place = whose(stack)
     at = stack._stack_layout(stack.path)
     # Options in force where the stack is called, not where it was declared, say how it runs.
-    plan = Plan(*in_force(stack.run, stack.unroll, stack.remat))
+    run, remat = in_force(stack.run, stack.unroll, stack.remat)
+    if _is_made(stack):
+        assert stack.repeats is not None
+        levels(run, remat, stack.repeats)  # what does not fit is told now, not when it runs
+        run = Run()
+    plan = Plan(run, remat)
     call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs)
     ys_before, ys_after = [], []
     for j, layer in enumerate(stack.before):
@@ -70,6 +76,19 @@ def run_stacked(
         return x
     ys = ByPosition(tuple(ys_before), tuple(ys_block), tuple(ys_after))
     return x, gathered(ys, stack.outputs, at, place)
+
+
+def _is_made(stack: Declaration) -> bool:
+    """Tells whether the stack's variables are being made by a program.
+
+    Their values are those of one loop, however the layers run afterwards, and one loop is traced,
+    compiled and run in the time of a layer. Without a program the layers run one by one, which
+    may look at values; and who draws the model is to see the loop that it will have.
+    """
+    assert stack.scope is not None
+    call = stack.scope.call
+    traced = jax_private.current_trace() is not jax_private.EAGER
+    return traced and call.rec is None and bool(call.flags.get("initializing"))
 
 
 def _single(

@@ -29,7 +29,7 @@ from ..linen_keys import Log
 from ..roles import THROUGH, Role, Roles, Row
 from ..scope import Scope
 from ..streams import Base, Keyed, Stream
-from ..trees import copy_dicts, sorted_dicts
+from ..trees import copy_dicts, plain_dicts, sorted_dicts
 from ..types import Collections, Function, Group, Path, Tree
 
 
@@ -84,7 +84,6 @@ class Opening(Around):
         self.read_only = True
         self.initializing = False
         self.keyless = True  # whether there is no stream
-        self.boxed = False  # whether any variable is in a metadata box
         # Of each top's streams. JAX traces a rule of derivatives when the call may have ended, and
         # its scopes have let go of their streams.
         self.paths: list[dict[str, tuple[str | int, ...]]] = []
@@ -97,8 +96,6 @@ class Opening(Around):
                 self.read_only = False
             if root.flags.get("initializing"):
                 self.initializing = True
-            if root.boxed:
-                self.boxed = True
             if top.rngs:
                 self.keyless = False
             self.paths.append({name: stream.path for name, stream in top.rngs.items()})
@@ -150,7 +147,7 @@ class Opening(Around):
                 if row is not None and row.enters and row.role in groups:
                     node = top.node(col)
                     if node is not None:
-                        groups[row.role][i][col] = node
+                        groups[row.role][i][col] = plain_dicts(node)
         return groups
 
     def empty(self) -> tuple[dict[str, Any], ...]:

@@ -178,7 +178,7 @@ def _scanned(
     stacked = opening.sorted_values(axes)
     sizes = Sizes(opening, options.length, "length")
     sizes.see_arguments(args, in_axes, options.in_axes, skip=2)
-    if opening.boxed:
+    if boxes.holds_boxes(stacked):
         stacked = {
             axis: unnamed(opening, stacked[axis], axis, options.metadata_params) for axis in axes
         }
