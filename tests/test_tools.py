@@ -34,3 +34,4 @@ def test_the_figures_of_the_house_are_counted(tmp_path):
     assert "annotations with Any, %    50.0" in text
     assert "private reach              1" in text
     assert "  a b" in text
+    assert house.rooms(tmp_path).splitlines()[1].split() == [".", "7", "14.3", "50.0"]

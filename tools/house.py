@@ -218,12 +218,27 @@ def report(root: Path) -> str:
     return "\n".join([*lines, *("  " + " ".join(group) for group in groups)])
 
 
+def rooms(root: Path) -> str:
+    """Returns the figures of each folder of a package as lines of text."""
+    found: dict[str, Figures] = {}
+    for file in sorted(root.rglob("*.py")):
+        found.setdefault(str(file.parent.relative_to(root)), Figures()).__iadd__(figures_of(file))
+    lines = [f"{'room':20} code lines  comments per 100  Any, %"]
+    for room, of in found.items():
+        comments, any_ = 100 * of.comments / max(of.code, 1), 100 * of.any / max(of.annotations, 1)
+        lines.append(f"{room:20} {of.code:10} {comments:17.1f} {any_:7.1f}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", nargs="?", default="src/liftax", type=Path)
+    parser.add_argument("--rooms", action="store_true", help="count each folder too")
     parser.add_argument("--reach", action="store_true", help="list the private reads")
     options = parser.parse_args()
     print(report(options.folder))
+    if options.rooms:
+        print(rooms(options.folder))
     if options.reach:
         for file in sorted(options.folder.rglob("*.py")):
             print(*figures_of(file).reach, sep="\n")

@@ -27,6 +27,7 @@ def require(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        # A package that is there may lack one of its own: that is no extra of ours.
         top = (error.name or module).partition(".")[0]
         if top != module.partition(".")[0]:
             raise
@@ -43,6 +44,7 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
+    # A name in a file could move the cursor, or colour what follows.
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
@@ -72,6 +74,7 @@ class Console:
             self._rich.print(text, markup=False, soft_wrap=True)
             return
         try:
+            # At once: a pipe's reader sees what a long run does, and a full disk is noticed here.
             print(text, file=self.out, flush=True)
         except BrokenPipeError:
             raise
@@ -95,6 +98,7 @@ class Console:
             for i, column in enumerate(columns):
                 table.add_column(column, justify="right" if i in right else "left")
             for row in rows:
+                # Not as rich reads text: what stands in square brackets is markup to it.
                 table.add_row(*(Text(cell) for cell in row))
             self._rich.print(table)
             return
@@ -119,6 +123,7 @@ class Console:
             return "  ".join(f"{name} {value}" for name, value in fields.items())
 
         if self._rich is None:
+            # A log would fill with a line for each of many steps.
             every = max(1, -(-total // lines))
 
             def step(**fields: str) -> None:

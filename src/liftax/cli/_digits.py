@@ -77,6 +77,7 @@ class RowReader(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
+        # One cell for all rows, so its parameters are shared and their stream is not split.
         scanned = nn.scan(
             nn.LSTMCell,
             variable_broadcast="params",
@@ -110,7 +111,9 @@ def train(model: nn.Module, data: Split, *, epochs: int, seed: int) -> Iterator[
     Computer Vision, 2016), which on these few images is worth half a percent of accuracy.
     """
     optax = require("optax", "train")
+    # What does not fill a batch waits for an epoch with another order.
     steps = len(data.images) // BATCH
+    # The decay has to end after the warm-up, with one epoch too.
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps, steps * max(epochs, 2))
     optimizer = optax.adamw(schedule, weight_decay=1e-3)
     init_key, order_key = jax.random.split(jax.random.key(seed))
@@ -128,6 +131,7 @@ def train(model: nn.Module, data: Split, *, epochs: int, seed: int) -> Iterator[
         updates, opt_state = optimizer.update(gradient, opt_state, variables)
         return (optax.apply_updates(variables, updates), opt_state), figures
 
+    # One program for a whole epoch: a step of these models takes less than a call from Python.
     @jax.jit
     def epoch(state: Any, key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
         order = jax.random.permutation(key, len(images))[: steps * BATCH].reshape(steps, BATCH)

@@ -45,6 +45,7 @@ def read_batch(path: Path) -> np.ndarray:
         )
     if found.size == 0:
         raise CommandError(f"{path}: has shape {found.shape}, which is empty")
+    # What is too large becomes infinite, and is told below with its place.
     with np.errstate(over="ignore"):
         batch = found.astype(np.float32)
     unfit = ~np.isfinite(batch)

@@ -24,6 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _commands() -> list[str]:
+    # By the files that are there: a command is added by adding its file.
     names = (module.name for module in pkgutil.iter_modules([os.path.dirname(__file__)]))
     return sorted(name for name in names if not name.startswith("_"))
 
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args, Console()))
     except CommandError as error:
+        # One line, whatever the error is made of: scripts read it.
         message = printable(" ".join(str(error).split()))
         print(f"liftax {args.command}: {message}", file=sys.stderr)
         return 130 if isinstance(error, Interrupted) else 2

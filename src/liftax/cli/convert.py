@@ -106,6 +106,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     try:
         found = open_checkpoint(args.source)
         source, target = layouts(args, found)
+        # By shapes: whatever cannot be converted is told before a byte is written.
         plan = _plan(args, found, source, target)
         tensors = plan.tensors
         size = sum(tensor.nbytes for tensor in tensors.values())
@@ -125,6 +126,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     except LiftaxError as error:
         raise CommandError(str(error)) from error
     except OSError as error:
+        # A full disk has no file name in its error; it is the target that is written.
         place = error.filename if isinstance(error.filename, str) else args.target
         raise CommandError(f"{place}: {error.strerror or error}") from error
     except KeyboardInterrupt:
@@ -156,6 +158,7 @@ def layouts(args: argparse.Namespace, found: Checkpoint) -> tuple[Stackings, Sta
     Raises:
       CommandError: nothing says so, or two things contradict each other.
     """
+    # What the source says of itself comes before what the user says, and may not contradict it.
     own, axis = found.stackings, args.axis
     if own:
         if args.stack:
@@ -170,6 +173,7 @@ def layouts(args: argparse.Namespace, found: Checkpoint) -> tuple[Stackings, Sta
             _check_axis(args, own)
             return own, wanted
         return own, _along(wanted, axis)
+    # With --layout layers only the source has an axis of layers, so --axis can mean no other.
     given = axis if args.layout == "layers" else None
     source_axis = args.source_axis if args.source_axis is not None else given
     if args.layout == "layers" and None not in (axis, args.source_axis):
@@ -213,6 +217,7 @@ def _of_model(args: argparse.Namespace) -> Stackings:
     target = find(args.model)
     module = build(args.model, target, dict(parse_field(text) for text in args.field))
     positional, named = parse_args(args.args)
+    # The model is traced and not initialised: a key without a value will do.
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         found = stackings_of(module, {"params": key}, *positional, **named)
@@ -229,6 +234,7 @@ def _stacks(texts: list[str], tree: Any, axis: int) -> Stackings:
     from ..checkpoint.find import as_stackings
     from ..stack.stacking import Stacking
 
+    # Those outside first: what is inside is found in their layers.
     given = sorted((text.partition("=") for text in texts), key=lambda parts: parts[0].count("/"))
     made: list[Stacking] = []
     seen: list[Stacking] = []
@@ -274,6 +280,7 @@ def _depth(path: str, layers: str, tree: Any, axis: int) -> int:
     from ..stack.trees import get
 
     for root in find_trees(tree, (Stacking.of(path, 1, names=layers),)):
+        # Layers one by one say how many they are; of a stacked array it is a size.
         numbers = _numbers(root.tree, split_path(layers))
         missing = sorted(set(range(len(numbers))) - numbers)
         if missing:
@@ -304,6 +311,7 @@ def _numbers(tree: Any, layers: tuple[str, ...]) -> set[int]:
     found = set()
     for name in around if isinstance(around, Mapping) else ():
         number = str(name).removeprefix(before).removesuffix(after)
+        # The whole of the name: of block_{} neither block_1_old is one nor my_block_1.
         if f"{before}{number}{after}" == name and number.isdecimal():
             if get(around, (name, *layers[at + 1 :])) is not MISSING:
                 found.add(int(number))

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.line(f"input: {source}, {examples:,} x {features:,}")
 
     try:
+        # Of shapes alone, so that a model that is too large is told before any memory is taken.
         found = layout(
             recipes.composed_lifts(args.layers, features), jax.random.key(0), batch, None
         )
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             recipes.composed_lifts_forward(args.seed, batch, args.layers, features)
         )
     except jax.errors.JaxRuntimeError as error:
+        # JAX has one class for all that goes wrong at run time.
         if "memory" not in str(error):
             raise
         raise CommandError("out of memory: ask for fewer --layers or a smaller batch") from error
@@ -101,12 +103,14 @@ def _print_layout(layout: Layout, console: Console) -> None:
 
 
 def _print_activation(activation: np.ndarray, shape: tuple[int, int], console: Console) -> None:
+    # The input is finite, so it is a sum that is not.
     unfit = int(activation.size - np.isfinite(activation).sum())
     if unfit:
         raise CommandError(
             f"{unfit:,} of {activation.size:,} numbers of the activation are not finite: "
             "the input is too large for float32"
         )
+    # A mean of many numbers in float32 would be rounded to fewer digits than are printed.
     wide = activation.astype(np.float64)
     numbers = {
         "mean": wide.mean(),

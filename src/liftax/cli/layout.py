@@ -64,6 +64,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     target = find(args.target)
     fields = dict(parse_field(text) for text in args.field)
     positional, named = parse_args(args.args)
+    # Before the model is traced, which may take long.
     if args.html and not Path(args.html).resolve().parent.is_dir():
         raise CommandError(f"--html: there is no directory {str(Path(args.html).parent)!r}")
 
@@ -104,6 +105,7 @@ def find(target: str) -> Any:
     source, colon, name = target.rpartition(":")
     if not colon or not source or not name:
         raise CommandError(f"{target!r}: expected package.module:Model, e.g. my_models.vit:ViT")
+    # A console script has its own folder there, and not the one that the user stands in.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -111,11 +113,13 @@ def find(target: str) -> Any:
     except CommandError:
         raise
     except ModuleNotFoundError as error:
+        # Whether the module that was asked for is missing, or one that it imports.
         if error.name and source.split(".")[: error.name.count(".") + 1] == error.name.split("."):
             raise CommandError(f"{target!r}: there is no module {error.name!r}") from error
         raise CommandError(
             f"{target!r}: importing {source} failed: {in_one_line(error)}"
         ) from error
+    # A script may end the process when it is imported.
     except (Exception, SystemExit) as error:
         raise CommandError(
             f"{target!r}: importing {source} failed: {in_one_line(error)}"
@@ -138,6 +142,7 @@ def load_file(source: str) -> Any:
     if spec is None or spec.loader is None:
         raise CommandError(f"{source!r}: not a Python file")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickles look their module up there.
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
@@ -156,6 +161,7 @@ def build(name: str, target: Any, fields: dict[str, Any]) -> Any:
         raise CommandError(f"{name!r} is {kind_of(target)}, expected a liftax Module")
     if is_class:
         known = [f.name for f in dataclasses.fields(target) if f.init]
+        # Where the module stands is found by itself.
         known = [name for name in known if name not in ("parent", "name")]
         for field in fields:
             if field not in known:
@@ -166,6 +172,7 @@ def build(name: str, target: Any, fields: dict[str, Any]) -> Any:
     try:
         module = target(**fields)
     except Exception as error:
+        # Most likely a field without a default.
         hint = "; give fields as --field name=value" if isinstance(error, TypeError) else ""
         raise CommandError(f"{name}: {in_one_line(error)}{hint}") from error
     if not isinstance(module, Module):
@@ -210,6 +217,7 @@ def value_of(node: ast.expr, text: str) -> Any:
     match node:
         case ast.Subscript(value=ast.Name(id=name)):
             shape = sizes(node.slice, text)
+            # A shape is all that a layout needs.
             return jax.ShapeDtypeStruct(shape, dtype(name, text))
         case ast.Tuple(elts=parts):
             return tuple(value_of(part, text) for part in parts)

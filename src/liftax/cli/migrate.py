@@ -41,6 +41,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.write and args.check:
         raise CommandError("--write and --check exclude each other")
     paths = list(_files(args.paths))
+    # All of them first: no file is changed where another one may not be.
     if args.write and not args.dirty:
         _check_clean(args.paths)
     changed = left = 0
@@ -72,6 +73,7 @@ def _files(paths: list[Path]) -> Iterator[Path]:
             continue
         for found in sorted(path.rglob("*")):
             parts = found.relative_to(path).parts
+            # What others wrote, or what was generated, is not migrated.
             skipped = any(part.startswith(".") or part in _SKIPPED for part in parts)
             if found.suffix in (".py", ".ipynb") and found.is_file() and not skipped:
                 yield found
@@ -86,6 +88,7 @@ def _check_clean(paths: list[Path]) -> None:
             done = subprocess.run(command, capture_output=True, text=True)
         except FileNotFoundError:
             return
+        # Outside of a repository nothing could be given back either way: the user knows.
         if done.returncode == 0 and done.stdout.strip():
             raise CommandError(
                 f"{path}: git has changes here that are not committed; commit them first, or "
@@ -126,6 +129,7 @@ def _migrated_notebook(old: str) -> tuple[str, str, list[tuple[int, bool, str]]]
         lines.append(f"{_CELL}{number}")  # the cells are found again by these lines
         whole = source.startswith("%%")  # the cell is in another language
         for line in source.split("\n"):
+            # IPython's own lines are no Python: a statement stands in for each, and they come back.
             if whole or re.match(r"\s*[%!?]", line) or line.rstrip().endswith("?"):
                 space = line[: len(line) - len(line.lstrip())]
                 hidden = f"{space}pass  #liftax-line{len(magic)}"
@@ -139,6 +143,7 @@ def _migrated_notebook(old: str) -> tuple[str, str, list[tuple[int, bool, str]]]
             text = "\n".join(magic.get(line, line) for line in part[:-1].split("\n"))
             if text != source:
                 cell["source"] = text.splitlines(keepends=True)
+        # Written as it was, so that the diff shows the cells alone.
         indent = re.match(r"\{\n( +)", old)
         new = json.dumps(notebook, indent=len(indent[1]) if indent else None, ensure_ascii=False)
         new += "\n" * old.endswith("\n")

@@ -34,9 +34,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from ..errors import MissingExtraError
 
     try:
+        # Before the program imports anything: what it imports from flax is liftax's from then on.
         adoption = install(report=args.report)
     except MissingExtraError as error:
         raise CommandError(str(error)) from error
+    # The program reads its own arguments, and finds itself first among them.
     sys.argv = [args.program, *args.arguments]
     try:
         if args.module:
@@ -44,6 +46,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             runpy.run_module(args.program, run_name="__main__", alter_sys=True)
         else:
             path = os.path.abspath(args.program)
+            # As Python itself does for a script.
             sys.path.insert(0, os.path.dirname(path))
             runpy.run_path(path, run_name="__main__")
     finally:

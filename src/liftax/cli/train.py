@@ -56,6 +56,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         with console.progress(args.epochs, "epoch") as progress:
             for epoch in train(model, data, epochs=args.epochs, seed=args.seed):
                 history.add(epoch)
+                # After each: a run that is killed leaves what it had.
                 history.write_parameters()
                 progress(loss=f"{epoch.loss:.4f}", accuracy=f"{epoch.accuracy:.4f}")
         right = count_right(model, epoch.variables, data.test_images, data.test_labels)
@@ -98,6 +99,7 @@ class _History:
     def write_parameters(self) -> None:
         assert self.last is not None
         leaves, _ = jax.tree.flatten_with_path(self.last.variables)
+        # Under the paths of the variables, which `liftax convert` reads.
         arrays = {
             jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
             for path, leaf in leaves
@@ -126,6 +128,7 @@ class _History:
         figure.suptitle(f"{self.args.model}, seed {self.args.seed}: {remark}")
         curves = {"loss": self.loss, "accuracy": self.accuracy}
         for axes, (name, values) in zip(figure.subplots(1, 2), curves.items(), strict=True):
+            # A curve of one point has no line to be seen.
             axes.plot(numbers, values, marker="o" if len(numbers) < 3 else None)
             axes.set_xlabel("epoch")
             axes.set_ylabel(f"{name} in training")
