@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from liftax.layout.data import Along, Axis, Cost, Finding, LiftNode, VariableLayout
+from liftax.layout.data import (
+    Along,
+    Axis,
+    Cost,
+    Finding,
+    LiftNode,
+    ModuleNode,
+    Stats,
+    VariableLayout,
+)
 from liftax.layout.shown import Layout
 
 SIZES = {"float32": 4, "bfloat16": 2, "int32": 4}
@@ -67,6 +77,20 @@ def decoder() -> Layout:
     )  # fmt: skip
     cost = Cost("cpu", 1.5e9, 4.5e8, 12_345_678, 1000, 2000)
     return Layout("Decoder", rows, lifts, (note,), "i32[8,128]", f"{file}:40", cost)
+
+
+def measured() -> Layout:
+    """The decoder with its modules, and the values of its variables."""
+    layout = decoder()
+    stats = Stats(0.001234, 1.02, -3.21e-5, 4.0, 0.25, 0.0)
+    rows = (replace(v, stats=stats, per_layer=(stats,) * 3) for v in layout)
+    modules = (
+        ModuleNode((), "Decoder", "i32[8,128]", "f32[8,128,256]", ("",)),
+        ModuleNode(("embed",), "Embed", "i32[8,128]", "f32[8,128,64]", ("/.call", "/.attend")),
+        *(ModuleNode((f"norm_{i}",), "LayerNorm", "f32[8,128,64]", "f32[8,128,64]", ("/.call",),
+                     (), 1e6) for i in range(5)),
+    )  # fmt: skip
+    return layout.replace(variables=tuple(rows), modules=modules, absent=("dropout",))
 
 
 def large(count: int = 2000) -> Layout:

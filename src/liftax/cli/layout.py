@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     elif console.fancy:
         console.rich(found)
     else:
-        console.line(as_text(found, rich=False))
+        console.line(as_text(found))
     return 0
 
 

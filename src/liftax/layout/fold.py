@@ -1,18 +1,21 @@
-"""Many alike as one: rows that differ only in the numbers inside their names.
+"""Many alike as one: what differs only in the numbers inside its name.
 
-A model with a hundred unrolled layers has thousands of variables that say the same. `fold` groups
-those whose paths agree up to the numbers and whose shape, dtype and lifts agree entirely.
+A model with a hundred unrolled layers has thousands of variables that say the same, and a hundred
+subtrees of modules and lifts. `fold` groups variables whose paths agree up to the numbers and whose
+shape, dtype and lifts agree entirely; `alike_lifts` tells which lifts are drawn as one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .data import VariableLayout
+from .data import Finding, LayoutData, VariableLayout
 
 _NUMBER = re.compile(r"\d+")
+ENOUGH = 3
+"""Fewer than this stay apart."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,32 @@ class Fold:
         return len(self.members)
 
 
-def fold(variables: Sequence[VariableLayout], enough: int = 3) -> list[Fold]:
-    """Groups of alike variables, in order of first appearance; fewer than `enough` stay apart."""
-    groups: dict[tuple[object, ...], list[VariableLayout]] = {}
+def fold(
+    variables: Sequence[VariableLayout],
+    enough: int = ENOUGH,
+    same: Mapping[int, int] | None = None,
+) -> list[Fold]:
+    """Groups of alike variables, in order of first appearance; fewer than `enough` stay apart.
+
+    Args:
+      variables: the variables.
+      enough: how many are folded.
+      same: lift -> the one that stands for it.
+    """
+    one = same or {}
+    groups: dict[Hashable, list[VariableLayout]] = {}
     keys = [
-        (v.collection, numberless(v.name), v.shape, v.dtype, v.axes, v.along) for v in variables
+        (
+            v.collection,
+            numberless(v.name),
+            v.shape,
+            v.dtype,
+            tuple(
+                (a.label, one.get(a.lift, a.lift) if a.lift is not None else None) for a in v.axes
+            ),
+            tuple((one.get(a.lift, a.lift), a.role, a.axis, a.split) for a in v.along),
+        )
+        for v in variables
     ]
     for key, v in zip(keys, variables, strict=True):
         groups.setdefault(key, []).append(v)
@@ -50,6 +74,92 @@ def fold(variables: Sequence[VariableLayout], enough: int = 3) -> list[Fold]:
         elif v is group[0]:
             folds.append(Fold(common_name([v.name for v in group]), tuple(group)))
     return folds
+
+
+@dataclass(frozen=True)
+class AlikeLifts:
+    """Which lifts are drawn as one.
+
+    Attributes:
+      same: lift -> the one that stands for it, for all of them.
+      members: a lift that stands for others beside it -> all of these, itself first.
+    """
+
+    same: Mapping[int, int]
+    members: Mapping[int, tuple[int, ...]]
+
+    def drawn(self, layout: LayoutData, parent: int | None) -> tuple[int, ...]:
+        """The lifts directly inside another that are drawn."""
+        return tuple(i for i in layout.children.get(parent, ()) if self.same[i] == i)
+
+    def path(self, layout: LayoutData, index: int) -> str:
+        """The path of a lift, with those of all that it stands for."""
+        paths = ["/".join(layout.lifts[i].path) for i in self.members.get(index, (index,))]
+        return common_name(paths) if len({numberless(p) for p in paths}) == 1 else paths[0]
+
+
+def alike_lifts(layout: LayoutData, enough: int = ENOUGH) -> AlikeLifts:
+    """Lifts beside each other that are the same, with all that is inside of them."""
+    kinds: dict[Hashable, int] = {}
+    kind: dict[int, int] = {}
+    for lift in reversed(layout.lifts):  # those inside come after the one around them
+        variables = tuple(
+            (v.collection, numberless(v.name), v.shape, v.dtype)
+            for v in layout.inside.get(lift.index, ())
+        )
+        key = (
+            lift.title,
+            lift.axis_name,
+            lift.file_line,
+            lift.made_at,
+            lift.carry,
+            numberless("/".join(lift.path)),
+            tuple(lift.roles.items()),
+            tuple(lift.splits.items()),
+            (lift.takes, lift.carries, lift.gives),
+            variables,
+            tuple(kind[i] for i in layout.children.get(lift.index, ())),
+        )
+        kind[lift.index] = kinds.setdefault(key, len(kinds))
+    same: dict[int, int] = {}
+    members: dict[int, tuple[int, ...]] = {}
+
+    def stand(index: int, other: int) -> None:
+        """Lets `other` stand for a lift, and what is in the one for what is in the other."""
+        same[index] = other
+        inside = layout.children.get(index, ()), layout.children.get(other, ())
+        for one, two in zip(*inside, strict=True):
+            stand(one, same.get(two, two))
+
+    def go(parent: int | None) -> None:
+        groups: dict[int, list[int]] = {}
+        for index in layout.children.get(parent, ()):
+            groups.setdefault(kind[index], []).append(index)
+        for group in groups.values():
+            first, *others = group
+            kept = [first] if len(group) >= enough else group
+            for index in kept:
+                same[index] = index
+                go(index)
+            if len(group) >= enough:
+                members[first] = tuple(group)
+                for index in others:
+                    stand(index, first)
+
+    go(None)
+    return AlikeLifts(same, members)
+
+
+def fold_findings(layout: LayoutData, lifts: AlikeLifts) -> list[tuple[Finding, int]]:
+    """The findings, each with how many there are of its kind: of alike lifts, one."""
+    counts: dict[Hashable, int] = {}
+    first: dict[Hashable, Finding] = {}
+    for finding in layout.findings:
+        where = tuple(lifts.same.get(i, i) for i in finding.lifts)
+        key = (finding.code, finding.severity, numberless(finding.message), where)
+        counts[key] = counts.get(key, 0) + 1
+        first.setdefault(key, finding)
+    return [(finding, counts[key]) for key, finding in first.items()]
 
 
 def numberless(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .data import LayoutData
 from .page import fragment, page
-from .table import as_rich, as_text
+from .table import Rich, as_text
 
 
 class Layout(LayoutData):
@@ -28,7 +28,7 @@ class Layout(LayoutData):
         return as_text(self)
 
     def __rich__(self) -> Any:
-        return as_rich(self)
+        return Rich(self)
 
     def _repr_html_(self) -> str:
         return fragment(self)

@@ -1,118 +1,206 @@
-"""A layout as text: with rich's tables where rich is installed, in plain columns otherwise.
+"""A layout as text, in any width: with rich in colours, and the same lines without.
 
-Both say the same: the nest of lifts as a tree, the variables with their axes by name, the totals
-by lift, the findings. Alike variables share a row (see `fold`).
+It says the nest of lifts as a tree, the modules, the variables with their axes by name, their
+values where they were given, the totals by lift, the findings. What is alike shares a row (`fold`).
 """
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import shutil
-import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from .data import LayoutData, LiftNode, VariableLayout, human_bytes, human_count, short_file_line
-from .fold import Fold, fold
+from .columns import Column, Line, Segment, folded, table, text_of, wrapped
+from .data import (
+    LayoutData,
+    LiftNode,
+    Stats,
+    VariableLayout,
+    human_bytes,
+    human_count,
+    short_file_line,
+)
+from .fold import AlikeLifts, Fold, alike_lifts, fold, fold_findings
+from .modules import Branch, module_tree
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
-_SEVERITY = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+_STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+_NARROWEST = 40
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A piece of text that belongs to a lift, or to none."""
-
-    text: str
-    lift: int | None = None
-
-
-def as_text(layout: LayoutData, width: int | None = None, *, rich: bool | None = None) -> str:
-    """The layout for a terminal `width` columns wide, without colours.
-
-    `rich=False` keeps to plain columns even where rich is installed.
-    """
+def as_text(layout: LayoutData, width: int | None = None) -> str:
+    """The layout for a terminal `width` columns wide, without colours."""
     width = width or max(60, shutil.get_terminal_size((100, 24)).columns)
-    if rich is None:
-        rich = importlib.util.find_spec("rich") is not None
-    if not rich:
-        return _plain_text(layout, width)
-    from rich.console import Console
-
-    out = io.StringIO()
-    Console(file=out, width=width, color_system=None, legacy_windows=False).print(as_rich(layout))
-    lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    kept = (line for line, after in zip(lines, [*lines[1:], "end"], strict=True) if line or after)
-    return "\n".join(kept)
+    return "\n".join(text_of(line).rstrip() for line in lines_of(layout, width))
 
 
-def as_rich(layout: LayoutData) -> Any:
+class Rich:
     """The layout as something that a rich console prints, with a colour for each lift."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-    from rich.tree import Tree
 
-    def coloured(segments: list[Segment]) -> Text:
-        return Text.assemble(
-            *((s.text, "" if s.lift is None else _colour(s.lift)) for s in segments)
-        )
+    def __init__(self, layout: LayoutData):
+        self.layout = layout
 
-    tree = Tree(coloured(_module_line(layout)), guide_style="dim")
-    branches: dict[int | None, Tree] = {None: tree}
-    for parent, index in _downward(layout):
-        lift = layout.lifts[index]
-        where = f"  · {lift.where}" if lift.where else ""
-        extras = f"\n{lift_extras(lift)}" if lift_extras(lift) else ""
-        text = Text.assemble(
-            (lift_title(lift), f"bold {_colour(index)}"), (where, "dim"), (extras, "dim")
-        )
-        branches[index] = branches[parent].add(text)
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text
 
-    table = Table(box=_box(), pad_edge=False, header_style="bold", expand=False)
-    longest = max((len(f.name) for f in fold(layout.variables)), default=0)
-    table.add_column("variable", overflow="fold", no_wrap=longest <= 48)
-    table.add_column("axes", overflow="fold")
-    table.add_column("dtype", no_wrap=True)
-    table.add_column("bytes", justify="right", no_wrap=True)
-    notes = any(_along_text(layout, v) for v in layout.variables)
-    if notes:
-        table.add_column("along", overflow="fold")
-    for total in layout.collections:
-        head = Text(total.collection, style="bold")
-        table.add_row(head, "", "", human_bytes(total.bytes), *([""] if notes else []))
-        for row in _rows(layout, total.collection):
-            cells: list[Any] = [
-                Text("  " + row_name(row)),
-                coloured(axes_segments(row.first)),
-                row.first.dtype,
-                f"{row.bytes:,}",
-            ]
-            table.add_row(*cells, *([_along_text(layout, row.first)] if notes else []))
-        table.add_section()
-    parts: list[Any] = [tree]
+        for line in lines_of(self.layout, options.max_width):
+            yield Text.assemble(*((s.text, _style(s)) for s in line))
+
+
+def _style(segment: Segment) -> str:
+    colour = "" if segment.lift is None else _COLOURS[segment.lift % len(_COLOURS)]
+    return f"{_STYLES.get(segment.style, segment.style)} {colour}".strip()
+
+
+def lines_of(layout: LayoutData, width: int) -> list[Line]:
+    """All lines; none is wider than `width`, from 40 on."""
+    width = max(width, _NARROWEST)
+    alike = alike_lifts(layout)
+    parts = [_nest(layout, alike, width)]
+    tree = module_tree(layout)
+    if layout.modules and tree.below:
+        parts.append(_modules(tree, width))
     if layout.variables:
-        parts += ["", table]
+        parts.append(_variables(layout, alike, width))
+    if any(v.stats for v in layout.variables):
+        parts.append(_values(layout, width))
     if layout.by_lift:
-        sums = Table(box=_box(), pad_edge=False, header_style="bold")
-        for i, title in enumerate(_LIFT_HEADERS):
-            sums.add_column(title, justify="left" if i == 0 else "right")
-        for numbers, index in _lift_rows(layout):
-            sums.add_row(Text(numbers[0], style=_colour(index)), *numbers[1:])
-        parts += ["", sums]
-    parts += ["", *(Text(line) for line in _summary(layout))]
-    for finding in layout.findings:
-        head = Text(f"{finding.severity} {finding.code}", style=_SEVERITY[finding.severity])
-        parts += ["", Text.assemble(head, f"  {finding.title}"), Text(finding.message)]
-    return Group(*parts)
+        parts.append(_by_lift(layout, alike, width))
+    parts.append([part for line in _summary(layout) for part in wrapped([Segment(line)], width)])
+    for finding, count in fold_findings(layout, alike):
+        head = Segment(f"{finding.severity} {finding.code}", style=finding.severity)
+        more = f" (and {count - 1:,} alike)" if count > 1 else ""
+        said = [wrapped([head, Segment(f"  {finding.title}{more}")], width, "  ")]
+        said += [wrapped([Segment(line)], width, "  ") for line in finding.message.splitlines()]
+        parts.append([line for some in said for line in some])
+    return [line for i, part in enumerate(parts) for line in ([[]] if i else []) + part]
 
 
-# --- the words, shared by both ------------------------------------------------
+# --- the nest -----------------------------------------------------------------
 
 
-def axes_segments(variable: VariableLayout) -> list[Segment]:
+def _nest(layout: LayoutData, alike: AlikeLifts, width: int) -> list[Line]:
+    where = short_file_line(layout.file_line)
+    call = f"{layout.module}({layout.arguments})" if layout.arguments else layout.module
+    head = [Segment(call), *([Segment(f"  · {where}", style="dim")] if where else [])]
+    return [*wrapped(head, width, "  "), *_lifts(layout, alike, None, "", width)]
+
+
+def _lifts(
+    layout: LayoutData, alike: AlikeLifts, parent: int | None, prefix: str, width: int
+) -> Iterator[Line]:
+    drawn = alike.drawn(layout, parent)
+    for index in drawn:
+        lift = layout.lifts[index]
+        last = index == drawn[-1]
+        below = prefix + ("    " if last else "│   ")
+        title = Segment(lift_title(lift), index, "bold")
+        many = len(alike.members.get(index, ()))
+        times = f"  ×{many:,}: {alike.path(layout, index)}" if many else ""
+        where = lift_where(lift)
+        line: Line = [title, Segment(times), Segment(f"  · {where}" if where else "", style="dim")]
+        first, *rest = wrapped(line, max(width - len(below), _NARROWEST // 2))
+        yield [Segment(prefix + ("└── " if last else "├── ")), *first]
+        for more in (*rest, *_extras(lift, width - len(below))):
+            yield [Segment(below), *more]
+        yield from _lifts(layout, alike, index, below, width)
+
+
+def _extras(lift: LiftNode, width: int) -> Iterator[Line]:
+    for text in (lift_shapes(lift), lift_extras(lift)):
+        if text:
+            yield from wrapped([Segment(text, style="dim")], max(width, _NARROWEST // 2))
+
+
+def lift_title(lift: LiftNode) -> str:
+    """`scan × 12 'layers' over Block`."""
+    name = f" {lift.axis_name!r}" if lift.axis_name else ""
+    size = "" if lift.size is None else f" × {lift.size}"
+    return f"{lift.kind}{size}{name} over {lift.target}"
+
+
+def lift_where(lift: LiftNode) -> str:
+    """The line of the lift and that of its body; may be empty."""
+    if not lift.lifted_at or lift.lifted_at == lift.where:
+        return lift.where
+    return f"{lift.lifted_at}" + (f", body {lift.where}" if lift.where else "")
+
+
+def lift_shapes(lift: LiftNode) -> str:
+    """`carry f32[64] · takes f32[8] · gives f32[8]`, of one iteration; may be empty."""
+    named = (("carry", lift.carries), ("takes", lift.takes), ("gives", lift.gives))
+    return " · ".join(f"{name} {text}" for name, text in named if text)
+
+
+def lift_extras(lift: LiftNode) -> str:
+    """What is said of a lift besides: carry, roles, keys; may be empty."""
+    extras = ["↻ carry"] if lift.carry else []
+    shown = {c: r for c, r in lift.roles.items() if r != "through"}
+    extras += [f"{collection} {role}" for collection, role in shown.items()]
+    for word, split in (("keys split", True), ("not split", False)):
+        streams = [stream for stream, is_split in lift.splits.items() if is_split is split]
+        streams = [] if lift.size is None else streams  # there is nothing to split them along
+        extras += [f"{word}: {', '.join(streams)}"] if streams else []
+    return " · ".join(extras)
+
+
+# --- the tables ---------------------------------------------------------------
+
+
+def _modules(tree: Branch, width: int) -> list[Line]:
+    columns = (
+        Column("module", path=True),
+        Column("layer"),
+        Column("parameters", right=True),
+        Column("bytes", right=True),
+        Column("FLOPs", right=True),
+        Column("takes → gives", below=True),
+    )
+    rows = []
+    for depth, branch in tree.downward():
+        node = branch.node
+        times = f"  ×{branch.times:,}" if branch.times > 1 else ""
+        said = f"{node.takes or '()'} → {node.gives}" if node is not None else ""
+        if branch.uses > 1:
+            said = f"⇄ shared by {branch.uses} calls · {said}"
+        cells = (
+            "  " * depth + branch.name + times,
+            node.layer if node is not None and depth else "",
+            f"{branch.parameters:,}",
+            human_bytes(branch.bytes),
+            "" if branch.flops is None else human_count(branch.flops),
+        )
+        rows.append([*([Segment(cell)] for cell in cells), [Segment(said, style="dim")]])
+    return table(columns, rows, width)
+
+
+def _variables(layout: LayoutData, alike: AlikeLifts, width: int) -> list[Line]:
+    columns = (
+        Column("variable", path=True),
+        Column("axes", below=True),
+        Column("dtype"),
+        Column("bytes", right=True),
+        Column("along", below=True),
+    )
+    rows: list[list[Line]] = []
+    for total in layout.collections:
+        head = Segment(total.collection, style="bold")
+        rows.append([[head], [], [], [Segment(human_bytes(total.bytes))], []])
+        own = [v for v in layout.variables if v.collection == total.collection]
+        for row in fold(own, same=alike.same):
+            rows.append(
+                [
+                    [Segment("  " + row_name(row))],
+                    axes_segments(row.first),
+                    [Segment(row.first.dtype)],
+                    [Segment(f"{row.bytes:,}")],
+                    [Segment(_along_text(layout, row.first))],
+                ]
+            )
+    return table(columns, rows, width)
+
+
+def axes_segments(variable: VariableLayout) -> Line:
     """`(layers 12, in 64, out 64)` in pieces."""
     segments = [Segment("(")]
     for i, axis in enumerate(variable.axes):
@@ -123,35 +211,9 @@ def axes_segments(variable: VariableLayout) -> list[Segment]:
     return [*segments, Segment(")")]
 
 
-def lift_title(lift: LiftNode) -> str:
-    """`scan × 12 'layers' over Block`."""
-    name = f" {lift.axis_name!r}" if lift.axis_name else ""
-    size = "" if lift.size is None else f" × {lift.size}"
-    return f"{lift.kind}{size}{name} over {lift.target}"
-
-
-def lift_extras(lift: LiftNode) -> str:
-    """What the second line of a lift says: carry, roles, keys; may be empty."""
-    extras = []
-    if lift.carry:
-        extras.append("↻ carry")
-    shown = {c: r for c, r in lift.roles.items() if r != "through"}
-    extras += [f"{collection} {role}" for collection, role in shown.items()]
-    split = [stream for stream, is_split in lift.splits.items() if is_split]
-    if split:
-        extras.append(f"keys split: {', '.join(split)}")
-    return " · ".join(extras)
-
-
 def row_name(row: Fold) -> str:
     """The name of a row, with how many it stands for."""
     return row.name if len(row) == 1 else f"{row.name}  ×{len(row)}"
-
-
-def _module_line(layout: LayoutData) -> list[Segment]:
-    where = short_file_line(layout.file_line)
-    call = f"{layout.module}({layout.arguments})" if layout.arguments else layout.module
-    return [Segment(call), Segment(f"  · {where}" if where else "")]
 
 
 def _along_text(layout: LayoutData, variable: VariableLayout) -> str:
@@ -163,25 +225,81 @@ def _along_text(layout: LayoutData, variable: VariableLayout) -> str:
     return ", ".join(parts)
 
 
-def _rows(layout: LayoutData, collection: str) -> list[Fold]:
-    return fold([v for v in layout.variables if v.collection == collection])
+STATS = ("mean", "spread", "smallest", "largest", "zeros", "nonfinite")
 
 
-_LIFT_HEADERS = ("parameters by lift", "in all", "one iteration", "shared", "if axis shared")
+def stats_texts(stats: Stats) -> list[str]:
+    """The numbers of `Stats` in short; empty where there is nothing to say."""
+    numbers = (stats.mean, stats.spread, stats.smallest, stats.largest)
+    shares = (stats.zeros, stats.nonfinite)
+    texts = ["" if n is None else f"{n:.3g}" for n in numbers]
+    return texts + [f"{100 * share:.3g} %" if share else "" for share in shares]
 
 
-def _lift_rows(layout: LayoutData) -> Iterator[tuple[list[str], int]]:
+def _values(layout: LayoutData, width: int) -> list[Line]:
+    columns = (Column("values", path=True), *(Column(name, right=True) for name in STATS))
+    rows: list[list[Line]] = []
+    for total in layout.collections:
+        rows.append([[Segment(total.collection, style="bold")], *([] for _ in STATS)])
+        for v in layout.variables:
+            if v.stats is None or v.collection != total.collection:
+                continue
+            label = next((a.label for a in v.axes if a.lift is not None), "slice")
+            named = [(f"  {v.name}", v.stats)]
+            named += [(f"    {label} {i}", stats) for i, stats in enumerate(v.per_layer)]
+            for name, stats in named:
+                rows.append([[Segment(name)], *([Segment(text)] for text in stats_texts(stats))])
+    return _numbers(columns, rows, width)
+
+
+def _by_lift(layout: LayoutData, alike: AlikeLifts, width: int) -> list[Line]:
+    titles = ("parameters by lift", "in all", "one iteration", "shared", "if axis shared")
+    columns = [Column(title, right=i > 0, path=i == 0) for i, title in enumerate(titles)]
+    rows = []
     for total in layout.by_lift:
+        if alike.same[total.lift] != total.lift:
+            continue
+        lift = layout.lifts[total.lift]
+        many = len(alike.members.get(total.lift, ()))
+        name = lift_title(lift) + (f"  ×{many:,}, each" if many else "")
         numbers = (total.parameters, total.per_iteration, total.shared, total.if_shared)
-        title = lift_title(layout.lifts[total.lift])
-        yield [title, *(f"{n:,}" for n in numbers)], total.lift
+        rows.append([[Segment(name, total.lift)], *([Segment(f"{n:,}")] for n in numbers)])
+    return _numbers(columns, rows, width)
 
 
-def _summary(layout: LayoutData) -> list[str]:
-    lines = [
+def _numbers(columns: Sequence[Column], rows: Sequence[Sequence[Line]], width: int) -> list[Line]:
+    """A table of numbers: where it is too narrow for them, each has a line with its title."""
+    least = 12 + sum(
+        2 + max(len(c.title), *(len(text_of(row[i])) for row in rows))
+        for i, c in enumerate(columns[1:], 1)
+        if any(text_of(row[i]) for row in rows)
+    )
+    if least <= width:
+        return table(columns, rows, width)
+    lines: list[Line] = [[Segment(columns[0].title, style="bold")]]
+    for row in rows:
+        text = text_of(row[0])
+        lines.append([Segment(folded(text, width), row[0][0].lift)])
+        indent = " " * (len(text) - len(text.lstrip(" ")) + 2)
+        said = " · ".join(
+            f"{c.title} {text_of(cell)}" for c, cell in zip(columns[1:], row[1:], strict=True)
+            if text_of(cell)
+        )  # fmt: skip
+        lines += wrapped([Segment(indent), Segment(said, style="dim")], width, indent)
+    return lines
+
+
+def _summary(layout: LayoutData) -> Iterable[str]:
+    yield (
         f"{layout.parameters:,} parameters; {len(layout.variables):,} variables, "
         f"{human_bytes(layout.bytes)} in all"
-    ]
+    )
+    if layout.absent:
+        plural = len(layout.absent) > 1
+        yield (
+            f"stream{'s' * plural} not given, so 'params' stood in: {', '.join(layout.absent)}; "
+            f"whether {'they are' if plural else 'it is'} split is not known"
+        )
     cost = layout.cost
     if cost is not None:
         parts = []
@@ -192,71 +310,4 @@ def _summary(layout: LayoutData) -> list[str]:
         if cost.peak_temporary_bytes is not None:
             parts.append(f"{human_bytes(cost.peak_temporary_bytes)} of temporary memory")
         said = ", ".join(parts) or "the compiler says nothing"
-        lines.append(f"one forward pass ({cost.backend}): {said}")
-    return lines
-
-
-def _colour(lift: int) -> str:
-    return _COLOURS[lift % len(_COLOURS)]
-
-
-def _downward(layout: LayoutData, parent: int | None = None) -> Iterator[tuple[int | None, int]]:
-    """Yields each lift after the one around it, with that."""
-    for index in layout.children.get(parent, ()):
-        yield parent, index
-        yield from _downward(layout, index)
-
-
-def _box() -> Any:
-    from rich import box
-
-    return box.SIMPLE_HEAD
-
-
-# --- without rich -------------------------------------------------------------
-
-
-def _plain_text(layout: LayoutData, width: int) -> str:
-    lines = ["".join(s.text for s in _module_line(layout))]
-    prefixes: dict[int | None, str] = {None: ""}
-    for parent, index in _downward(layout):
-        last = index == layout.children[parent][-1]
-        lift, prefix = layout.lifts[index], prefixes[parent]
-        where = f"  · {lift.where}" if lift.where else ""
-        lines.append(f"{prefix}{'└── ' if last else '├── '}{lift_title(lift)}{where}")
-        prefixes[index] = prefix + ("    " if last else "│   ")
-        if lift_extras(lift):
-            lines.append(prefixes[index] + lift_extras(lift))
-    if layout.variables:
-        rows = [["variable", "axes", "dtype", "bytes", "along"]]
-        for total in layout.collections:
-            rows.append([total.collection, "", "", human_bytes(total.bytes), ""])
-            for row in _rows(layout, total.collection):
-                axes = "".join(s.text for s in axes_segments(row.first))
-                along = _along_text(layout, row.first)
-                name = "  " + row_name(row)
-                rows.append([name, axes, row.first.dtype, f"{row.bytes:,}", along])
-        lines += ["", *_columns(rows, right={3})]
-    if layout.by_lift:
-        sums = [list(_LIFT_HEADERS), *(cells for cells, _ in _lift_rows(layout))]
-        lines += ["", *_columns(sums, right={1, 2, 3, 4})]
-    lines += ["", *_summary(layout)]
-    for finding in layout.findings:
-        lines += ["", f"{finding.severity} {finding.code}  {finding.title}"]
-        for line in finding.message.splitlines():
-            lines += textwrap.wrap(line, width, subsequent_indent="  ") or [""]
-    return "\n".join(lines)
-
-
-def _columns(rows: list[list[str]], right: set[int]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    rule = "  ".join("─" * w for w in widths if w)
-    lines = []
-    for row in rows:
-        cells = (
-            cell.rjust(w) if i in right else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            if w
-        )
-        lines.append("  ".join(cells).rstrip())
-    return [lines[0], rule, *lines[1:]]
+        yield f"one forward pass ({cost.backend}): {said}"

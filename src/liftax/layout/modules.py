@@ -1,0 +1,102 @@
+"""The modules of a layout as a tree: what each holds, costs, takes and gives, and who shares it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from .data import LayoutData, ModuleNode
+from .fold import ENOUGH, common_name, numberless
+
+Path = tuple[str, ...]
+
+
+@dataclass
+class Branch:
+    """A module, or several alike under a name such as `Block_{0…9}`, with those inside.
+
+    Attributes:
+      name: the name, `Block_{0…9}` for `times` of them.
+      path: the path of the first.
+      node: what the trace told of it; None where there was none, or where a path has no module.
+      parameters, bytes: of all of them with what is inside; `bytes` of all collections.
+      flops: None where they were not counted.
+      below: the modules inside.
+      times: how many it stands for.
+    """
+
+    name: str
+    path: Path
+    node: ModuleNode | None = None
+    parameters: int = 0
+    bytes: int = 0
+    flops: float | None = None
+    below: list[Branch] = field(default_factory=list)
+    times: int = 1
+
+    @property
+    def uses(self) -> int:
+        """How many calls there are from other modules: two or more are shared use."""
+        return len(self.node.uses) if self.node is not None else 0
+
+    def downward(self, depth: int = 0) -> Iterator[tuple[int, Branch]]:
+        """Each branch with its depth, before what is inside of it."""
+        yield depth, self
+        for branch in self.below:
+            yield from branch.downward(depth + 1)
+
+
+def module_tree(layout: LayoutData, enough: int = ENOUGH) -> Branch:
+    """The modules of a layout from the root down, alike ones beside each other as one."""
+    branches: dict[Path, Branch] = {(): Branch(layout.module, ())}
+
+    def at(path: Path) -> Branch:
+        found = branches.get(path)
+        if found is None:
+            found = branches[path] = Branch(path[-1], path)
+            at(path[:-1]).below.append(found)
+        return found
+
+    for node in layout.modules:
+        branch = at(node.path)
+        branch.node, branch.flops = node, node.flops
+    for v in layout.variables:
+        owner = v.path[:-1]
+        for end in range(len(owner) + 1):
+            branch = at(owner[:end])
+            branch.bytes += v.bytes
+            branch.parameters += v.elements if v.collection == "params" else 0
+    kinds: dict[Hashable, int] = {}
+    _fold(branches[()], kinds, enough)
+    return branches[()]
+
+
+def _fold(branch: Branch, kinds: dict[Hashable, int], enough: int) -> int:
+    """Folds what is below a branch; returns a number, the same for branches that are alike."""
+    groups: dict[int, list[Branch]] = {}
+    for one in branch.below:
+        groups.setdefault(_fold(one, kinds, enough), []).append(one)
+    branch.below = [
+        made
+        for group in groups.values()
+        for made in (group if len(group) < enough else [_together(group)])
+    ]
+    node = branch.node
+    told = (node.layer, node.takes, node.gives, len(node.uses)) if node is not None else None
+    below = tuple((kind, len(group)) for kind, group in groups.items())
+    key = (numberless(branch.name), told, branch.parameters, branch.bytes, branch.flops, below)
+    return kinds.setdefault(key, len(kinds))
+
+
+def _together(group: list[Branch]) -> Branch:
+    first = group[0]
+    first.name, first.times = common_name([one.name for one in group]), len(group)
+    _scale((one for _, one in first.downward()), len(group))
+    return first
+
+
+def _scale(branches: Iterable[Branch], times: int) -> None:
+    for branch in branches:
+        branch.parameters *= times
+        branch.bytes *= times
+        branch.flops = None if branch.flops is None else branch.flops * times
