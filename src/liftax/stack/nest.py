@@ -26,7 +26,7 @@ T = TypeVar("T")
 Step = Callable[[object, object], tuple[object, object]]
 
 
-class Plan:
+class Runner:
     """One call's way to run: called like `jax.lax.scan`, and for layers by themselves.
 
     Args:

@@ -9,8 +9,7 @@ import jax
 
 from .. import jax_private
 from ..core import boxes
-from ..core.lift.scan import Plan as ScanPlan
-from ..core.lift.scan import Scan
+from ..core.lift.scan import Plan, Scan
 from ..core.roles import Roles
 from ..core.scope import Scope
 from ..core.streams import Stream
@@ -20,7 +19,7 @@ from ..module.bound import whose
 from ..module.detach import Detached, without_modules
 from .arguments import Arguments, Block, ByPosition, Slices, gathered, split_pair
 from .declaration import Declaration
-from .nest import Plan
+from .nest import Runner
 from .options import Run, in_force, levels
 from .storage import StackLayout
 from .templates import shared_outside
@@ -53,24 +52,24 @@ def run_stacked(
         assert stack.repeats is not None
         levels(run, remat, stack.repeats)  # what does not fit is told now, not when it runs
         run = Run()
-    plan = Plan(run, remat)
+    runner = Runner(run, remat)
     call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs)
     ys_before, ys_after = [], []
     for j, layer in enumerate(stack.before):
-        x, ys = _single(stack, plan, layer, x, call, call.single("before", j))
+        x, ys = _single(stack, runner, layer, x, call, call.single("before", j))
         ys_before.append(ys)
-    x, ys_block = _pattern(stack, plan, x, call)
+    x, ys_block = _pattern(stack, runner, x, call)
     for j, layer in enumerate(stack.after):
-        x, ys = _single(stack, plan, layer, x, call, call.single("after", j))
+        x, ys = _single(stack, runner, layer, x, call, call.single("after", j))
         ys_after.append(ys)
     # Only now: the names that values have are known once all layers have been traced.
-    if plan.unseen:
-        known = ", ".join(sorted(plan.seen)) or "none"
+    if runner.unseen:
+        known = ", ".join(sorted(runner.seen)) or "none"
         raise StackError(
-            f"{place}: remat names {plan.unseen[0]!r}, but no recomputed layer gives a value "
+            f"{place}: remat names {runner.unseen[0]!r}, but no recomputed layer gives a value "
             f"that name.\n"
             f"found: {known}\n"
-            f"expected: jax.ad_checkpoint.checkpoint_name(value, {plan.unseen[0]!r}) in a layer"
+            f"expected: jax.ad_checkpoint.checkpoint_name(value, {runner.unseen[0]!r}) in a layer"
         )
     if not stack.outputs:
         return x
@@ -92,10 +91,10 @@ def _is_made(stack: Declaration) -> bool:
 
 
 def _single(
-    stack: Declaration, plan: Plan, layer: Any, x: object, call: Arguments, slices: Slices
+    stack: Declaration, runner: Runner, layer: Any, x: object, call: Arguments, slices: Slices
 ) -> tuple[object, object]:
     """Runs a layer before or after the pattern."""
-    if plan.remat is None or plan.remat.positions is not None:
+    if runner.remat is None or runner.remat.positions is not None:
         # Positions are those of the pattern: this layer has none, so nothing of it is recomputed.
         args, kwargs = call.filled(slices, call.args, call.kwargs)
         return split_pair(layer(x, *args, **kwargs), bool(stack.outputs), layer, whose(stack))
@@ -110,11 +109,11 @@ def _single(
         return split_pair(out, bool(stack.outputs), layer, whose(stack))
 
     body.__name__ = type(layer).__name__
-    return plan.layer(body, detached.scopes, x, in_scan=False)
+    return runner.layer(body, detached.scopes, x, in_scan=False)
 
 
 def _pattern(
-    stack: Declaration, plan: Plan, x: object, call: Arguments
+    stack: Declaration, runner: Runner, x: object, call: Arguments
 ) -> tuple[object, list[object]]:
     """Runs the repeats of the pattern."""
     plain, fill, taken = without_modules(call.args, call.kwargs)
@@ -123,9 +122,9 @@ def _pattern(
     shared = shared_outside(stack, detached, taken)
     check_outside(stack, shared)
     paired, place = bool(stack.outputs), whose(stack)
-    positions = plan.remat.positions if plan.remat is not None else None
+    positions = runner.remat.positions if runner.remat is not None else None
     # XLA writes a scan of one step out, and could then share work between the two passes.
-    in_scan = plan.run.kind == "scan" and stack.repeats != 1
+    in_scan = runner.run.kind == "scan" and stack.repeats != 1
 
     def layer(p: int, rebuilt: Sequence[Block], x: object, slices: Slices) -> tuple[object, object]:
         args, kwargs = call.filled(slices, *fill(plain, rebuilt[len(blocks) :]))
@@ -148,7 +147,7 @@ def _pattern(
                     return layer(p, detached.rebuild(scopes), x, slices)
 
                 alone.__name__ = type(blocks[p]).__name__
-                x, ys = plan.layer(alone, scopes, x, in_scan=in_scan)
+                x, ys = runner.layer(alone, scopes, x, in_scan=in_scan)
             outputs.append(ys)
         return x, outputs
 
@@ -159,7 +158,7 @@ def _pattern(
         metadata_params=stack.metadata_params,
         check_constancy_invariants=False,
     )
-    run = ScanPlan(options, stack._roles(), plan, shared).over(_named(turn, blocks))
+    run = Plan(options, stack._roles(), runner, shared).over(_named(turn, blocks))
     return run(detached.scopes, x, call.xs)
 
 
