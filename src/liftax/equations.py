@@ -51,6 +51,7 @@ class Scan(NamedTuple):
 def name_of(eqn: jex.JaxprEqn) -> str:
     """Returns the name of what an equation does."""
     prim = eqn.params.get("_prim")
+    # A hijax primitive says in an object what it does; its own name is the same for all.
     return eqn.primitive.name if prim is None else type(prim).__name__
 
 
@@ -73,11 +74,13 @@ def as_scan(eqn: jex.JaxprEqn) -> Scan | None:
     if eqn.primitive.name != "scan":
         return None
     params = eqn.params
+    # Since 0.11 the inputs are one tree of three parts; before, two of them were counted.
     if "ft_in" in params:
         shared, carried, _ = map(len, params["ft_in"].unpack())
     else:
         shared, carried = params["num_consts"], params["num_carry"]
     length = params["length"]
+    # 0 stands for all of it, and more than there is for that too.
     unroll = min(int(params["unroll"]) or length, length)
     return Scan(params["jaxpr"], length, unroll, shared, carried)
 
@@ -174,6 +177,7 @@ def quiet(jaxpr: jex.Jaxpr, *, inner: bool = False) -> jex.Jaxpr:
     if inner:
         live |= jax_private.written(jaxpr.effects)
     eqns = []
+    # From the end on: an equation stays if one that stays needs what it makes.
     for eqn in reversed(jaxpr.eqns):
         needed = not live.isdisjoint(eqn.outvars)
         if needed or not live.isdisjoint(jax_private.written(eqn.effects)):
@@ -191,6 +195,7 @@ def _quieted(eqn: jex.JaxprEqn, inner: bool) -> jex.JaxprEqn:
         return called[-1]
 
     params = _changed_params(eqn, quieted)
+    # An equation says what its programs do: it has lost the effects that none of them has now.
     effects = jax_private.among(eqn.effects, called if called or not inner else [eqn])
     return _with_params(eqn, params, effects)
 

@@ -109,6 +109,7 @@ def _note_names(module: Module, col: str, name: str, axes: tuple[str, ...]) -> N
             )
         return new
 
+    # Sown, so that in `apply`, where the collection may not be written, it is no error.
     module.sow(col + _SUFFIX, name + _SUFFIX, AxisMetadata(axes), reduce_fn=keep)
 
 
@@ -268,6 +269,7 @@ class _Renamed:
         at = self.axis + (len(names) + self.added if self.axis < 0 else 0)
         if self.added:
             return (*names[:at], self.name, *names[at:])
+        # Another lift's name, or another axis: the two would be out of step from here on.
         if not 0 <= at < len(names) or names[at] != self.name:
             raise PartitioningMismatchError(
                 f"the axis at {self.axis} should be called {self.name!r}, but the names are "
@@ -287,6 +289,7 @@ def _with_axis_name(lifted: Target, axis: InOutAxis, name: str | None, col: str)
         col,
         trans_in_fn=_Renamed(number, name, added=False),
         trans_out_fn=_Renamed(number, name, added=True),
+        # In `apply` they are read at most.
         mutable=running is None or running.is_mutable_collection(col),
     )
 
@@ -318,6 +321,7 @@ def scan_with_axes(
     lifted = scan(
         target,
         variable_axes=variable_axes,
+        # Names have no axis: all iterations share them. What they say gets one, below.
         variable_broadcast=union(variable_broadcast, {col + _SUFFIX for col in axes_collections}),
         variable_carry=variable_carry,
         split_rngs=split_rngs,
@@ -354,6 +358,7 @@ def vmap_with_axes(
 
     The other arguments are those of `liftax.vmap`.
     """
+    # Names have no axis, whatever their variables have.
     shared: dict[CollectionFilter, None] = {
         name + _SUFFIX: None for name in partitioning_axis_names
     }

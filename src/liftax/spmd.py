@@ -60,6 +60,7 @@ class RulesFallback(enum.Enum):
     """The whole array is left alone."""
 
 
+# One thread may trace a model under other rules than the next one.
 class _Context(threading.local):
     rules: LogicalRules = ()
 
@@ -135,6 +136,7 @@ def _place(names: Names, rules: LogicalRules) -> tuple[dict[int, object], list[s
         if logical not in waiting:
             continue
         axes = {place} if isinstance(place, str) else set(place or ())
+        # A mesh axis can split one axis of an array; a later rule for this name may still fit.
         if axes & taken:
             continue
         found[waiting.pop(logical)] = tuple(place) if isinstance(place, list) else place or None
@@ -225,6 +227,7 @@ def logical_to_mesh(tree: Tree, rules: LogicalRules | None = None) -> Any:
     return jax.tree.map(
         translate,
         tree,
+        # A box is no leaf to JAX, which would go on into its array: the error is about the box.
         is_leaf=lambda x: isinstance(x, PartitionSpec) or boxes.is_axis_metadata(x),
     )
 
@@ -304,6 +307,7 @@ def with_logical_constraint(
                 f"axis names {entries}: no rule applies to {', '.join(map(repr, missing))}; the "
                 f"rules are {tuple(chosen)}; add one, or choose another fallback"
             )
+        # Half of a layout would be a layout too, and not the one that was meant.
         if missing and fallback is RulesFallback.NO_CONSTRAINT:
             return part
         return boxes.constrain(part, PartitionSpec(*placed.values()), mesh)
@@ -347,6 +351,7 @@ class LogicallyPartitioned(boxes.Partitioned[Any]):
         rules = _rules(self.rules)
         if not rules:
             return super().get_sharding(mesh)
+        # The rules may have come long after the box: it was made by init, maybe of another program.
         spec = logical_to_mesh_axes(self.names, rules)
         return NamedSharding(mesh, PartitionSpec() if spec is None else spec)
 

@@ -34,6 +34,7 @@ def boundary(fn: F) -> F:
 
     @functools.wraps(fn)
     def called(*args: object, **kwargs: object) -> object:
+        # For pytest, which leaves out such lines, and for JAX's mode of that name.
         __tracebackhide__ = True
         try:
             return fn(*args, **kwargs)
