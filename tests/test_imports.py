@@ -28,6 +28,8 @@ ORDER = [
         "files",
         "lazy",
         "absent",
+        "installed",
+        "interrupts",
         "tracebacks",
     },
     {"core"},

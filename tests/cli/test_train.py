@@ -14,6 +14,8 @@ from safetensors import safe_open
 
 from liftax.cli import _digits, _files, main
 
+FILES = ["curves.png", "metrics.csv", "params.safetensors"]
+
 
 def train(capsys, *argv, code=0):
     assert main(["train", *map(str, argv)]) == code
@@ -52,15 +54,26 @@ def test_reaches_96_percent(capsys, tmp_path, data, model):
     assert float(said[1]) >= 96.0
     epochs = [line for line in lines if line.startswith("epoch ")]
     assert len(epochs) == 10
-    assert re.fullmatch(r"epoch 40/40  loss \d\.\d{4}  accuracy [01]\.\d{4}", epochs[-1])
+    assert "compiling" in lines[lines.index(epochs[0]) - 1]
+    both = r"([01]\.\d{4}) in training, ([01]\.\d{4}) held out"
+    told = re.fullmatch(rf"epoch 40/40  loss {both}  accuracy {both}", epochs[-1])
 
-    assert sorted(os.listdir(tmp_path / "run")) == ["curves.png", "params.safetensors"]
+    assert sorted(os.listdir(tmp_path / "run")) == FILES
+    metrics = np.genfromtxt(tmp_path / "run" / "metrics.csv", delimiter=",", names=True)
+    assert metrics.shape == (40,)
+    last = [metrics[name][-1] for name in metrics.dtype.names]
+    order = (0, 1, 3, 2, 4)  # as in the file, as in the line
+    assert [f"{last[i]:.4f}" for i in order[1:]] == list(told.groups())
+    assert f"{last[4]:.2%}" == f"{float(said[1]):.2f}%"
     with Image.open(tmp_path / "run" / "curves.png") as picture:
         assert picture.format == "PNG"
         assert picture.size == (960, 432)
     # What was written is the model that was tested.
     arrays, about = tensors(tmp_path / "run" / "params.safetensors")
+    about.pop("liftax")
     assert about == {"model": model, "seed": "0", "epoch": "40"}
+    assert main(["predict", str(tmp_path / "run" / "params.safetensors")]) == 0
+    assert f"accuracy: {said[1]}% ({said[2]} of 360 held out)" in capsys.readouterr().out
     variables: dict = {}
     for name, array in arrays.items():
         *path, last = name.split("/")
@@ -84,7 +97,7 @@ def test_same_seed_same_parameters(capsys, tmp_path):
     # The header can be read without the library: it is JSON.
     raw = (tmp_path / "c" / "params.safetensors").read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    assert header["__metadata__"] == {"model": "stack", "seed": "2", "epoch": "1"}
+    assert header["__metadata__"].items() >= {"model": "stack", "seed": "2", "epoch": "1"}.items()
     assert [3, 64, 64] in [entry.get("shape") for entry in header.values()]
 
 
@@ -109,7 +122,8 @@ def test_interrupted_between_epochs(capsys, monkeypatch, tmp_path):
     assert tensors(tmp_path / "params.safetensors")[1]["epoch"] == "2"
     with Image.open(tmp_path / "curves.png") as picture:
         picture.load()
-    assert sorted(os.listdir(tmp_path)) == ["curves.png", "params.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == FILES
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
 
 
 def test_interrupted_before_the_first_epoch(capsys, monkeypatch, tmp_path):
@@ -122,7 +136,8 @@ def test_interrupted_before_the_first_epoch(capsys, monkeypatch, tmp_path):
 
 def test_interrupted_while_writing(capsys, monkeypatch, tmp_path):
     """The file of the epoch before survives a Ctrl-C in the middle of a write."""
-    syncs = iter([None, KeyboardInterrupt, None, None])
+    # Three to a write: the new file, before it is read back and when it is whole, and the metrics.
+    syncs = iter([None, None, None, KeyboardInterrupt, *[None] * 9])
     real = os.fsync
 
     def fsync(handle):

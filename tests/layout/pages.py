@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 import liftax as nn
 from liftax import errors
+from liftax.installed import how_to_install
 from liftax.layout import RULES, rule_of
 
 FOLDER = Path(errors.__file__).with_name("findings")
@@ -54,7 +55,9 @@ def said(code: str) -> str:
             names = execute(source)
         except errors.LiftaxError as error:
             if rule_of(error) is rule and isinstance(error, getattr(errors, rule.error or "")):
-                return str(error)
+                # Wherever this liftax was installed from, the page shows it by its name.
+                here = how_to_install("checkpoints")
+                return str(error).replace(here, "pip install 'liftax[checkpoints]'")
             raise
     if rule.severity == "warning":
         texts = [str(w.message) for w in caught if getattr(w.message, "code", None) == code]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
 import liftax as nn
@@ -26,3 +28,21 @@ def test_completion_offers_what_is_public():
     assert "lazy" in vars(liftax) and "lazy" not in dir(nn)
     assert {"Dense", "scan", "layout", "errors"} <= set(dir(nn))
     assert not [name for name in dir(nn) if name.startswith("_") and not name.endswith("__")]
+
+
+def test_a_module_shows_what_differs_from_its_defaults():
+    assert repr(nn.Dense(4)) == "Dense(\n    # attributes\n    features = 4\n)"
+    assert "use_bias = False" in repr(nn.Dense(4, use_bias=False))
+    assert repr(nn.LayerNorm()) == "LayerNorm()"
+
+    class Fields(nn.Module):
+        plain: int = 3
+        listed: tuple = (1, 2)
+        made: dict = dataclasses.field(default_factory=dict)
+        other: bool = True
+        array: object = None
+
+    assert repr(Fields()) == repr(Fields(3, (1, 2), {}, True)) == "Fields()"
+    shown = repr(Fields(4, (1, 3), {"a": 1}, 1, jnp.zeros(3)))
+    for text in ("plain = 4", "listed = (1, 3)", "made = {'a': 1}", "other = 1", "float32[3]"):
+        assert text in shown

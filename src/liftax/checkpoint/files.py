@@ -169,6 +169,13 @@ def _verify(found: Checkpoint) -> None:
         compare(found.checksums, plan.checksums())
 
 
+def save_described(
+    path: Path, tree: object, layout: Stackings, metadata: Mapping[str, str]
+) -> None:
+    """As `save_checkpoint`, with metadata of one's own beside liftax's."""
+    write(path, planned(_wrapped(tree), layout or None), extra=metadata)
+
+
 def save_checkpoint(path: str | os.PathLike[str], tree: object, *, layout: object = None) -> None:
     """Writes variables, or a whole train state, to a safetensors file.
 

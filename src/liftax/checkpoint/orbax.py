@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from ..errors import CheckpointError, MissingExtraError
+from ..installed import how_to_install
 from ..stack.arrays import is_array
 from ..stack.stacking import name_of
 from .tensors import Keep, Kept, to_plain
@@ -61,7 +62,7 @@ def read_orbax(path: Path) -> object:
         import orbax.checkpoint as ocp
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "Orbax checkpoints need the package orbax-checkpoint: pip install 'liftax[checkpoints]'"
+            f"Orbax checkpoints need the package orbax-checkpoint: {how_to_install('checkpoints')}"
         ) from error
     directory = orbax_directory(path).absolute()
     for folder in {directory, path.absolute()}:

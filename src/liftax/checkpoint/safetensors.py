@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import CheckpointError, MissingExtraError
+from ..installed import how_to_install
 from ..stack.arrays import Lazy
 from ..stack.stacking import name_of
 from .tensors import CODE_OF, CODES, Mapped, check_shape, flat, nested, raw_bytes
@@ -43,7 +44,7 @@ def read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
         from safetensors import SafetensorError, safe_open
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "safetensors files need the package safetensors: pip install 'liftax[checkpoints]'"
+            f"safetensors files need the package safetensors: {how_to_install('checkpoints')}"
         ) from error
     try:
         with safe_open(path, framework="numpy") as file:

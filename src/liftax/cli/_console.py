@@ -9,6 +9,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
+from ..installed import how_to_install
+from ..interrupts import ending_at_once
+
 
 class CommandError(Exception):
     """A mistake in what the user asked for: its message is printed, and the exit code is 2."""
@@ -25,14 +28,15 @@ def require(module: str, extra: str) -> Any:
       CommandError: it is not installed; the message says how to install it.
     """
     try:
-        return importlib.import_module(module)
+        with ending_at_once("liftax"):
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         # A package that is there may lack one of its own: that is no extra of ours.
         top = (error.name or module).partition(".")[0]
         if top != module.partition(".")[0]:
             raise
         raise CommandError(
-            f"this needs the Python package {top!r}: pip install 'liftax[{extra}]'"
+            f"this needs the Python package {top!r}: {how_to_install(extra)}"
         ) from error
 
 

@@ -96,11 +96,20 @@ MODELS: dict[str, Callable[[], nn.Module]] = {"stack": StackClassifier, "lstm": 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the images left: mean loss and accuracy on them, and the variables."""
+    """What one pass over the images left.
+
+    Attributes:
+      number: the epoch's, from 1.
+      loss, accuracy: on the images trained on, means over the steps of the epoch.
+      held_out_loss, held_out_accuracy: after it, on the images that are held out.
+      variables: what was trained.
+    """
 
     number: int
     loss: float
     accuracy: float
+    held_out_loss: float
+    held_out_accuracy: float
     variables: Any
 
 
@@ -133,17 +142,18 @@ def train(model: nn.Module, data: Split, *, epochs: int, seed: int) -> Iterator[
 
     # One program for a whole epoch: a step of these models takes less than a call from Python.
     @jax.jit
-    def epoch(state: Any, key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
+    def epoch(state: Any, key: jax.Array, trained: Any, held_out: Any) -> tuple[Any, Any]:
+        images, labels = trained
         order = jax.random.permutation(key, len(images))[: steps * BATCH].reshape(steps, BATCH)
         state, figures = jax.lax.scan(step, state, (images[order], labels[order]))
-        return state, jax.tree.map(jnp.mean, figures)
+        return state, (*jax.tree.map(jnp.mean, figures), *loss(state[0], *held_out))
 
     state = (variables, optimizer.init(variables))
-    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+    trained = jnp.asarray(data.images), jnp.asarray(data.labels)
+    held_out = jnp.asarray(data.test_images), jnp.asarray(data.test_labels)
     for number in range(1, epochs + 1):
-        state, figures = epoch(state, jax.random.fold_in(order_key, number), images, labels)
-        mean_loss, accuracy = (float(figure) for figure in figures)
-        yield Epoch(number, mean_loss, accuracy, state[0])
+        state, figures = epoch(state, jax.random.fold_in(order_key, number), trained, held_out)
+        yield Epoch(number, *map(float, figures), variables=state[0])
 
 
 def count_right(model: nn.Module, variables: Any, images: np.ndarray, labels: np.ndarray) -> int:

@@ -6,14 +6,14 @@ import contextlib
 import csv
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from .. import files
-from ._console import CommandError, require
+from ._console import CommandError
 
 # What float() reads, less its underscores between digits; "nan" and "inf" are refused later,
 # with their place.
@@ -154,15 +154,3 @@ def write_npy(path: Path, array: np.ndarray) -> None:
     """Writes an array, whole or not at all."""
     with replacing(path) as file:
         np.lib.format.write_array(file, array, allow_pickle=False)
-
-
-def write_safetensors(
-    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> None:
-    """Writes named arrays, whole or not at all."""
-    safetensors = require("safetensors.numpy", "train")
-    data = safetensors.save(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(metadata)
-    )
-    with replacing(path) as file:
-        file.write(data)

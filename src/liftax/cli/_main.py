@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ..interrupts import ending_at_once
 from ._console import CommandError, Console, Interrupted, printable
 
 
@@ -65,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        args = _parser().parse_args(argv)
+        with ending_at_once("liftax"):  # the commands load jax
+            parser = _parser()
+        args = parser.parse_args(argv)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     try:

@@ -8,12 +8,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ..checkpoint.files import save_described
+from ..checkpoint.find import stackings_of
+from ..module import Module
 from ._arguments import count, seed
 from ._console import CommandError, Console, Interrupted, require
 from ._digits import MODELS, Epoch, count_right, split_digits, train
-from ._files import replacing, write_safetensors
+from ._files import replacing
 
-HELP = "train on 1,797 handwritten digits: loss, accuracy, a picture and the parameters"
+HELP = "train on 1,797 handwritten digits: parameters, metrics and a picture of their curves"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +36,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Trains, tests, and writes `params.safetensors` and `curves.png`.
+    """Trains, tests, and writes `params.safetensors`, `metrics.csv` and `curves.png`.
 
-    The parameters are written after each epoch, the picture at the end. Ctrl-C between the two
-    draws the picture of the epochs there were.
+    Parameters and metrics are written after each epoch, the picture at the end. Ctrl-C between the
+    two draws the picture of the epochs there were.
     """
-    require("matplotlib", "train")  # missing ones are reported before the training, not after
+    require(
+        "matplotlib.figure", "train"
+    )  # missing ones are reported before the training, not after
     require("safetensors", "train")
     folder = args.out if args.out is not None else Path("runs", args.model)
     _make(folder)
@@ -51,14 +56,20 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     console.line(f"model: {args.model}, {args.epochs} epochs, seed {args.seed}")
 
-    history = _History(args, folder)
+    console.line("compiling the training of one epoch (a few seconds), then training")
+
+    history = _History(args, folder, model)
     try:
         with console.progress(args.epochs, "epoch") as progress:
             for epoch in train(model, data, epochs=args.epochs, seed=args.seed):
                 history.add(epoch)
                 # After each: a run that is killed leaves what it had.
-                history.write_parameters()
-                progress(loss=f"{epoch.loss:.4f}", accuracy=f"{epoch.accuracy:.4f}")
+                history.write()
+                progress(
+                    loss=f"{epoch.loss:.4f} in training, {epoch.held_out_loss:.4f} held out",
+                    accuracy=f"{epoch.accuracy:.4f} in training, {epoch.held_out_accuracy:.4f} "
+                    f"held out",
+                )
         right = count_right(model, epoch.variables, data.test_images, data.test_labels)
     except KeyboardInterrupt:
         raise Interrupted(history.interrupted()) from None
@@ -66,7 +77,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     tested = right / len(data.test_labels)
     console.line(f"test accuracy: {tested:.2%} ({right} of {len(data.test_labels)} held out)")
     history.draw(f"test accuracy {tested:.2%}")
-    console.line(f"wrote {history.parameters} and {history.picture}")
+    console.line(f"wrote {history.parameters}, {history.metrics.name} and {history.picture.name}")
+    console.line(f"use it: liftax predict {history.parameters}")
     return 0
 
 
@@ -79,59 +91,73 @@ def _make(folder: Path) -> None:
         raise CommandError(f"{folder}: cannot be made: {error.strerror}") from error
 
 
-class _History:
-    """The epochs so far, and the two files that show them."""
+_COLUMNS = ("epoch", "training_loss", "training_accuracy", "held_out_loss", "held_out_accuracy")
 
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+
+class _History:
+    """The epochs so far, and the three files that show them."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path, model: Module) -> None:
         self.args = args
         self.folder = folder
         self.parameters = folder / "params.safetensors"
+        self.metrics = folder / "metrics.csv"
         self.picture = folder / "curves.png"
-        self.loss: list[float] = []
-        self.accuracy: list[float] = []
+        # What `liftax convert` reads in the file: which parameters are stacked.
+        self.layout = stackings_of(model, jax.random.key(0), np.zeros((1, 8, 8), np.float32))
+        self.rows: list[tuple[float, ...]] = []
         self.last: Epoch | None = None
 
     def add(self, epoch: Epoch) -> None:
-        self.loss.append(epoch.loss)
-        self.accuracy.append(epoch.accuracy)
+        self.rows.append((epoch.loss, epoch.accuracy, epoch.held_out_loss, epoch.held_out_accuracy))
         self.last = epoch
 
-    def write_parameters(self) -> None:
+    def write(self) -> None:
+        """The parameters and the metrics of the epochs so far."""
         assert self.last is not None
-        leaves, _ = jax.tree.flatten_with_path(self.last.variables)
-        # Under the paths of the variables, which `liftax convert` reads.
-        arrays = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-            for path, leaf in leaves
-        }
         about = {"model": self.args.model, "seed": self.args.seed, "epoch": self.last.number}
-        write_safetensors(self.parameters, arrays, {k: str(v) for k, v in about.items()})
+        tree = jax.tree.map(np.asarray, self.last.variables)
+        try:
+            save_described(
+                self.parameters, tree, self.layout, {k: str(v) for k, v in about.items()}
+            )
+        except OSError as error:
+            why = error.strerror or error
+            raise CommandError(f"{self.parameters}: cannot be written: {why}") from error
+        rows = [",".join(f"{value:.6g}" for value in row) for row in self.rows]
+        lines = [",".join(_COLUMNS), *(f"{i},{row}" for i, row in enumerate(rows, 1))]
+        with replacing(self.metrics) as file:
+            file.write(("\n".join(lines) + "\n").encode())
 
     def interrupted(self) -> str:
         """Makes both files agree on the last epoch that was complete, and says so."""
         if self.last is None:
             return f"interrupted before the first epoch was over; {self.folder} is as it was"
-        self.write_parameters()
+        self.write()
         self.draw(f"interrupted after {self.last.number} epochs")
         return (
             f"interrupted after epoch {self.last.number} of {self.args.epochs}; "
-            f"{self.parameters} and {self.picture.name} are complete and show that epoch"
+            f"{self.parameters}, {self.metrics.name} and {self.picture.name} are complete and "
+            f"show that epoch"
         )
 
     def draw(self, remark: str) -> None:
-        """Loss and accuracy on the images trained on, by epoch."""
+        """Loss and accuracy by epoch, on the images trained on and on those held out."""
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
-        numbers = range(1, len(self.loss) + 1)
+        numbers = range(1, len(self.rows) + 1)
+        loss, accuracy, held_out_loss, held_out_accuracy = zip(*self.rows, strict=True)
         figure = Figure(figsize=(8, 3.6), layout="constrained")
         figure.suptitle(f"{self.args.model}, seed {self.args.seed}: {remark}")
-        curves = {"loss": self.loss, "accuracy": self.accuracy}
-        for axes, (name, values) in zip(figure.subplots(1, 2), curves.items(), strict=True):
-            # A curve of one point has no line to be seen.
-            axes.plot(numbers, values, marker="o" if len(numbers) < 3 else None)
+        curves = {"loss": (loss, held_out_loss), "accuracy": (accuracy, held_out_accuracy)}
+        for axes, (name, both) in zip(figure.subplots(1, 2), curves.items(), strict=True):
+            for label, values in zip(("in training", "held out"), both, strict=True):
+                # A curve of one point has no line to be seen.
+                axes.plot(numbers, values, marker="o" if len(numbers) < 3 else None, label=label)
+            axes.legend()
             axes.set_xlabel("epoch")
-            axes.set_ylabel(f"{name} in training")
+            axes.set_ylabel(name)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
         with replacing(self.picture) as file:

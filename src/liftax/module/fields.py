@@ -297,12 +297,31 @@ def show(module: Variables, indent: int = 4) -> str:
 
 
 def _shown(module: Variables) -> dict[str, object]:
-    """The fields that a module has a value for, without a ``setup`` to make more."""
+    """The fields that say more than their default, without a ``setup`` to make more."""
     listed = dataclasses.fields(module)  # type: ignore[arg-type]
-    shown = [f for f in listed if f.repr and f.init]
-    names = [f.name for f in shown if f.name not in RESERVED]
-    known = {name: module.__dict__.get(name, getattr(type(module), name, UNSET)) for name in names}
-    return {name: value for name, value in known.items() if value is not UNSET}
+    known = {}
+    for field in listed:
+        if field.repr and field.init and field.name not in RESERVED:
+            value = module.__dict__.get(field.name, getattr(type(module), field.name, UNSET))
+            if value is not UNSET and not _is_default(field, value):
+                known[field.name] = value
+    return known
+
+
+def _is_default(field: dataclasses.Field[object], value: object) -> bool:
+    """Whether a field has the value that it has where nothing is said."""
+    default = field.default
+    if default is dataclasses.MISSING and field.default_factory in (dict, list, tuple):
+        default = () if field.default_factory is not dict else {}  # as a field holds them
+    if value is default:
+        return True
+    plain = (bool, int, float, str, bytes, tuple, dict)
+    if type(value) is not type(default) or not isinstance(value, plain):
+        return False
+    try:
+        return bool(value == default)
+    except Exception:  # arrays among them have no one answer
+        return False
 
 
 def _text(value: object) -> str:

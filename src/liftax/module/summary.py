@@ -20,6 +20,7 @@ from ..core.filters import Filter
 from ..core.trees import abstract
 from ..core.types import Function
 from ..errors import MissingExtraError
+from ..installed import how_to_install
 from ..pytrees import Rest, split
 from .bound import Variables
 from .methods import InterceptorContext
@@ -459,8 +460,8 @@ def tabulate(
     """
     if importlib.util.find_spec("rich") is None:
         raise MissingExtraError(
-            "tabulate draws its table with rich, which is not installed; install liftax[cli], or "
-            "take the same data from liftax.summary"
+            f"tabulate draws its table with rich, which is not installed: {how_to_install('cli')}; "
+            f"or take the same data from liftax.summary"
         )
     rows = summary(
         module, rngs, depth, show_repeated, mutable, compute_flops, compute_vjp_flops, **kwargs

@@ -1,0 +1,49 @@
+"""How this liftax came here, and so how more of it is installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shlex
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs an optional extra of liftax, as it was installed itself.
+
+    By its name from an index, from a folder or an address; or from the checkout that it runs from.
+
+    Args:
+      extra: its name, as in ``liftax[train]``.
+
+    Example:
+      >>> how_to_install("train").startswith("pip install ")
+      True
+    """
+    try:
+        found = importlib.metadata.distribution("liftax")
+        text = found.read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return _of_folder(_CHECKOUT, extra, editable=False)
+    if text is None:
+        return f"pip install 'liftax[{extra}]'"
+    try:
+        told = json.loads(text)
+        url = str(told["url"])
+        folder = unquote(urlparse(url).path) if "dir_info" in told else None
+        if folder is not None:
+            return _of_folder(Path(folder), extra, bool(told["dir_info"].get("editable")))
+        vcs = f"{told['vcs_info']['vcs']}+" if "vcs_info" in told else ""
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"pip install 'liftax[{extra}]'"
+    return f"pip install {shlex.quote(f'liftax[{extra}] @ {vcs}{url}')}"
+
+
+def _of_folder(folder: Path, extra: str, editable: bool) -> str:
+    """From a checkout, if that is still there."""
+    if not (folder / "pyproject.toml").is_file():
+        return f"pip install 'liftax[{extra}]'"
+    return f"pip install {'-e ' * editable}{shlex.quote(f'{folder}[{extra}]')}"
