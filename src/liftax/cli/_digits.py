@@ -153,7 +153,8 @@ def train(model: nn.Module, data: Split, *, epochs: int, seed: int) -> Iterator[
     held_out = jnp.asarray(data.test_images), jnp.asarray(data.test_labels)
     for number in range(1, epochs + 1):
         state, figures = epoch(state, jax.random.fold_in(order_key, number), trained, held_out)
-        yield Epoch(number, *map(float, figures), variables=state[0])
+        seen, right, held_out_loss, held_out_right = map(float, figures)
+        yield Epoch(number, seen, right, held_out_loss, held_out_right, state[0])
 
 
 def count_right(model: nn.Module, variables: Any, images: np.ndarray, labels: np.ndarray) -> int:
