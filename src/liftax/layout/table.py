@@ -73,7 +73,8 @@ def lines_of(layout: LayoutData, width: int) -> list[Line]:
         said = [wrapped([head, Segment(f"  {finding.title}{more}")], width, "  ")]
         said += [wrapped([Segment(line)], width, "  ") for line in finding.message.splitlines()]
         parts.append([line for some in said for line in some])
-    return [line for i, part in enumerate(parts) for line in ([[]] if i else []) + part]
+    blank: list[Line] = [[]]
+    return [line for i, part in enumerate(parts) for line in (blank if i else []) + part]
 
 
 # --- the nest -----------------------------------------------------------------
