@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import jax.extend.core as jex
 
 _LOOPS = frozenset({"scan", "Scan3", "while", "cond"})
+_REMATS = frozenset({"checkpoint", "remat", "remat2"})
+_RULES = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees"})
 NAMING = frozenset({"name", "CheckpointName", "CheckpointNameFwd"})
 """What `jax.ad_checkpoint.checkpoint_name` is called."""
 
@@ -64,6 +66,19 @@ def params_of(eqn: jex.JaxprEqn) -> Mapping[str, Any]:
 def is_loop(eqn: jex.JaxprEqn) -> bool:
     """Tells whether an equation runs programs as often, or as far, as values say."""
     return name_of(eqn) in _LOOPS
+
+
+def is_remat(eqn: jex.JaxprEqn) -> bool:
+    """Tells whether an equation's program runs equation by equation, where nothing is compiled."""
+    return eqn.primitive.name in _REMATS
+
+
+def computes_by(eqn: jex.JaxprEqn) -> list[tuple[str, object]]:
+    """Returns what the numbers of an equation depend on besides its inputs, in order.
+
+    Its rules for derivatives are left out: they are new objects in each trace.
+    """
+    return [(name, value) for name, value in sorted(eqn.params.items()) if name not in _RULES]
 
 
 def as_scan(eqn: jex.JaxprEqn) -> Scan | None:

@@ -8,7 +8,7 @@ traced again and compiles nothing. A key knows nothing of modules, functions or 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -21,9 +21,6 @@ from ..streams import is_key
 if TYPE_CHECKING:
     import jax.extend.core as jex
 
-_OPEN = ("checkpoint", "remat", "remat2")  # what is in them runs equation by equation
-_RULES = ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees")  # for derivatives
-_APART = frozenset((*_RULES, "mark"))  # what an equation computes does not hang on these
 _MOST = 64  # loops that are kept
 _LITTLE = 2**16  # bytes of a constant that is compared by value
 
@@ -32,9 +29,9 @@ class KeptLoops:
     """Compiled loops by what they compute, the last few that were used."""
 
     def __init__(self) -> None:
-        self.calls: dict[Hashable, Any] = {}
+        self.calls: dict[Hashable, jex.JaxprEqn] = {}
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type, tuple[()]]:
         return KeptLoops, ()  # programs stay behind
 
     def put_into(self, jaxpr: jex.Jaxpr) -> jex.Jaxpr:
@@ -46,9 +43,9 @@ class KeptLoops:
         eqns = [self._changed(eqn) for eqn in jaxpr.eqns]
         return jax_private.rewire(jaxpr, invars=jaxpr.invars, outvars=jaxpr.outvars, eqns=eqns)
 
-    def _changed(self, eqn: Any) -> Any:
-        if eqn.primitive.name in _OPEN:
-            return eqn.replace(params={**eqn.params, "jaxpr": self.put_into(eqn.params["jaxpr"])})
+    def _changed(self, eqn: jex.JaxprEqn) -> jex.JaxprEqn:
+        if equations.is_remat(eqn):
+            return equations.with_programs(eqn, self.put_into)
         if eqn.effects or not equations.is_loop(eqn):
             return eqn
         try:
@@ -68,25 +65,28 @@ class _Unequalled(Exception):
     """A program that no other one equals."""
 
 
-def _key(eqn: Any) -> Hashable:
+def _key(eqn: jex.JaxprEqn) -> Hashable:
     """Returns what is equal for equations that compute alike, whatever they compute with."""
     avals = tuple(atom.aval for atom in (*eqn.invars, *eqn.outvars))
     # The context is one object for equal settings of JAX.
     return eqn.primitive, eqn.ctx, _params(eqn), avals
 
 
-def _params(eqn: Any) -> Hashable:
-    return tuple((n, _value(v)) for n, v in sorted(eqn.params.items()) if n not in _APART)
+def _params(eqn: jex.JaxprEqn) -> Hashable:
+    # A mark of one_trace says in which trace it was made, and changes nothing.
+    return tuple((n, _value(v)) for n, v in equations.computes_by(eqn) if n != "mark")
 
 
-def _program(jaxpr: Any, consts: Any) -> Hashable:
-    numbers: dict[Any, int] = {}
+def _program(jaxpr: jex.Jaxpr, consts: Sequence[object]) -> Hashable:
+    # Variables by the order in which they are met: two traces of one loop name them differently.
+    numbers: dict[jex.Var, int] = {}
 
-    def atom(a: Any) -> Hashable:
-        known = numbers.setdefault(a, len(numbers)) if jax_private.is_variable(a) else _value(a.val)
-        return known, a.aval
+    def atom(a: jex.Var | jex.Literal) -> Hashable:
+        if jax_private.is_variable(a):
+            return numbers.setdefault(a, len(numbers)), a.aval
+        return _value(a.val), a.aval  # type: ignore[union-attr]
 
-    def atoms(found: Any) -> Hashable:
+    def atoms(found: Iterable[jex.Var | jex.Literal]) -> Hashable:
         return tuple(map(atom, found))
 
     first = atoms((*jaxpr.constvars, *jaxpr.invars))

@@ -9,18 +9,23 @@ and what one call compiled the next one finds in JAX's caches, or among the loop
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from ... import equations, jax_private
 from ...errors import LazyInitError
-from ..streams import as_streams, is_key
+from ...pytrees import split_by
+from ..streams import Rngs, Stream, as_streams
+from ..types import Tree
 from .kept import KeptLoops
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
+
+Initialise = Callable[..., tuple[object, Tree]]
+"""``(rngs, *args, **kwargs) -> (y, variables)``."""
 
 _CANNOT_STAGE = (
     jax.errors.ConcretizationTypeError,
@@ -33,7 +38,7 @@ _CANNOT_STAGE = (
 _TRACED = object()  # stands for an array that the program makes
 
 
-def staged(initialise: Callable[..., Any], kept: KeptLoops | None = None) -> Callable[..., Any]:
+def staged(initialise: Initialise, kept: KeptLoops | None = None) -> Callable[..., Any]:
     """Returns ``initialise`` without its output and without the work that it needs.
 
     A function that looks at values while it runs cannot be traced; it is run as
@@ -48,7 +53,7 @@ def staged(initialise: Callable[..., Any], kept: KeptLoops | None = None) -> Cal
     """
     loops = KeptLoops() if kept is None else kept
 
-    def run(rngs: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(rngs: Rngs, *args: object, **kwargs: object) -> Tree:
         call = _Init(initialise, rngs, args, kwargs)
         if jax_private.jit_is_disabled() and not any(call.abstract):
             return call.as_it_is()
@@ -60,37 +65,40 @@ def staged(initialise: Callable[..., Any], kept: KeptLoops | None = None) -> Cal
 class _Init:
     """One call of init: its inputs, and what its function leaves besides arrays."""
 
-    def __init__(self, initialise: Callable[..., Any], rngs: Any, args: Any, kwargs: Any):
+    def __init__(
+        self,
+        initialise: Initialise,
+        rngs: Rngs,
+        args: tuple[Tree, ...],
+        kwargs: dict[str, Tree],
+    ):
         self.initialise = initialise
         self.streams = as_streams(rngs)
         keys = {name: stream.key for name, stream in self.streams.items()}
-        self.leaves, self.treedef = jax.tree.flatten((keys, args, kwargs))
         # Keys are what they are: what is made of them alone is made while the rest is traced.
-        self.where = [
-            i
-            for i, leaf in enumerate(self.leaves)
-            if (_is_array(leaf) if i >= len(keys) else isinstance(leaf, jax.ShapeDtypeStruct))
+        wanted = [
+            _is_array(leaf) if i >= len(keys) else isinstance(leaf, jax.ShapeDtypeStruct)
+            for i, leaf in enumerate(jax.tree.leaves((keys, args, kwargs)))
         ]
-        self.inputs = [self.leaves[i] for i in self.where]
+        self.inputs, self.rest = split_by((keys, args, kwargs), wanted)
         self.abstract = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in self.inputs]
 
-    def filled(self, arrays: list[Any]) -> tuple[Any, Any, Any]:
-        leaves = list(self.leaves)
-        for i, array in zip(self.where, arrays, strict=True):
-            leaves[i] = array
-        keys, args, kwargs = jax.tree.unflatten(self.treedef, leaves)
+    def filled(
+        self, arrays: Sequence[object]
+    ) -> tuple[dict[str, Stream], tuple[Tree, ...], dict[str, Tree]]:
+        keys, args, kwargs = self.rest.filled(arrays)
         return {n: s._replace(key=keys[n]) for n, s in self.streams.items()}, args, kwargs
 
-    def as_it_is(self) -> Any:
+    def as_it_is(self) -> Tree:
         """Returns the variables that the function itself makes."""
         rngs, args, kwargs = self.filled(self.inputs)
         return self.initialise(rngs, *args, **kwargs)[1]
 
-    def trace(self) -> tuple[jex.ClosedJaxpr, Any]:
+    def trace(self) -> tuple[jex.ClosedJaxpr, Tree]:
         """Returns the function as a program, and what it made, `_TRACED` in place of arrays."""
-        made: Any = None
+        made: Tree = None
 
-        def arrays_of(arrays: list[Any]) -> Any:
+        def arrays_of(arrays: list[jax.Array]) -> list[jax.Array]:
             nonlocal made
             rngs, args, kwargs = self.filled(arrays)
             variables = self.initialise(rngs, *args, **kwargs)[1]
@@ -106,7 +114,7 @@ class _Init:
         run = arrays_of if compiled else jax_private.to_run(arrays_of)
         return jax.make_jaxpr(run)(self.inputs), made
 
-    def variables(self, loops: KeptLoops) -> Any:
+    def variables(self, loops: KeptLoops) -> Tree:
         """Returns the variables, computed without the rest.
 
         Raises:
@@ -138,19 +146,19 @@ class _Init:
         return _filled(made, [next(arrays) if x is _TRACED else x for x in jax.tree.leaves(made)])
 
 
-def _filled(tree: Any, leaves: list[Any]) -> Any:
+def _filled(tree: Tree, leaves: list[object]) -> Tree:
     """Returns a tree with other leaves."""
     return _in_order(tree, jax.tree.unflatten(jax.tree.structure(tree), leaves))
 
 
-def _in_order(like: Any, tree: Any) -> Any:
+def _in_order(like: Tree, tree: Any) -> Tree:
     """Returns a tree with the keys of its dicts in the order of another's; JAX sorts them."""
     if type(like) is not dict:
         return tree
     return {key: _in_order(part, tree[key]) for key, part in like.items()}
 
 
-def _needy(made: Any, jaxpr: jex.Jaxpr, unknown: list[bool]) -> list[str]:
+def _needy(made: Tree, jaxpr: jex.Jaxpr, unknown: list[bool]) -> list[str]:
     """Names the variables that depend on any of the ``unknown`` inputs."""
     leaves = jax.tree_util.tree_leaves_with_path(made)
     paths = [path for path, x in leaves if x is _TRACED]
@@ -162,5 +170,5 @@ def _needy(made: Any, jaxpr: jex.Jaxpr, unknown: list[bool]) -> list[str]:
     return found
 
 
-def _is_array(leaf: Any) -> bool:
-    return is_key(leaf) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
+def _is_array(leaf: object) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
