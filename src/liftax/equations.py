@@ -223,3 +223,31 @@ def acts(eqn: jex.JaxprEqn) -> bool:
 def calmed(eqn: jex.JaxprEqn) -> jex.JaxprEqn:
     """Returns an equation as one that need not be run if nothing needs its outputs."""
     return eqn.replace(effects=jax_private.among(eqn.effects))
+
+
+def in_two(jaxpr: jex.Jaxpr) -> tuple[jex.Jaxpr, jex.Jaxpr] | None:
+    """Takes apart what a program computes and what it does besides: prints, callbacks, checks.
+
+    Returns:
+      a program of the same inputs that does nothing, whose outputs are the inputs of the second
+      after its own, and a program without outputs that does the rest; None where it does nothing,
+      or where what it does makes a value, as a callback that returns one.
+    """
+    loud = [eqn for eqn in jaxpr.eqns if acts(eqn)]
+    if not loud or any(map(_answers, loud)):
+        return None
+    atoms = [atom for eqn in loud for atom in eqn.invars if jax_private.is_variable(atom)]
+    needed = list(dict.fromkeys(atoms))
+    both = jax_private.rewire(
+        jaxpr, invars=jaxpr.invars, outvars=[*jaxpr.outvars, *needed], eqns=jaxpr.eqns
+    )
+    rest = jax_private.rewire(jaxpr, invars=needed, outvars=(), eqns=loud)
+    return quiet(both), rest
+
+
+def _answers(eqn: jex.JaxprEqn) -> bool:
+    """Tells whether something that an equation does besides computing makes a value."""
+    called = list(programs_of(eqn))
+    if not called:
+        return bool(eqn.outvars)
+    return any(_answers(inner) for p in called for inner in p.jaxpr.eqns if acts(inner))

@@ -293,7 +293,7 @@ def test_storage_by_layers_costs_nothing_in_a_loop():
 
 
 def test_overrides_hold_where_they_are_traced():
-    stack = nn.Stack(Residual(), depth=6, unroll=2)
+    stack = nn.Stack(Residual(), depth=6, unroll=2, remat=None)
     variables = stack.init(KEY, X)
 
     def has(name):
@@ -321,7 +321,9 @@ def test_runs_are_parsed_once_and_strictly():
         nn.Stack(Scale(), depth=2, run="loop", unroll=2)
     with pytest.raises(StackError, match="unroll expected a number.*found -1"):
         nn.Stack(Scale(), depth=2, unroll=-1)
-    with pytest.raises(StackError, match="expected a Remat or None; found 'dots_saveable'; write"):
+    with pytest.raises(
+        StackError, match="expected a Remat, 'auto' or None; found 'dots_saveable'; write"
+    ):
         nn.override_stacks(remat="dots_saveable").__enter__()
 
 

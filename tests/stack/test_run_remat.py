@@ -76,7 +76,7 @@ def test_the_nest_of_loops(run, remat, expected):
 # How `checkpoint` is written down is JAX's; that it recomputes in both ways is tested below.
 @pytest.mark.parametrize("remat3", [False], indirect=True)
 def test_the_program_has_what_the_plan_says(remat3):
-    stack = nn.Stack([dense(4), Scale()], repeats=4, after=[dense(4)])
+    stack = nn.Stack([dense(4), Scale()], repeats=4, after=[dense(4)], remat=None)
     variables = stack.init(KEY, X)
     assert "remat2" not in program(stack, variables)
     # One for the loop's body, one for the layer after it.
@@ -114,7 +114,7 @@ def test_a_saved_value_is_not_computed_again(remat3):
             h = checkpoint_name(jnp.cos(dense(4)(x)), "h")
             return jnp.tanh(h)
 
-    stack = nn.Stack(Two(), depth=3)
+    stack = nn.Stack(Two(), depth=3, remat=None)
     variables = stack.init(KEY, X)
     again = program(stack.clone(remat=nn.Remat()), variables)
     saved = program(stack.clone(remat=nn.Remat(save="h")), variables)
@@ -148,7 +148,7 @@ def test_memory_grows_with_the_square_root():
     """The compiled program's own count, four times as deep."""
     x = jnp.ones(2048)
     size = x.nbytes
-    plain = [temporary_bytes(deep(n), x) / size for n in (16, 64)]
+    plain = [temporary_bytes(deep(n, remat=None), x) / size for n in (16, 64)]
     each = [temporary_bytes(deep(n, remat=nn.Remat()), x) / size for n in (16, 64)]
     sqrt = nn.Remat(every="sqrt", nested=True)
     root = [temporary_bytes(deep(n, remat=sqrt), x) / size for n in (16, 64, 256)]

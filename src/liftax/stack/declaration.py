@@ -30,7 +30,7 @@ class Declaration(Module):
     per_layer: Sequence[str] = dataclasses.field(default=(), kw_only=True)
     run: str = dataclasses.field(default="scan", kw_only=True)
     unroll: int | bool = dataclasses.field(default=1, kw_only=True)
-    remat: Remat | None = dataclasses.field(default=None, kw_only=True)
+    remat: Remat | str | None = dataclasses.field(default="auto", kw_only=True)
     store: str = dataclasses.field(default="stacked", kw_only=True)
     param_axis: int = dataclasses.field(default=0, kw_only=True)
     variable_axes: Mapping[str, int] = dataclasses.field(default_factory=dict, kw_only=True)
@@ -59,8 +59,8 @@ class Declaration(Module):
             raise StackError(f"Stack: store expected 'stacked' or 'layers'; found {self.store!r}")
         parse_run(self.run, self.unroll)
         check_remat(self.remat, "Stack")
-        positions = (self.remat.positions if self.remat is not None else None) or ()
-        for position in positions:
+        positions = self.remat.positions if isinstance(self.remat, Remat) else None
+        for position in positions or ():
             if not 0 <= position < len(self._pattern):
                 raise StackError(
                     f"Stack: Remat(positions=) has {position}; the pattern has positions 0 to "

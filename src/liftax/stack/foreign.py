@@ -23,8 +23,10 @@ _PLACE = re.compile(r"(layers|before|block|after)_(\d+)\Z")
 
 def check_names(stack: Declaration, at: StackLayout) -> None:
     """Raises StackError where a layer is stored that is none of this stack's."""
-    names = at.names
     for col, node in _stored(stack):
+        # What all repeats share has no axis to be stored along, and keeps its name.
+        shared = [f"block_{i}" for i in range(at.positions)] if at.axis_of(col) is None else []
+        names = {*at.names, *shared}
         others = [name for name in node if name not in names and _PLACE.match(str(name))]
         if others:
             raise _not_its_own(stack, at, col, node, others)

@@ -7,20 +7,21 @@ in the lift, so no option of this file can change it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from .. import jax_private
+from .. import equations, jax_private
 from ..core.lift.crossing import Opening
 from ..core.roles import THROUGH, through_roles
 from ..core.scope import Scope
 from ..core.streams import Keyed
 from ..core.types import Group
 from .arrays import unstack
-from .options import Level, Remat, Run, levels, names_in
+from .options import AUTO, Level, Remat, Run, levels, names_in
 
 T = TypeVar("T")
 Step = Callable[[object, object], tuple[object, object]]
@@ -117,26 +118,31 @@ class Runner:
         """Returns ``fn`` with its activations recomputed, as the options say."""
         remat = self.remat
         assert remat is not None
-        if remat.names:
-            fn = self._noting(fn)
         # Without a loop between them, the compiler finds forward and recomputed work to be the
         # same, does it once, and keeps the activations after all.
         prevent = remat.prevent_cse if remat.prevent_cse is not None else not in_scan
-        return jax.checkpoint(fn, policy=remat.as_policy(), prevent_cse=prevent)
+        again = functools.partial(jax.checkpoint, policy=remat.as_policy(), prevent_cse=prevent)
 
-    def _noting(self, fn: Callable[..., T]) -> Callable[..., T]:
-        """Returns ``fn``, noting the names that it gives to values."""
-
-        def noting(*args: object) -> T:
+        def recomputed(*args: object) -> T:
             # A policy is asked when the program is differentiated, if it is; a name that no value
             # has must be an error in the forward pass already. So the program is looked through.
             closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
             self.seen |= names_in(closed)
+            # And what is computed twice is to be printed once.
+            program = jax_private.consts_as_inputs(closed)
+            silent, loud = equations.in_two(program) or (program, None)
+            run = functools.partial(jax_private.evaluate, silent)
+            # JAX recomputes no callback that returns a value; nobody asked here to recompute it.
+            if not (remat is AUTO and any(map(equations.acts, silent.eqns))):
+                run = again(run)
             inputs = [*closed.consts, *jax.tree.leaves(args)]
-            out = jax_private.evaluate(jax_private.consts_as_inputs(closed), inputs)
+            found = run(inputs)
+            out, seen = found[: len(program.outvars)], found[len(program.outvars) :]
+            if loud is not None:
+                jax_private.evaluate(loud, seen)
             return jax.tree.unflatten(jax.tree.structure(shape), out)
 
-        return noting
+        return recomputed
 
     def layer(
         self, fn: Callable[..., T], scopes: Sequence[Scope], x: object, *, in_scan: bool

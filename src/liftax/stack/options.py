@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import jax
 from jax.extend.core import Primitive
 
-from .. import equations
+from .. import equations, jax_private
 from ..errors import StackError
 from ..words import did_you_mean, shown
 
@@ -338,7 +338,7 @@ def override_stacks(
     Args:
       run: as in `Stack`; None leaves it.
       unroll: as in `Stack`; None leaves it, but for ``run="loop"``, which has none.
-      remat: a `Remat`; ``"off"`` for none; None leaves it.
+      remat: a `Remat` or ``"auto"``; ``"off"`` for none; None leaves it.
 
     Example:
       >>> import jax, liftax as nn
@@ -362,13 +362,19 @@ def override_stacks(
 
 def check_remat(remat: object, place: str, *, off: bool = False) -> None:
     """Raises StackError where ``remat=`` is no `Remat`."""
-    if remat is None or isinstance(remat, Remat) or (off and remat == "off"):
+    if remat is None or isinstance(remat, Remat) or remat == "auto" or (off and remat == "off"):
         return
     hint = f"; write Remat({remat!r})" if isinstance(remat, str) or callable(remat) else ""
-    raise StackError(f"{place}: remat expected a Remat or None; found {remat!r}{hint}")
+    raise StackError(f"{place}: remat expected a Remat, 'auto' or None; found {remat!r}{hint}")
 
 
-def in_force(run: str, unroll: int | bool, remat: Remat | None) -> tuple[Run, Remat | None]:
+AUTO = Remat("products")
+"""What ``remat="auto"`` is in a loop of the compiled program."""
+
+
+def in_force(
+    run: str, unroll: int | bool, remat: Remat | str | None, repeats: int
+) -> tuple[Run, Remat | None]:
     """Returns the options that hold, those of `override_stacks` first."""
     for options in _override.get():  # the innermost block last, which has the last word
         if options.run is not None:
@@ -376,8 +382,19 @@ def in_force(run: str, unroll: int | bool, remat: Remat | None) -> tuple[Run, Re
             unroll = 1 if run.strip() == "loop" else unroll
         unroll = options.unroll if options.unroll is not None else unroll
         if options.remat is not None:
-            remat = options.remat if isinstance(options.remat, Remat) else None
-    return parse_run(run, unroll), remat
+            remat = None if options.remat == "off" else options.remat
+    read = parse_run(run, unroll)
+    if isinstance(remat, str):
+        # Layers that are written out are fused and freed by the compiler as it likes, and without
+        # a compiler nothing is gained.
+        looped = (
+            read.kind == "scan"
+            and read.group is None
+            and repeats > 1
+            and not jax_private.jit_is_disabled()
+        )
+        return read, AUTO if looped else None
+    return read, remat
 
 
 def names_in(program: jex.ClosedJaxpr) -> set[str]:

@@ -20,7 +20,7 @@ from ..module.detach import Detached, without_modules
 from .arguments import Arguments, Block, ByPosition, Slices, gathered, split_pair
 from .declaration import Declaration
 from .nest import Runner
-from .options import Run, in_force, levels
+from .options import AUTO, Run, in_force, levels
 from .storage import StackLayout
 from .templates import shared_outside
 
@@ -47,11 +47,11 @@ def run_stacked(
     place = whose(stack)
     at = stack._stack_layout(stack.path)
     # Options in force where the stack is called, not where it was declared, say how it runs.
-    run, remat = in_force(stack.run, stack.unroll, stack.remat)
+    assert stack.repeats is not None
+    run, remat = in_force(stack.run, stack.unroll, stack.remat, stack.repeats)
     if _is_made(stack):
-        assert stack.repeats is not None
         levels(run, remat, stack.repeats)  # what does not fit is told now, not when it runs
-        run = Run()
+        run, remat = Run(), None if remat is AUTO else remat
     runner = Runner(run, remat)
     call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs)
     ys_before, ys_after = [], []
@@ -94,7 +94,7 @@ def _single(
     stack: Declaration, runner: Runner, layer: Any, x: object, call: Arguments, slices: Slices
 ) -> tuple[object, object]:
     """Runs a layer before or after the pattern."""
-    if runner.remat is None or runner.remat.positions is not None:
+    if runner.remat is None or runner.remat is AUTO or runner.remat.positions is not None:
         # Positions are those of the pattern: this layer has none, so nothing of it is recomputed.
         args, kwargs = call.filled(slices, call.args, call.kwargs)
         return split_pair(layer(x, *args, **kwargs), bool(stack.outputs), layer, whose(stack))

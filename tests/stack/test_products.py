@@ -1,0 +1,197 @@
+"""Remat("products"): what a stack keeps for the backward pass, by shape and dtype."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import liftax as nn
+
+DEPTH, BATCH, LENGTH, WIDTH = 3, 2, 16, 8
+X = jax.random.normal(jax.random.key(1), (BATCH, LENGTH, WIDTH)).astype(jnp.bfloat16)
+RNGS = {"params": jax.random.key(0), "dropout": jax.random.key(2)}
+HALF = {"dtype": jnp.bfloat16}
+
+CARRY = f"bfloat16[{BATCH},{LENGTH},{WIDTH}]"
+WIDE = f"bfloat16[{BATCH},{LENGTH},{4 * WIDTH}]"
+HEADS = f"bfloat16[{BATCH},{LENGTH},2,4]"
+VALUES = f"bfloat16[{BATCH},2,4,{LENGTH}]"  # the sum of an attention's values
+KEY = "key<fry>[]"
+
+
+def layer(inner):
+    """A residual layer around a function of a module's own layers."""
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x + inner(x)
+
+    return Layer()
+
+
+def feed_forward(activation, norm=lambda: nn.LayerNorm(**HALF), last=lambda y: y):
+    def inner(x):
+        y = activation(nn.Dense(4 * WIDTH, **HALF)(norm()(x)))
+        return last(nn.Dense(WIDTH, **HALF)(y))
+
+    return layer(inner)
+
+
+def gated(x):
+    y = nn.RMSNorm(**HALF)(x)
+    y = nn.silu(nn.Dense(4 * WIDTH, **HALF)(y)) * nn.Dense(4 * WIDTH, **HALF)(y)
+    return nn.Dense(WIDTH, **HALF)(y)
+
+
+def attends(x):
+    return nn.MultiHeadDotProductAttention(2, **HALF)(nn.LayerNorm(**HALF)(x))
+
+
+def both(x):
+    x = x + attends(x)
+    return gated(x)
+
+
+def dropped(y):
+    return nn.Dropout(0.5, deterministic=False)(y)
+
+
+KEPT = {
+    "relu": (feed_forward(nn.relu), [CARRY, WIDE]),
+    "gelu": (feed_forward(nn.gelu), [CARRY, WIDE]),
+    "softmax": (feed_forward(nn.softmax), [CARRY, WIDE]),
+    "PReLU": (feed_forward(lambda y: nn.PReLU()(y)), [CARRY, WIDE]),
+    "RMSNorm": (feed_forward(nn.relu, lambda: nn.RMSNorm(**HALF)), [CARRY, WIDE]),
+    "GroupNorm": (feed_forward(nn.relu, lambda: nn.GroupNorm(2, **HALF)), [CARRY, WIDE]),
+    "InstanceNorm": (feed_forward(nn.relu, lambda: nn.InstanceNorm(**HALF)), [CARRY, WIDE]),
+    "Dropout": (feed_forward(dropped, last=dropped), [CARRY, WIDE, KEY, KEY]),
+    "upcast": (feed_forward(lambda y: jnp.sin(y.astype(jnp.float32))), [CARRY, WIDE]),
+    "gated": (layer(gated), [CARRY, WIDE, WIDE]),
+    "attention": (layer(attends), [CARRY, HEADS, HEADS, HEADS, VALUES]),
+    "decoder layer": (layer(both), [CARRY] * 2 + [HEADS] * 3 + [VALUES, WIDE, WIDE]),
+    "Conv": (
+        layer(lambda x: nn.Conv(WIDTH, (3,), **HALF)(nn.gelu(nn.Conv(WIDTH, (3,), **HALF)(x)))),
+        [CARRY, CARRY],
+    ),
+    "RNN": (
+        layer(lambda x: nn.RNN(nn.SimpleCell(WIDTH, **HALF))(x)),
+        None,  # by its own loop over time: no float32, nothing larger than the input
+    ),
+}
+
+
+def loss(stack, x=X):
+    def of(variables):
+        y = stack.apply(variables, x, rngs={"dropout": RNGS["dropout"]})
+        return (y.astype(jnp.float32) ** 2).mean()
+
+    return of
+
+
+def kept(stack, variables):
+    """What the forward loop hands to the backward one: its outputs along the axis of layers."""
+    program = jax.make_jaxpr(jax.grad(loss(stack)))(variables)
+    forward = next(e for e in program.jaxpr.eqns if e.primitive.name == "scan")
+    stacked = [v.aval for v in forward.outvars if v.aval.shape[:1] == (DEPTH,)]
+    return [jax.core.ShapedArray(a.shape[1:], a.dtype) for a in stacked]
+
+
+def texts(avals):
+    return sorted(f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in avals)
+
+
+def stack_of(block, **options):
+    return nn.Stack(block, depth=DEPTH, **options)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_kept_is_products_and_keys(name):
+    block, expected = KEPT[name]
+    stack = stack_of(block, remat=nn.Remat("products"))
+    found = kept(stack, stack.init(RNGS, X))
+    if expected is not None:
+        assert texts(found) == sorted(expected)
+    assert not [a for a in found if a.dtype == jnp.float32 or a.size > 4 * X.size]
+    plain = kept(stack.clone(remat=None), stack.init(RNGS, X))
+    assert sum(a.size for a in found) < sum(a.size for a in plain)
+
+
+def test_scores_are_kept_where_they_are_small():
+    """Of a sequence shorter than a head is wide, scores are the smaller thing to keep."""
+    stack = stack_of(layer(attends), remat=nn.Remat("products"))
+    x = X[:, :2]
+    program = jax.make_jaxpr(jax.grad(loss(stack, x)))(stack.init(RNGS, x))
+    assert f"bf16[{DEPTH},{BATCH},2,2,2]" in str(program)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_the_numbers_are_those_of_the_plain_scan(name):
+    stack = stack_of(KEPT[name][0], remat=nn.Remat("products"))
+    variables, x = stack.init(RNGS, X), X.astype(jnp.float32)
+    value, grads = jax.value_and_grad(loss(stack, x))(variables)
+    same, as_plain = jax.value_and_grad(loss(stack.clone(remat=None), x))(variables)
+    np.testing.assert_allclose(value, same, rtol=1e-2)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(as_plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0.1, atol=0.02 * float(jnp.abs(b).max() + 1e-6))
+
+
+def test_it_is_what_a_scanned_stack_does_by_itself():
+    stack = stack_of(KEPT["gated"][0])
+    variables = stack.init(RNGS, X)
+    assert texts(kept(stack, variables)) == sorted(KEPT["gated"][1])
+    for options in ({"run": "loop"}, {"run": "scan of 2"}, {"remat": None}):
+        assert "checkpoint" not in str(jax.make_jaxpr(stack.clone(**options).apply)(variables, X))
+    assert "checkpoint" in str(jax.make_jaxpr(stack.apply)(variables, X))
+    with nn.override_stacks(remat="off"):
+        assert "checkpoint" not in str(jax.make_jaxpr(stack.apply)(variables, X))
+    with nn.override_stacks(remat="auto"):
+        other = stack.clone(remat=None)
+        assert "checkpoint" in str(jax.make_jaxpr(other.apply)(variables, X))
+    with jax.disable_jit():
+        assert stack.apply(variables, X).shape == X.shape
+
+
+@pytest.mark.parametrize("remat", [None, "auto", nn.Remat(), nn.Remat("products", every=2)])
+def test_what_is_computed_again_is_not_printed_again(remat, capfd):
+    class Inner(nn.Module):
+        @nn.compact
+        def __call__(self, carry, x):
+            jax.debug.print("step {}", carry.sum())
+            return carry + x, None
+
+    class Talks(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            jax.debug.print("layer {}", x.sum(), ordered=True)
+            y = nn.Dense(WIDTH)(jnp.sin(x))
+            y, _ = nn.scan(Inner, length=2)()(y, jnp.arange(2.0))
+            jax.debug.callback(lambda _: print("called"), y)
+            return jnp.sin(y)
+
+    stack = nn.Stack(Talks(), depth=4, remat=remat)
+    x = jnp.ones((1, WIDTH))
+    variables = stack.init(RNGS, x)
+    jax.effects_barrier()
+    capfd.readouterr()
+    jax.jit(jax.grad(lambda v: stack.apply(v, x).sum()))(variables)
+    jax.effects_barrier()
+    said = capfd.readouterr().out.split("\n")
+    starts = [line.split(" ")[0] for line in said]
+    assert (starts.count("layer"), starts.count("called"), starts.count("step")) == (4, 4, 8)
+
+
+def test_a_callback_that_returns_a_value_runs_where_its_value_is_needed():
+    class Asks(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+            return jnp.sin(nn.Dense(WIDTH)(x)) + jax.lax.stop_gradient(
+                jax.experimental.io_callback(lambda a: a, shape, x)
+            )
+
+    stack = nn.Stack(Asks(), depth=2)
+    x = jnp.ones((1, WIDTH))
+    variables = stack.init(RNGS, x)
+    grads = jax.jit(jax.grad(lambda v: stack.apply(v, x).sum()))(variables)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
