@@ -74,10 +74,6 @@ KEPT = {
         layer(lambda x: nn.Conv(WIDTH, (3,), **HALF)(nn.gelu(nn.Conv(WIDTH, (3,), **HALF)(x)))),
         [CARRY, CARRY],
     ),
-    "RNN": (
-        layer(lambda x: nn.RNN(nn.SimpleCell(WIDTH, **HALF))(x)),
-        None,  # by its own loop over time: no float32, nothing larger than the input
-    ),
 }
 
 
@@ -109,11 +105,10 @@ def stack_of(block, **options):
 def test_what_is_kept_is_products_and_keys(name):
     block, expected = KEPT[name]
     stack = stack_of(block, remat=nn.Remat("products"))
-    found = kept(stack, stack.init(RNGS, X))
-    if expected is not None:
-        assert texts(found) == sorted(expected)
-    assert not [a for a in found if a.dtype == jnp.float32 or a.size > 4 * X.size]
-    plain = kept(stack.clone(remat=None), stack.init(RNGS, X))
+    variables = jax.eval_shape(stack.init, RNGS, X)
+    found = kept(stack, variables)
+    assert texts(found) == sorted(expected)
+    plain = kept(stack.clone(remat=None), variables)
     assert sum(a.size for a in found) < sum(a.size for a in plain)
 
 
@@ -125,7 +120,7 @@ def test_scores_are_kept_where_they_are_small():
     assert f"bf16[{DEPTH},{BATCH},2,2,2]" in str(program)
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", ["upcast", "Dropout", "decoder layer", "Conv"])
 def test_the_numbers_are_those_of_the_plain_scan(name):
     stack = stack_of(KEPT[name][0], remat=nn.Remat("products"))
     variables, x = stack.init(RNGS, X), X.astype(jnp.float32)
@@ -136,20 +131,40 @@ def test_the_numbers_are_those_of_the_plain_scan(name):
         np.testing.assert_allclose(a, b, rtol=0.1, atol=0.02 * float(jnp.abs(b).max() + 1e-6))
 
 
+def recomputes(stack, variables):
+    program = str(jax.make_jaxpr(stack.apply)(variables, X))
+    return "remat" in program or "checkpoint" in program
+
+
 def test_it_is_what_a_scanned_stack_does_by_itself():
     stack = stack_of(KEPT["gated"][0])
     variables = stack.init(RNGS, X)
     assert texts(kept(stack, variables)) == sorted(KEPT["gated"][1])
+    assert recomputes(stack, variables)
     for options in ({"run": "loop"}, {"run": "scan of 2"}, {"remat": None}):
-        assert "checkpoint" not in str(jax.make_jaxpr(stack.clone(**options).apply)(variables, X))
-    assert "checkpoint" in str(jax.make_jaxpr(stack.apply)(variables, X))
+        assert not recomputes(stack.clone(**options), variables)
     with nn.override_stacks(remat="off"):
-        assert "checkpoint" not in str(jax.make_jaxpr(stack.apply)(variables, X))
+        assert not recomputes(stack, variables)
     with nn.override_stacks(remat="auto"):
-        other = stack.clone(remat=None)
-        assert "checkpoint" in str(jax.make_jaxpr(other.apply)(variables, X))
+        assert recomputes(stack.clone(remat=None), variables)
     with jax.disable_jit():
         assert stack.apply(variables, X).shape == X.shape
+
+
+def test_a_layer_with_a_loop_of_its_own_keeps_less():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x + nn.RNN(nn.LSTMCell(WIDTH))(nn.LayerNorm()(x))
+
+    x = jnp.ones(X.shape)
+
+    def size(**options):
+        stack = stack_of(Layer(), **options)
+        program = jax.jit(jax.grad(loss(stack, x))).lower(stack.init(RNGS, x)).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert size() < 0.8 * size(remat=None)
 
 
 @pytest.mark.parametrize("remat", [None, "auto", nn.Remat(), nn.Remat("products", every=2)])
@@ -186,8 +201,8 @@ def test_a_callback_that_returns_a_value_runs_where_its_value_is_needed():
         @nn.compact
         def __call__(self, x):
             shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-            return jnp.sin(nn.Dense(WIDTH)(x)) + jax.lax.stop_gradient(
-                jax.experimental.io_callback(lambda a: a, shape, x)
+            return jnp.sin(nn.Dense(WIDTH)(x)) + (
+                jax.experimental.io_callback(lambda a: a, shape, jax.lax.stop_gradient(x))
             )
 
     stack = nn.Stack(Asks(), depth=2)

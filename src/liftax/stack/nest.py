@@ -131,7 +131,7 @@ class Runner:
             # And what is computed twice is to be printed once.
             program = jax_private.consts_as_inputs(closed)
             silent, loud = equations.in_two(program) or (program, None)
-            run = functools.partial(jax_private.evaluate, silent)
+            run: Callable[..., list[jax.Array]] = functools.partial(jax_private.evaluate, silent)
             # JAX recomputes no callback that returns a value; nobody asked here to recompute it.
             if not (remat is AUTO and any(map(equations.acts, silent.eqns))):
                 run = again(run)
