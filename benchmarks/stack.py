@@ -51,6 +51,7 @@ WAYS = (
     Way("scan, remat each", every=1),
     Way("loop, remat each", loop=True, every=1),
     Way("scan, remat each, dots saved", every=1, policy="dots_saveable"),
+    Way("scan, products kept", every=1, policy="products"),
     Way(f"scan, remat every {GROUP}", every=GROUP),
     Way(f"scan of {GROUP}, remat every {GROUP}", group=GROUP, every=GROUP),
     Way(f"scan, remat every {GROUP} and each", every=GROUP, nested=True),
@@ -65,7 +66,9 @@ def run(settings: Settings) -> list[Table]:
 
 
 def policy_of(way: Way) -> Any:
-    return getattr(jax.checkpoint_policies, way.policy) if way.policy else None
+    import liftax as nn
+
+    return nn.Remat(way.policy).as_policy() if way.policy else None
 
 
 def by_hand(way: Way, config: Config) -> Model:
