@@ -39,6 +39,7 @@ from .core.boxes import with_partitioning as with_partitioning
 from .core.events import silenced as silenced
 from .core.filters import DenyList as DenyList
 from .core.roles import In as In
+from .core.roles import InPlace as InPlace
 from .core.roles import Out as Out
 from .core.roles import broadcast as broadcast
 from .core.scope import Variable as Variable

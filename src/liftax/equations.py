@@ -100,6 +100,11 @@ def as_scan(eqn: jex.JaxprEqn) -> Scan | None:
     return Scan(params["jaxpr"], length, unroll, shared, carried)
 
 
+def is_update(eqn: jex.JaxprEqn) -> bool:
+    """Tells whether an equation is a `jax.lax.dynamic_update_slice`."""
+    return eqn.primitive.name == "dynamic_update_slice"
+
+
 def programs_of(eqn: jex.JaxprEqn) -> Iterator[jex.ClosedJaxpr]:
     """Yields the programs that an equation calls."""
     for value in params_of(eqn).values():

@@ -37,6 +37,7 @@ from .linen_names import is_filter_empty as is_filter_empty
 from .linen_names import subtract_filters as subtract_filters
 from .linen_names import union_filters as union_filters
 from .roles import In as In
+from .roles import InPlace as InPlace
 from .roles import Out as Out
 from .roles import broadcast as broadcast
 from .run import apply as apply

@@ -56,6 +56,22 @@ class Out(Generic[T]):
     axis: T
 
 
+@dataclasses.dataclass(frozen=True)
+class InPlace(Generic[T]):
+    """The axis of a collection that a loop writes where it stands.
+
+    The stacked array goes through the loop whole, and an iteration reads and writes its own part:
+    for a cache, of which a step of decoding changes one position. Shapes, names and numbers are
+    those of the axis alone.
+
+    Example:
+      >>> InPlace(0)
+      InPlace(axis=0)
+    """
+
+    axis: T
+
+
 class Broadcast:
     """The type of `broadcast`."""
 
@@ -73,7 +89,9 @@ value is the same in each iteration, return it once."""
 Axis = int | Broadcast | None
 """What ``in_axes`` and ``out_axes`` may say of a leaf."""
 
-VariableAxes = Mapping[Filter, int | In[int] | Out[int] | In[int | None] | Out[int | None] | None]
+VariableAxes = Mapping[
+    Filter, int | In[int] | Out[int] | In[int | None] | Out[int | None] | InPlace[int] | None
+]
 """What ``variable_axes`` says: an axis, in one direction or both; None where all share."""
 
 
@@ -87,6 +105,7 @@ class Row:
       argument: the argument of the lift that said so.
       enters: whether the variables go in.
       leaves: whether what is written comes out.
+      in_place: whether a loop writes the stacked array where it stands.
     """
 
     filter: Filter
@@ -94,6 +113,7 @@ class Row:
     argument: str
     enters: bool = True
     leaves: bool = True
+    in_place: bool = False
 
     @property
     def axis(self) -> int | None:
@@ -246,7 +266,12 @@ def axis_rows(variable_axes: VariableAxes, lift: str, *, shared: bool) -> list[R
     for name, role in variable_axes.items():
         enters, leaves = not isinstance(role, Out), not isinstance(role, In)
         # What a user gave: checked here, so nothing is known of it yet.
-        axis: Any = role.axis if isinstance(role, (In, Out)) else role
+        axis: Any = role.axis if isinstance(role, (In, Out, InPlace)) else role
+        if isinstance(role, InPlace) and lift == "vmap":
+            raise RoleError(
+                f"vmap: variable_axes[{name!r}] found {role}; a map has no iterations that write "
+                f"one after another: expected the axis alone, {role.axis!r}"
+            )
         if axis is None and shared:
             axis = BROADCAST
         # True is an int to Python, and an array of one number has __index__: neither is meant.
@@ -258,7 +283,7 @@ def axis_rows(variable_axes: VariableAxes, lift: str, *, shared: bool) -> list[R
             )
         else:
             axis = axis.__index__()
-        rows.append(Row(name, axis, "variable_axes", enters, leaves))
+        rows.append(Row(name, axis, "variable_axes", enters, leaves, isinstance(role, InPlace)))
     return rows
 
 
@@ -306,6 +331,6 @@ def _truth(split: object, name: Filter, lift: str) -> bool:
 
 
 __all__ = [
-    'BROADCAST', 'CARRY', 'THROUGH', 'Axis', 'Broadcast', 'In', 'Out', 'Role', 'Roles', 'Row',
-    'VariableAxes', 'axis_rows', 'broadcast', 'loop_roles', 'split_pairs', 'through_roles',
+    'BROADCAST', 'CARRY', 'THROUGH', 'Axis', 'Broadcast', 'In', 'InPlace', 'Out', 'Role', 'Roles',
+    'Row', 'VariableAxes', 'axis_rows', 'broadcast', 'loop_roles', 'split_pairs', 'through_roles',
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from ..core.filters import Filter, in_filter
-from ..core.roles import Roles, loop_roles
+from ..core.roles import InPlace, Roles, loop_roles
 from ..core.types import Path
 from ..errors import StackError
 from ..module import Module, nowrap
@@ -80,8 +80,11 @@ class Declaration(Module):
     @nowrap
     def _roles(self) -> Roles:
         # What nothing is said of gets an axis and split keys: layers are apart unless told else.
-        axes: dict[Any, int] = {**self.variable_axes}
+        axes: dict[Any, Any] = {**self.variable_axes}
         axes.setdefault(True, 0)
+        # Of a cache a step of decoding changes one position. By layers each has its own array.
+        if self.store == "stacked" and axes[True] == 0:
+            axes = {"cache": InPlace(0), **axes}
         splits: dict[Any, bool] = {**self.split_rngs}
         tied = in_filter(self.variable_broadcast, "params")
         if tied:

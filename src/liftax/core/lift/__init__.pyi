@@ -3,6 +3,7 @@ from ..linen_names import InOutAxis as InOutAxis
 from ..linen_names import InOutScanAxis as InOutScanAxis
 from ..linen_names import PRNGSequenceFilter as PRNGSequenceFilter
 from ..roles import In as In
+from ..roles import InPlace as InPlace
 from ..roles import Out as Out
 from .branches import cond as cond
 from .branches import switch as switch

@@ -208,6 +208,14 @@ class Opening(Around):
             for row in roles.rows
         )
 
+    def writes_in_place(self) -> bool:
+        """Tells whether the body may write anything where it stands."""
+        return not self.read_only and any(
+            row.in_place and any(top.call.is_mutable(c) for c in _candidates(row, top))
+            for top, roles in zip(self.tops, self.tables, strict=True)
+            for row in roles.rows
+        )
+
     def enter(
         self,
         variables: Sequence[Group],

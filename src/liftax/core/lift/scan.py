@@ -27,6 +27,7 @@ from ..roles import BROADCAST, CARRY, Axis, Roles, VariableAxes, broadcast, loop
 from ..scope import Scope
 from ..streams import Keyed
 from ..types import Fn, Function, Group, Metadata, Tree
+from . import in_place
 from .axes import Sizes, axes_of, from_front, restack, to_front, unnamed, unstack
 from .checks import (
     check_arguments,
@@ -309,7 +310,29 @@ class _Call:
         """Hands a pure body to what runs it."""
         # lax.scan takes no symbol for a length, but scans over arrays of symbolic sizes.
         length = None if jax_private.is_symbolic(self.size) else self.size
-        return self.plan.loop(step, state, xs, length=length, **self.options.of_jax)
+        loop = functools.partial(self.plan.loop, length=length, **self.options.of_jax)
+        if length and self.opening.writes_in_place():
+            return in_place.run(loop, step, state, xs, self.in_place)
+        return loop(step, state, xs)
+
+    def in_place(self, x: Slice, y: tuple[Leaves, list[Group]]) -> list[in_place.Pair]:
+        """Pairs the variables that are written where they stand, of one iteration."""
+
+        def places(slices: Tree, groups: int) -> dict[Tree, int]:
+            leaves = jax.tree_util.tree_leaves_with_path(slices)
+            return {path[1:]: k for k, (path, _) in enumerate(leaves) if path[0].idx == groups}
+
+        def is_paired(path: Any) -> bool:
+            _, top, col, *_ = path
+            row = self.opening.tables[top.idx].of(col.key)
+            return row is not None and row.in_place
+
+        goes_in, comes_out = places(x, 1), places(y, 1)
+        return [
+            in_place.Pair(k, comes_out[path])
+            for path, k in goes_in.items()
+            if path in comes_out and is_paired(path)
+        ]
 
     # --- the body -------------------------------------------------------------
 

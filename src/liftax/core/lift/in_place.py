@@ -1,0 +1,191 @@
+"""A loop whose body writes variables where they stand, in the array of all iterations.
+
+`jax.lax.scan` hands an iteration its slice of a stacked array and stacks what comes back: all of it
+is read and written, however little changes. A cache for decoding changes by one position. Here the
+stacked array goes through the loop whole. The body, traced once, is cut where it updates a slice;
+each update is made in the whole array instead, and what the body reads is its slice of that. XLA
+then keeps one array, and writes the position.
+
+Under differentiation a carry is stored once for each iteration, so the derivative is that of the
+loop over slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ... import equations, jax_private
+from ..types import Tree
+
+if TYPE_CHECKING:
+    import jax.extend.core as jex
+
+Loop = Callable[[Callable[..., Any], Tree, Tree], tuple[Any, Any]]
+"""``(step, state, xs) -> (state, ys)``, as `jax.lax.scan` without its options."""
+
+
+class Pair(NamedTuple):
+    """The places of a variable among the leaves of what goes in, and of what comes out."""
+
+    x: int
+    y: int
+
+
+def run(loop: Loop, step: Callable[..., Any], state: Tree, xs: Tree, pairs: Any) -> Any:
+    """Runs a loop, the paired variables in place.
+
+    Args:
+      loop: runs a pure body.
+      step: ``(state, x) -> (state, y)``.
+      state: what the first iteration gets.
+      xs: leaves with a leading axis of iterations.
+      pairs: ``(x, y) -> pairs`` of what goes in and comes out of one iteration.
+
+    Returns:
+      what ``loop`` returns.
+    """
+    x = jax.tree.map(jax_private.element, xs)
+    closed, shape = jax.make_jaxpr(step, return_shape=True)(state, x)
+    found = [p for p in pairs(x, shape[1]) if _alike(x, shape[1], p)]
+    program = jax_private.consts_as_inputs(closed)
+    first = len(closed.consts) + len(jax.tree.leaves(state))  # where the inputs of x begin
+    after = len(jax.tree.leaves(shape[0]))  # where the outputs of y begin
+    body = _Body(program, [(first + p.x, after + p.y) for p in found])
+    whole_at, y_at = [p.x for p in found], [p.y for p in found]
+    state_def, y_def = jax.tree.structure(state), jax.tree.structure(shape[1])
+
+    def sliced(consts: Any, state: Any, xs: Any) -> Any:
+        def as_it_is(state: Any, x: Any) -> Any:
+            out = jax_private.evaluate(program, [*consts, *state, *x])
+            return out[:after], out[after:]
+
+        return loop(as_it_is, state, xs)
+
+    def in_place(consts: Any, state: Any, xs: Any) -> Any:
+        def writing(state: Any, x: Any) -> Any:
+            carry, wholes = state
+            rest, i = x
+            out, wholes = body(_with(rest, whole_at, None, before=[*consts, *carry]), wholes, i)
+            return (out[:after], wholes), _without(out[after:], y_at)
+
+        wholes = [xs[k] for k in whole_at]
+        numbers = jnp.arange(len(wholes[0]), dtype=jnp.int32)
+        start = (state, wholes), (_without(xs, whole_at), numbers)
+        (state, wholes), ys = loop(writing, *start)
+        for k, whole in sorted(zip(y_at, wholes, strict=True)):
+            ys.insert(k, whole)
+        return state, ys
+
+    leaves = (list(closed.consts), jax.tree.leaves(state), jax.tree.leaves(xs))
+    # A rule for derivatives takes no effects along; prints are for programs that are looked at.
+    if not found or program.effects:
+        out, ys = sliced(*leaves)
+    else:
+        ruled = jax.custom_jvp(in_place)
+        ruled.defjvp(lambda primals, tangents: jax.jvp(sliced, primals, tangents))
+        out, ys = ruled(*leaves)
+    return jax.tree.unflatten(state_def, out), jax.tree.unflatten(y_def, ys)
+
+
+def _alike(x: Tree, y: Tree, pair: Pair) -> bool:
+    goes_in, comes_out = jax.tree.leaves(x)[pair.x], jax.tree.leaves(y)[pair.y]
+    return bool(goes_in.shape == comes_out.shape and goes_in.dtype == comes_out.dtype)
+
+
+def _without(values: Sequence[Any], at: Sequence[int]) -> list[Any]:
+    return [value for k, value in enumerate(values) if k not in at]
+
+
+def _with(rest: Sequence[Any], at: Sequence[int], value: object, *, before: list[Any]) -> list[Any]:
+    found = list(rest)
+    for k in sorted(at):
+        found.insert(k, value)
+    return [*before, *found]
+
+
+class _Body:
+    """One iteration, cut where it updates a slice.
+
+    Args:
+      program: of constants, the state's leaves and x's leaves.
+      pairs: the places of an input and of the output that takes its place.
+    """
+
+    def __init__(self, program: jex.Jaxpr, pairs: Sequence[tuple[int, int]]):
+        self.program = program
+        self.slices = [program.invars[i] for i, _ in pairs]
+        makers = {out: eqn for eqn in program.eqns for out in eqn.outvars}
+        # What each equation that updates a slice updates, and the slices that change as a whole.
+        self.updates: dict[int, int] = {}
+        self.replaced: dict[int, Any] = {}
+        for k, (i, o) in enumerate(pairs):
+            found = _updates(program.invars[i], program.outvars[o], makers)
+            if found is None:
+                self.replaced[k] = program.outvars[o]
+            else:
+                self.updates.update((id(eqn), k) for eqn in found)
+        self.parts = list(self._cut())
+
+    def _cut(self) -> Any:
+        """Yields the updates, and the programs of what stands between them."""
+        part: list[Any] = []
+        for eqn in self.program.eqns:
+            if id(eqn) in self.updates:
+                yield from self._part(part)
+                yield eqn
+                part = []
+            else:
+                part.append(eqn)
+        yield from self._part(part)
+
+    def _part(self, eqns: list[Any]) -> Any:
+        if eqns:
+            made = [out for eqn in eqns for out in eqn.outvars if jax_private.is_variable(out)]
+            used = [a for eqn in eqns for a in eqn.invars if jax_private.is_variable(a)]
+            needed = [a for a in dict.fromkeys(used) if a not in set(made)]
+            yield jax_private.rewire(self.program, invars=needed, outvars=made, eqns=eqns)
+
+    def __call__(self, inputs: Sequence[Any], wholes: Sequence[Any], i: Any) -> Any:
+        """Runs the iteration with number ``i``; returns its outputs and the arrays afterwards."""
+        wholes = list(wholes)
+        values = dict(zip(self.program.invars, inputs, strict=True))
+        for k, var in enumerate(self.slices):
+            values[var] = lax.dynamic_index_in_dim(wholes[k], i, 0, keepdims=False)
+
+        def read(atom: Any) -> Any:
+            return values[atom] if jax_private.is_variable(atom) else atom.val
+
+        for part in self.parts:
+            changed = self.updates.get(id(part))
+            if changed is None:
+                made = jax_private.evaluate(part, [values[a] for a in part.invars])
+                values.update(zip(part.outvars, made, strict=True))
+                continue
+            _, update, *place = map(read, part.invars)
+            number = i.astype(jnp.result_type(*place))
+            wholes[changed] = lax.dynamic_update_slice(
+                wholes[changed], update[None], (number, *place)
+            )
+            values[part.outvars[0]] = lax.dynamic_index_in_dim(
+                wholes[changed], i, 0, keepdims=False
+            )
+        for k, var in self.replaced.items():
+            wholes[k] = lax.dynamic_update_index_in_dim(wholes[k], read(var), i, 0)
+        return [read(atom) for atom in self.program.outvars], wholes
+
+
+def _updates(start: Any, end: Any, makers: dict[Any, Any]) -> list[Any] | None:
+    """Returns the updates that make one value of another, None where something else does."""
+    found = []
+    while end is not start:
+        eqn = makers.get(end) if jax_private.is_variable(end) else None
+        if eqn is None or not equations.is_update(eqn):
+            return None
+        found.append(eqn)
+        end = eqn.invars[0]
+    return found
