@@ -51,7 +51,8 @@ def scan(
     Args:
       target: a module class, or a function whose first argument is a module.
       variable_axes: collection -> the axis along which its variables are
-        stacked; ``In(axis)`` and ``Out(axis)`` for one direction only.
+        stacked; ``In(axis)`` and ``Out(axis)`` for one direction only, ``InPlace(axis)``
+        for a cache, which each iteration writes where it stands.
       variable_broadcast: collections that all iterations share. A variable made
         in the loop must not depend on the carry or on a scanned value.
       variable_carry: collections handed from one iteration to the next.

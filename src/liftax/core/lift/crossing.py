@@ -209,11 +209,12 @@ class Opening(Around):
         )
 
     def writes_in_place(self) -> bool:
-        """Tells whether the body may write anything where it stands."""
+        """Tells whether the body may write anything where it stands that is there already."""
         return not self.read_only and any(
-            row.in_place and any(top.call.is_mutable(c) for c in _candidates(row, top))
+            row.in_place and top.node(col) and top.call.is_mutable(col)
             for top, roles in zip(self.tops, self.tables, strict=True)
             for row in roles.rows
+            for col in _candidates(row, top)
         )
 
     def enter(

@@ -311,7 +311,9 @@ class _Call:
         # lax.scan takes no symbol for a length, but scans over arrays of symbolic sizes.
         length = None if jax_private.is_symbolic(self.size) else self.size
         loop = functools.partial(self.plan.loop, length=length, **self.options.of_jax)
-        if length and self.opening.writes_in_place():
+        # Where nothing is compiled the body may look at values, and arrays are copied anyway.
+        compiled = jax_private.is_compiled(jax_private.current_trace())
+        if length and compiled and self.opening.writes_in_place():
             return in_place.run(loop, step, state, xs, self.in_place)
         return loop(step, state, xs)
 
