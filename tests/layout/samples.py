@@ -117,6 +117,21 @@ def alike(count: int = 2000) -> Layout:
     return Layout("Alike", tuple(rows))
 
 
+def many_blocks(count: int = 1000) -> Layout:
+    """Blocks written one after the other, each under a remat of its own."""
+    lifts, rows, modules = [], [], [ModuleNode((), "Many", "f32[2,8]", "f32[2,8]", ("",))]
+    parts = {"LayerNorm_0": ("scale", "bias"), "Dense_0": ("kernel", "bias"),
+             "Dense_1": ("kernel", "bias")}  # fmt: skip
+    for i in range(count):
+        lifts.append(LiftNode(i, "remat", "Block", (f"Block_{i}",), roles={"params": "through"}))
+        modules.append(ModuleNode((f"Block_{i}",), "Block", "f32[2,8]", "f32[2,8]", ("/.call",)))
+        for part, names in parts.items():
+            for name in names:
+                axes = [Axis(8, "in"), Axis(8, "out")] if name == "kernel" else [Axis(8, "out")]
+                rows.append(variable(f"Block_{i}/{part}/{name}", axes, [Along(i, "through")]))
+    return Layout("Many", tuple(rows), tuple(lifts), modules=tuple(modules))
+
+
 def deep(depth: int = 8) -> Layout:
     """Lifts of one kind in one another."""
     lifts = tuple(

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 import liftax as nn
+from liftax.layout.fold import alike_lifts, fold
 
 from . import samples
 from .browser import CHROMIUM, ask
@@ -64,7 +65,13 @@ DO = """(doc, win) => {
   return said;
 }"""
 
-NAMES = ["empty", "plain", "decoder", "large", "alike", "deep"]
+NAMES = ["empty", "plain", "decoder", "large", "alike", "deep", "measured", "many_blocks"]
+
+
+def rows_of(layout):
+    """The rows that a page has: of more than a hundred arrays alike, one."""
+    folds = fold(layout.variables, 4, alike_lifts(layout).same)
+    return sum(1 if len(group) > 100 else len(group) for group in folds)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +95,12 @@ def test_comes_up_without_errors(layouts, pages, width):
     assert console == []
     for (name, layout), page in zip(layouts.items(), seen, strict=True):
         assert page["title"] == f"{layout.module} · layout"
-        assert page["rows"] == len(layout)
-        assert page["boxes"] == len(layout.lifts)
-        assert page["loops"] == sum(lift.carry for lift in layout.lifts)
+        assert page["rows"] == rows_of(layout)
+        drawn = [
+            lift for lift in layout.lifts if alike_lifts(layout).same[lift.index] == lift.index
+        ]
+        assert page["boxes"] == len(drawn)
+        assert page["loops"] == sum(lift.carry for lift in drawn)
         assert page["nameless"] == page["fetched"] == 0
         assert not page["wide"], f"{name} is wider than {width} pixels"
         assert page["paper"] == ("rgb(19, 20, 23)" if width == 360 else "rgb(251, 250, 248)")
@@ -140,3 +150,13 @@ def test_notebook_cell_is_bounded_and_has_no_script():
     assert "More in the page" in cell
     assert len(cell) < 300_000
     assert "LX901" in samples.decoder()._repr_html_()
+
+
+def test_a_thousand_hand_written_layers_fold():
+    layout = samples.many_blocks()
+    assert (len(layout), len(layout.lifts)) == (6000, 1000)
+    page, text = layout.to_html(), str(layout)
+    assert len(page) < 100_000 and len(text.splitlines()) < 60
+    assert "1,000 alike: Block_{0…999}" in page
+    assert "×1,000: Block_{0…999}" in text
+    assert len(samples.large(1000).to_html()) < 1_000_000  # no two are alike

@@ -74,7 +74,8 @@
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     let left = 0;
     for (const row of leaves) {
-      const hit = words.every((word) => row.dataset.find.includes(word));
+      const said = `${row.dataset.name} ${row.dataset.find}`.toLowerCase();
+      const hit = words.every((word) => said.includes(word));
       row.classList.toggle("hidden", !hit);
       if (hit) left += 1;
     }
