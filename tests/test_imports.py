@@ -38,6 +38,7 @@ ORDER = [
     {"transforms"},
     {"layers"},
     {"spmd", "layout"},
+    {"init_sharded"},
     {"stack"},
     {"checkpoint"},
     {  # the addresses that flax.linen has for what stands in the rooms

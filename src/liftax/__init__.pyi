@@ -44,6 +44,7 @@ from .core.roles import Out as Out
 from .core.roles import broadcast as broadcast
 from .core.scope import Variable as Variable
 from .errors import LiftWarning as LiftWarning
+from .init_sharded import init_sharded as init_sharded
 from .layers.activation import PReLU as PReLU
 from .layers.activation import celu as celu
 from .layers.activation import elu as elu
