@@ -7,6 +7,7 @@ lift with an axis owns a hue; whatever came from that lift wears it, and says so
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -68,6 +69,20 @@ def fragment(layout: LayoutData) -> str:
         f"<style>{_asset('page.css')}</style>"
         f'<div class="lx lx-cell"><div class="wrap">{"".join(parts)}</div></div>'
     )
+
+
+def side(layout: LayoutData, marked: Collection[str] = ()) -> str:
+    """The nest and the variables for one of two columns, without a style and without details.
+
+    The rows of variables that are named in `marked` have the class `differs`.
+    """
+    draw = _Page(layout)
+    return f"{draw.nest()}{draw.plain_rows(marked, _CELL_ROWS)}"
+
+
+def stylesheet() -> str:
+    """The style of what is drawn here, for elements inside one of the class `lx`."""
+    return _asset("page.css")
 
 
 @cache

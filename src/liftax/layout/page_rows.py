@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from html import escape
 
 from .columns import text_of
@@ -68,6 +69,15 @@ class Rows(Details):
             f'{self.cells(group.first, group.bytes)}</summary><ul class="members">{members}</ul>'
             "</details></li>"
         )
+
+    def plain_rows(self, marked: Collection[str], limit: int) -> str:
+        """Each variable on a row of its own, unfolded, those of `marked` with the class `differs`."""
+        rows = []
+        for v in self.layout.variables[:limit]:
+            name = f"{v.collection}/{v.name}"
+            css = "row differs" if name in marked else "row"
+            rows.append(f'<li class="{css}">{_name(v, name)}{self.strip(v)}</li>')
+        return f'<section class="group"><ul>{"".join(rows)}</ul></section>'
 
     def row_class(self, v: VariableLayout) -> str:
         return " ".join(["row", *(f"l{self.alike.same[i]}" for i in v.lifts)])

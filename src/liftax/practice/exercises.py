@@ -103,7 +103,7 @@ def find(which: str | int) -> Exercise:
             return each
     hint = did_you_mean(stem, [each.name for each in exercises()])
     raise NoSuchExerciseError(
-        f"there is no exercise {text!r}{hint}; they are numbered 1 to {len(exercises())}"
+        f"there is no exercise {text!r}, of 1 to {len(exercises())} or by name{hint}"
     )
 
 

@@ -62,11 +62,16 @@ class Grader:
 
     def check(self, source: str, path: str = "exercise.py") -> Verdict:
         """The verdict on the text of a file; `path` is what tracebacks call it."""
+        return self._timed(lambda: self.judged(_imported(path, source), source, path))
+
+    def checked(self, yours: types.ModuleType, source: str, path: str) -> Verdict:
+        """The verdict on an answer that is there already, as in a notebook."""
+        return self._timed(lambda: self.judged(yours, source, path))
+
+    def _timed(self, judged: Callable[[], Verdict]) -> Verdict:
         began = time.monotonic()
         try:
-            with _at_the_line(path, source):
-                yours = _module("answer", path, source)
-            verdict = self.judged(yours, source, path)
+            verdict = judged()
         except Failed as failed:
             verdict = Verdict(self.exercise.name, failed.stage, failed.said, **failed.fields)
         return verdict.replace(seconds=time.monotonic() - began)
@@ -464,6 +469,11 @@ def _module(name: str, path: str, source: str) -> types.ModuleType:
     sys.modules[module.__name__] = module
     exec(compile(source, path, "exec"), vars(module))
     return module
+
+
+def _imported(path: str, source: str) -> types.ModuleType:
+    with _at_the_line(path, source):
+        return _module("answer", path, source)
 
 
 def _declaration(exercise: Exercise) -> Grading:
