@@ -24,7 +24,7 @@ test: $(VENV)/.dev chromium
 MATRIX := 3.12 3.13
 TESTS_ON_3.12 := tests/parity tests/probes
 TESTS_ON_3.13 := tests/parity tests/laws tests/core tests/design tests/stack tests/checkpoint \
-  tests/layout tests/layers tests/faults tests/probes tests/test_traces.py
+  tests/layout tests/layers tests/faults tests/probes tests/practice tests/test_traces.py
 
 # Installing waits for the network, so all at once; the tests keep the cores busy, so in turn.
 test-matrix:
@@ -84,14 +84,14 @@ $(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[bench]'
 	@touch $@ $(VENV)/.run
 
-# The layout page is tested in a real browser. Without one those tests are skipped and say so;
+# The pages of layouts and of the practice are tested in a real browser. Without one those tests are skipped and say so;
 # as root on Debian it is installed, and in CI it must be.
 chromium:
 	@if command -v chromium >/dev/null || command -v chromium-browser >/dev/null \
 	    || command -v google-chrome >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-	  echo "no Chromium: the tests of the layout page will be skipped"; exit 0; fi; \
-	echo "installing Chromium for the tests of the layout page"; \
+	  echo "no Chromium: the tests of pages will be skipped"; exit 0; fi; \
+	echo "installing Chromium for the tests of pages"; \
 	for attempt in 1 2 3; do \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -y -qq --no-install-recommends chromium >/dev/null && exit 0; \
