@@ -31,6 +31,7 @@ TABLES: dict[str, tuple[str, str, str]] = {
     "layers": ("layers", "run", "the layers, one by one"),
     "stack": ("stack", "run", "every way to run a stack: trace, compile, step, memory"),
     "decode": ("decode", "run", "one token through a stack with a cache, by run and storage"),
+    "growth": ("growth", "run", "what grows with values, leaves and layers"),
     "gpu": ("gpu", "run", "a 300M-parameter transformer; needs a GPU"),
 }
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import liftax as nn
 from liftax.errors import RoleError
@@ -227,3 +228,29 @@ def test_a_map_has_no_iterations():
     with pytest.raises(RoleError, match=r"variable_axes\['cache'\] found InPlace\(axis=0\)"):
         nn.vmap(Layer, variable_axes={"params": None, "cache": nn.InPlace(0)})
     nn.vmap(Layer, variable_axes={"params": None, "cache": 0})
+
+
+@pytest.mark.parametrize("way", ["scan", "loop"])
+def test_a_cache_that_is_sharded_over_heads_stays_where_it_is(way):
+    mesh = jax.make_mesh((HEADS,), ("heads",), axis_types=(AxisType.Auto,))
+
+    def place(path, leaf):
+        name = jax.tree_util.keystr(path)
+        over_heads = {"cached": 3, "'query'": -2, "'key'": -2, "'value'": -2, "'out'": 1}
+        spec = [None] * leaf.ndim
+        for part, axis in over_heads.items():
+            if part in name and "'out']['bias" not in name:
+                spec[axis] = "heads"
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    variables = jax.tree_util.tree_map_with_path(place, made())
+    model = stack(**WAYS[way])
+    program = compiled(model, variables)
+    y, cache = program(variables["params"], jax.tree.map(jnp.copy, variables["cache"]), X)
+    np.testing.assert_allclose(y, one(model, made())[0], rtol=1e-4, atol=1e-5)
+    keys = cache["block_0"]["MultiHeadDotProductAttention_0"]["cached_key"]
+    assert keys.sharding.spec[3] == "heads"
+    mine = f"[{DEPTH},{BATCH},{LENGTH},{HEADS // 2},{WIDTH // HEADS}]"
+    text = program.as_text()
+    assert mine in text and "all-gather" not in text
+    assert mine not in re.findall(r"= \w+(\[[\d,]*\])\S* copy\(", text)
