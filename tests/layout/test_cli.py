@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 
 import jax.numpy as jnp
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from liftax.cli import main
 from liftax.cli._console import CommandError
 from liftax.cli.layout import parse_args, parse_field
+from liftax.layout import progress
 
 MODEL = """
 import liftax as nn
@@ -34,6 +36,14 @@ def make():
     return Net(5)
 
 net = Net(7)
+class Drops(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.Dropout(0.5, deterministic=False)(nn.Dense(4)(x)), None
+
+drops = nn.scan(
+    Drops, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': False}, length=3)()
+
 number = 3
 class Plain: pass
 """
@@ -42,6 +52,7 @@ class Plain: pass
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     (tmp_path / "netfile.py").write_text(MODEL)
+    (tmp_path / "netfile.json").write_text("[]")
     (tmp_path / "broken.py").write_text("raise RuntimeError('on import')\n")
     (tmp_path / "wants.py").write_text("import nothing_of_this_name\n")
     monkeypatch.chdir(tmp_path)
@@ -107,6 +118,14 @@ WRONG = {
     "a bare name": (["netfile:Net", "--args", "x"], "neither an array"),
     "too many": (["netfile:Net", "--args", "f32[2],1,2,3"], "TypeError"),
     "no directory": (["netfile:Net", "--args", "f32[2]", "--html", "a/b.html"], "no directory 'a'"),
+    "no such finding": (
+        ["netfile:Net", "--fail-on", "LX909"],
+        "has that code; did you mean 'LX903'",
+    ),
+    "no stream": (["netfile:Net", "--rngs", "a b"], "expected names of streams"),
+    "values of a model": (["netfile:Net", "--values"], "a model has no numbers yet"),
+    "cost of a file": (["netfile.json", "--cost"], "a checkpoint has no forward pass"),
+    "no checkpoint": (["netfile.json"], "a checkpoint is a safetensors file"),
     "is a directory": (["netfile:Net", "--args", "f32[2]", "--html", "."], "--html ."),
 }
 
@@ -119,6 +138,60 @@ def test_one_clear_line_and_code_2(folder, capsys, case):
     assert out == ""
     assert err.startswith("liftax layout: ") and err.count("\n") == 1
     assert words in err
+
+
+SAME = ["netfile:drops", "--args", "f32[2,4], None"]
+
+
+def test_a_stream_that_is_not_split(folder, capsys):
+    code, out, err = run(capsys, *SAME, "--rngs", "params,dropout", "--fail-on", "LX903")
+    assert code == 1 and "note LX903" in out
+    assert err == "liftax layout: found 1 of LX903 (--fail-on)\n"
+    assert run(capsys, *SAME, "--rngs", "params, dropout", "--fail-on", "warning")[0] == 0
+    code, out, _ = run(capsys, *SAME, "--fail-on", "note")
+    assert code == 0 and "stream not given, so 'params' stood in: dropout" in out
+
+
+def test_a_checkpoint_says_its_own(folder, capsys):
+    import jax
+
+    import liftax as nn
+
+    stack = nn.Stack(nn.Dense(4), depth=3)
+    x = jnp.ones((2, 4))
+    variables = stack.init(jax.random.key(0), x)
+    nn.save_checkpoint("a.safetensors", variables, layout=stack)
+    code, out, _ = run(capsys, "a.safetensors")
+    assert code == 0 and out.startswith("a.safetensors\n└── stack × 3 over block_0")
+    assert "block_0/kernel  (stack 3, 4, 4)  float32" in out
+    code, out, _ = run(capsys, "a.safetensors", "--values")
+    assert re.search(r"block_0/bias +0 +0 +0 +0 +100 %\n +stack 0 +0 ", out)
+    (folder / "deep.py").write_text("import liftax as nn\nstack = nn.Stack(nn.Dense(4), depth=3)\n")
+    model = ["deep.py:stack", "--args", "f32[2,4]"]
+    assert run(capsys, *model, "--diff", "a.safetensors")[:2] == (
+        0, "no difference: 2 variables alike\n")  # fmt: skip
+    code, out, _ = run(capsys, "netfile:Net", "--args", "f32[2,4]", "--diff", "a.safetensors")
+    assert code == 1 and "/Dense_0 is called block_0 in a.safetensors" in out
+    sys.modules.pop("deep", None)
+
+
+def test_what_takes_long_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0.01)
+    seen = threading.Event()
+
+    def how_far():
+        seen.set()
+        return "3 modules"
+
+    with progress.said("tracing Net", how_far):
+        pass  # a function says nothing where stderr is no terminal
+    token = progress.always.set(True)
+    try:
+        with progress.said("tracing Net", how_far):
+            assert seen.wait(30)
+    finally:
+        progress.always.reset(token)
+    assert "liftax: tracing Net, 3 modules, 0 s\n" in capsys.readouterr().err
 
 
 def test_a_failure_leaves_an_existing_page_alone(folder, capsys):

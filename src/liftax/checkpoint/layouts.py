@@ -144,14 +144,23 @@ def _stored(source: Source) -> _Side:
     return _Side(made, found.stackings, found.tree)
 
 
-def read_layout(source: Source) -> Layout:
-    """The layout of a checkpoint, from its own names, shapes and metadata; no array is read.
+def read_layout(source: Source, *, values: bool = False) -> Layout:
+    """The layout of a checkpoint, from its own names, shapes and metadata.
+
+    Args:
+      source: a file, or a directory of Orbax.
+      values: read the arrays too, one at a time, for what their numbers are like.
 
     Raises:
       CheckpointError: it is damaged, or of another kind.
       OSError: it cannot be read.
     """
-    return _stored(source).layout
+    found = _stored(source)
+    if not values:
+        return found.layout
+    tree = to_plain(found.tree, lambda leaf, at: leaf.read() if isinstance(leaf, Lazy) else leaf)
+    assert isinstance(tree, Mapping)
+    return found.layout.with_values(tree)
 
 
 def layout_of(tree: object, name: str, stackings: Iterable[Stacking] = ()) -> Layout:

@@ -2,6 +2,8 @@
 
 liftax layout package.module:Model --args 'f32[8,64]'
 liftax layout model.py:Model --field features=64 --args 'f32[8,64], train=False' --html out.html
+liftax layout model.safetensors
+liftax layout model.py:Model --args 'f32[8,64]' --diff model.safetensors
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..words import did_you_mean
 from ._console import CommandError, Console
+
+if TYPE_CHECKING:
+    from ..layout.shown import Layout
 
 EPILOG = """\
 arguments are written as a call would have them, arrays as dtype[shape]:
@@ -41,7 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("target", help="package.module:Model, or file.py:Model")
+    parser.add_argument(
+        "target", help="package.module:Model, file.py:Model, or a checkpoint (file or directory)"
+    )
     parser.add_argument(
         "--args", default="", metavar="ARGS", help="the arguments of the call (see below)"
     )
@@ -52,6 +59,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a field of the module's constructor; may be given more than once",
     )
+    parser.add_argument(
+        "--rngs",
+        default="params",
+        metavar="NAMES",
+        help="the streams that have a key, as in params,dropout (params alone by default)",
+    )
+    parser.add_argument(
+        "--diff", metavar="OTHER", help="show how OTHER, a model or a checkpoint, differs"
+    )
+    parser.add_argument(
+        "--values", action="store_true", help="of a checkpoint: what the numbers are like"
+    )
+    parser.add_argument(
+        "--fail-on",
+        action="append",
+        default=[],
+        metavar="CODES",
+        help="exit with 1 where there is a finding of these, as in LX903,LX202, or any warning",
+    )
     parser.add_argument("--html", metavar="FILE", help="write the page to FILE")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
@@ -61,26 +87,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Builds the layout and prints or writes it."""
-    target = find(args.target)
-    fields = dict(parse_field(text) for text in args.field)
-    positional, named = parse_args(args.args)
-    # Before the model is traced, which may take long.
+    codes = failing(args.fail_on)
     if args.html and not Path(args.html).resolve().parent.is_dir():
         raise CommandError(f"--html: there is no directory {str(Path(args.html).parent)!r}")
 
-    import jax
+    from ..layout.progress import always
 
-    from ..layout import layout
+    token = always.set(True)
+    try:
+        found = read(args.target, args)
+        if args.diff is not None:
+            return show_diff(found, args, console)
+    finally:
+        always.reset(token)
+    show(found, args, console)
+    failed = [f.code for f in found.findings if f.code in codes or f.severity in codes]
+    if failed:
+        listed = ", ".join(f"{failed.count(code)} of {code}" for code in dict.fromkeys(failed))
+        print(f"liftax layout: found {listed} (--fail-on)", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def show(found: Layout, args: argparse.Namespace, console: Console) -> None:
+    """Prints the layout, or writes its page."""
     from ..layout.table import as_text
 
-    module = build(args.target, target, fields)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    try:
-        found = layout(module, {"params": key}, *positional, **named)
-        if args.cost:
-            found = found.with_cost()
-    except Exception as error:  # whatever the user's module raises is what the user must read
-        raise CommandError(f"{type(module).__name__}({args.args}): {in_one_line(error)}") from error
     if args.html:
         try:
             found.to_html(args.html)
@@ -94,10 +125,79 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.rich(found)
     else:
         console.line(as_text(found))
-    return 0
+
+
+def read(target: str, args: argparse.Namespace) -> Layout:
+    """The layout of a model, or of a checkpoint."""
+    if Path(target).exists() and not target.endswith(".py"):
+        return read_checkpoint(target, args)
+    if args.values:
+        raise CommandError("--values is for a checkpoint: a model has no numbers yet")
+    given = find(target)
+    fields = dict(parse_field(text) for text in args.field)
+    positional, named = parse_args(args.args)
+
+    import jax
+
+    from ..layout import layout
+
+    module = build(target, given, fields)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        found = layout(module, dict.fromkeys(streams(args.rngs), key), *positional, **named)
+        return found.with_cost() if args.cost else found
+    except Exception as error:  # whatever the user's module raises is what the user must read
+        raise CommandError(f"{type(module).__name__}({args.args}): {in_one_line(error)}") from error
+
+
+def read_checkpoint(source: str, args: argparse.Namespace) -> Layout:
+    """The layout of a file or directory, by what it says itself."""
+    from ..checkpoint.layouts import read_layout
+    from ..errors import LiftaxError
+
+    if args.cost:
+        raise CommandError("--cost is for a model: a checkpoint has no forward pass")
+    try:
+        return read_layout(source, values=args.values)
+    except (LiftaxError, OSError) as error:
+        raise CommandError(in_one_line(error)) from error
+
+
+def show_diff(found: Layout, args: argparse.Namespace, console: Console) -> int:
+    """Prints how another target differs; 1 where it does, as `diff` has it."""
+    import shutil
+
+    from ..checkpoint.layouts import layout_diff
+
+    stored = Path(args.diff).exists() and not args.diff.endswith(".py")
+    other = args.diff if stored else read(args.diff, args)
+    first = args.target if not found.traced else found
+    differences = layout_diff(first, other, names=(args.target, args.diff))
+    width = max(60, shutil.get_terminal_size((100, 24)).columns)
+    console.line(differences.to_text(width))
+    return 1 if differences else 0
 
 
 # --- reading what was typed ---------------------------------------------------
+
+
+def failing(texts: list[str]) -> set[str]:
+    """The codes, and severities, that `--fail-on` names."""
+    from ..errors import RULES
+
+    known = {code for code, rule in RULES.items() if rule.severity != "error"} | {"warning", "note"}
+    codes = {code.strip() for text in texts for code in text.split(",")}
+    for code in sorted(codes - known):
+        raise CommandError(f"--fail-on {code}: no finding has that code{did_you_mean(code, known)}")
+    return codes
+
+
+def streams(text: str) -> list[str]:
+    """The names of the streams that `--rngs` gives."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(name.isidentifier() for name in names):
+        raise CommandError(f"--rngs {text!r}: expected names of streams, as in params,dropout")
+    return names
 
 
 def find(target: str) -> Any:

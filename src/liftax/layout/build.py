@@ -25,9 +25,10 @@ from ..module import Module, intercept_methods
 from ..module.state import LIFTED
 from ..module.summary import summary
 from .cost import forward_cost
-from .data import Along, Axis, Enclosing, LiftNode, ModuleNode, StackNode, VariableLayout
+from .data import Along, Axis, Enclosing, LiftNode, Measured, ModuleNode, StackNode, VariableLayout
 from .labels import axis_labels
 from .notes import findings_of
+from .progress import said
 from .shapes import described
 from .shown import Layout
 
@@ -72,11 +73,21 @@ def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:
     record = _Record()
     token = recorder.set(record)
     try:
-        with intercept_methods(record.see_layer):
+        with (
+            intercept_methods(record.see_layer),
+            said(f"tracing {type(module).__name__}", lambda: f"{len(record.called):,} modules"),
+        ):
             variables = call.abstract_init()
     finally:
         recorder.reset(token)
     lifts, modules = record.lifts(variables), record.modules()
+
+    def measure() -> Measured:
+        with said("compiling one forward pass"):
+            cost = forward_cost(*call.forward(variables))
+        with said("counting the FLOPs of each module"):
+            return cost, call.flops(modules, lifts)
+
     found = Layout(
         module=type(module).__name__,
         variables=record.variables(variables),
@@ -86,7 +97,7 @@ def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:
         file_line=class_line(type(module)),
         modules=modules,
         absent=tuple(sorted(record.asked - {*call.streams()})),
-        measure=lambda: (forward_cost(*call.forward(variables)), call.flops(modules, lifts)),
+        measure=measure,
     )
     return found.replace(findings=findings_of(found))
 

@@ -94,6 +94,17 @@ class VariableLayout:
         return math.prod(self.shape)
 
     @property
+    def layer_axis(self) -> int | None:
+        """The axis of the outermost lift that stacks the variable."""
+        return next((a.axis for a in self.along if a.axis is not None), None)
+
+    @property
+    def slice_label(self) -> str:
+        """What the slices along that axis are called."""
+        axis = self.layer_axis
+        return "slice" if axis is None else self.axes[axis].label or "slice"
+
+    @property
     def lifts(self) -> tuple[int, ...]:
         """The lifts around the variable, outermost first."""
         return tuple(a.lift for a in self.along)

@@ -106,7 +106,7 @@ class Details:
                 )
             parts.append(f"<div><dt>Lifts, outermost first</dt><dd>{''.join(lines)}</dd></div>")
         if v.stats is not None:
-            name = next((axis.label for axis in v.axes if axis.lift is not None), "slice")
+            name = v.slice_label
             said = [_stats("all", v.stats)]
             said += [_stats(f"{name} {i}", one) for i, one in enumerate(v.per_layer[:_SLICES])]
             more = len(v.per_layer) - _SLICES

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .data import LayoutData
 from .page import fragment, page
 from .table import Rich, as_text
+from .values import measured
 
 
 class Layout(LayoutData):
@@ -23,6 +25,30 @@ class Layout(LayoutData):
       >>> Layout("Model", variables=(kernel,), lifts=(scan,))
       <Layout of Model: 1 variable, 48 parameters, 1 lift, 0 findings; print it for the table>
     """
+
+    def with_values(self, variables: Mapping[str, Any]) -> Self:
+        """The layout with what the numbers are like: of each array, and of each layer of a stack.
+
+        Args:
+          variables: collection -> variables, as `init` returns them.
+
+        Returns:
+          The layout, with `stats` (mean, spread, smallest, largest, the share of zeros and of
+          numbers that are not finite) and `per_layer` in its variables.
+
+        Raises:
+          ScopeVariableNotFoundError: a variable of the layout is not among them.
+          ScopeParamShapeError: one has another shape.
+
+        Example:
+          >>> import jax, liftax as nn
+          >>> x = jax.numpy.ones((2, 4))
+          >>> layout = nn.layout(nn.Dense(3), jax.random.key(0), x)
+          >>> variables = nn.Dense(3).init(jax.random.key(0), x)
+          >>> layout.with_values(variables)["params/bias"].stats.zeros
+          1.0
+        """
+        return self.replace(variables=tuple(measured(v, variables) for v in self.variables))
 
     def __str__(self) -> str:
         return as_text(self)

@@ -245,9 +245,8 @@ def _values(layout: LayoutData, width: int) -> list[Line]:
         for v in layout.variables:
             if v.stats is None or v.collection != total.collection:
                 continue
-            label = next((a.label for a in v.axes if a.lift is not None), "slice")
             named = [(f"  {v.name}", v.stats)]
-            named += [(f"    {label} {i}", stats) for i, stats in enumerate(v.per_layer)]
+            named += [(f"    {v.slice_label} {i}", stats) for i, stats in enumerate(v.per_layer)]
             for name, stats in named:
                 rows.append([[Segment(name)], *([Segment(text)] for text in stats_texts(stats))])
     return _numbers(columns, rows, width)
