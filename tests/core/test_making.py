@@ -379,11 +379,14 @@ def test_other_loops_are_others() -> None:
 
 
 def test_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("liftax.core.making.kept._MOST", 3)
     kept = KeptLoops()
+    loops(kept, lambda xs: summed(0.0, xs), XS)
+    (size,) = kept.sizes.values()
+    monkeypatch.setattr("liftax.core.making.kept._MOST", 3 * size + size // 2)
     for by in (0, 1, 2, 0, 3):  # 1 had to go for 3
         loops(kept, lambda xs, by=float(by): summed(by, xs), XS)
     assert len(kept.calls) == 3
+    assert kept.calls.keys() == kept.sizes.keys()
     before = dict(kept.calls)
     for by in (0, 2, 3):
         loops(kept, lambda xs, by=float(by): summed(by, xs), XS)

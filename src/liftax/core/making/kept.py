@@ -8,6 +8,7 @@ traced again and compiles nothing. A key knows nothing of modules, functions or 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,21 @@ from ..streams import is_key
 if TYPE_CHECKING:
     import jax.extend.core as jex
 
-_MOST = 64  # loops that are kept
+_MOST = 2**23  # bytes of all keys of a class; that of a transformer's layer has some 800,000
 _LITTLE = 2**16  # bytes of a constant that is compared by value
 
 
 class KeptLoops:
-    """Compiled loops by what they compute, the last few that were used."""
+    """Compiled loops by what they compute, those that were used last.
+
+    Attributes:
+      calls: by key, the one used last at the end.
+      sizes: the bytes of each key; a compiled loop is about as large as what it was made of.
+    """
 
     def __init__(self) -> None:
         self.calls: dict[Hashable, jex.JaxprEqn] = {}
+        self.sizes: dict[Hashable, int] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return KeptLoops, ()  # programs stay behind
@@ -55,10 +62,20 @@ class KeptLoops:
         call = self.calls.pop(key, None)
         if call is None:
             call = jax_private.as_call(eqn)
+            self.sizes[key] = _bytes(key)
         self.calls[key] = call
-        for old in list(self.calls)[:-_MOST]:
+        held = sum(self.sizes.values())
+        for old in list(self.calls)[:-1]:  # the one that is asked for is made in any case
+            if held <= _MOST:
+                break
             self.calls.pop(old, None)
+            held -= self.sizes.pop(old, 0)
         return call.replace(invars=list(eqn.invars), outvars=list(eqn.outvars))
+
+
+def _bytes(key: Hashable) -> int:
+    parts = sum(map(_bytes, key)) if isinstance(key, tuple) else 0
+    return sys.getsizeof(key) + parts
 
 
 class _Unequalled(Exception):
