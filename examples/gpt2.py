@@ -27,16 +27,18 @@ class Block(nn.Module):
 
     heads: int
     dropout: float = 0.0
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, decode: bool = False) -> jax.Array:
         drop = functools.partial(nn.Dropout, self.dropout, deterministic=not train)
         width = x.shape[-1]
         mask = None if decode else nn.make_causal_mask(x[..., 0])
-        h = nn.LayerNorm(name="ln_1")(x)
+        norm = functools.partial(nn.LayerNorm, self.epsilon)
+        h = norm(name="ln_1")(x)
         h = nn.MultiHeadDotProductAttention(self.heads, decode=decode, name="attn")(h, mask=mask)
         x = x + drop()(h)
-        h = nn.Dense(4 * width, name="up")(nn.LayerNorm(name="ln_2")(x))
+        h = nn.Dense(4 * width, name="up")(norm(name="ln_2")(x))
         return x + drop()(nn.Dense(width, name="down")(nn.gelu(h)))
 
 
@@ -49,6 +51,7 @@ class GPT2(nn.Module):
     heads: int = 2
     depth: int = 4
     dropout: float = 0.0
+    epsilon: float = 1e-5
     run: str = "scan"
     store: str = "stacked"
     remat: nn.Remat | None = None
@@ -58,13 +61,13 @@ class GPT2(nn.Module):
         self.wte = nn.Embed(self.vocabulary, self.width, embedding_init=init)
         self.wpe = nn.Embed(self.context, self.width, embedding_init=init)
         self.blocks = nn.Stack(
-            Block(self.heads, self.dropout),
+            Block(self.heads, self.dropout, self.epsilon),
             depth=self.depth,
             run=self.run,
             store=self.store,
             remat=self.remat,
         )
-        self.ln_f = nn.LayerNorm()
+        self.ln_f = nn.LayerNorm(self.epsilon)
 
     def __call__(
         self, tokens: jax.Array, positions: Any = None, train: bool = False, decode: bool = False
