@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -49,6 +50,29 @@ def replacing(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A name for a directory to be made; it becomes `path` when the block ends well.
+
+    What a killed process left behind on its way to the same `path` is removed.
+
+    Raises:
+      OSError: `path` is there already, and the like.
+    """
+    target = path.resolve()
+    mark = f".{hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()}."
+    for left in target.parent.glob(f"{mark}*"):
+        pid = left.name.removeprefix(mark).partition(".")[0]
+        if left.is_dir() and pid.isdecimal() and not _lives(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f"{mark}{os.getpid()}.", dir=target.parent, ignore_cleanup_errors=True
+    ) as folder:
+        made = Path(folder, "made")
+        yield made
+        os.rename(made, target)  # fails where something is there that is no empty directory
 
 
 def _locked(handle: int) -> bool:

@@ -257,7 +257,10 @@ TO = ("a.safetensors", "--layout", "layers")
         ("says that its layers are stacked along axis 1", ("ours.safetensors", *TO, "--axis", 0)),
         ("leave out --source-axis", ("ours.safetensors", *TO, "--source-axis", 1)),
         ("none: No such file or directory", ("none", *TO)),
-        ("the output is a .safetensors file", ("ours.safetensors", "a.msgpack", *TO[1:])),
+        (
+            "the output is a .safetensors file, a .msgpack file",
+            ("ours.safetensors", "a.bin", *TO[1:]),
+        ),
         ("the folder none does not exist", ("ours.safetensors", "none/a.safetensors", *TO[1:])),
         ("not the directory of an Orbax checkpoint", (".", *TO)),
     ],
@@ -273,7 +276,7 @@ def test_refused(folder, capsys, message, argv):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["convert", "a"], "the following arguments are required: DST, --layout"),
+        (["convert", "a"], "the following arguments are required: DST"),
         (["convert", "a", "b", "--layout", "rows"], "invalid choice: 'rows'"),
         (["convert", "a", "b", "--layout", "layers", "--axis", "x"], "must be a whole number"),
     ],

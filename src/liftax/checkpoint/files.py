@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import stat
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ from ..words import described
 from .convert import to_layers, to_stacked
 from .find import as_stackings
 from .msgpack import looks_like_msgpack, read_msgpack
-from .orbax import read_orbax
-from .safetensors import looks_like_safetensors, read_safetensors
+from .orbax import BESIDE, read_orbax
+from .safetensors import looks_like_safetensors, read_safetensors, tensors_of
 from .tensors import Keep, ToSave, filled, read_all, to_plain
 from .write import compare, planned, read_described, write
 
@@ -59,10 +60,10 @@ def open_checkpoint(source: str | os.PathLike[str] | bytes) -> Checkpoint:
       OSError: it cannot be read.
     """
     if isinstance(source, bytes):
-        return Checkpoint(read_msgpack(np.frombuffer(source, np.uint8)), "msgpack")
+        return _told_in(*read_msgpack(np.frombuffer(source, np.uint8)))
     path = Path(source)
     if path.is_dir():
-        return Checkpoint(read_orbax(path), "orbax")
+        return _told_beside(path, read_orbax(path))
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{path}: neither a file nor a directory")
@@ -80,7 +81,7 @@ def open_checkpoint(source: str | os.PathLike[str] | bytes) -> Checkpoint:
         return Checkpoint(told.tree, "safetensors", told.stackings, told.checksums, metadata)
     if looks_like_msgpack(head):
         try:
-            return Checkpoint(read_msgpack(np.memmap(path, np.uint8, mode="r")), "msgpack")
+            return _told_in(*read_msgpack(np.memmap(path, np.uint8, mode="r")))
         except CheckpointError as error:
             if path.suffix == ".safetensors":
                 read_safetensors(path)  # says what is wrong with it
@@ -90,6 +91,76 @@ def open_checkpoint(source: str | os.PathLike[str] | bytes) -> Checkpoint:
         f"{path}: a checkpoint is a safetensors file, a msgpack file of Linen, or a directory of "
         f"Orbax; this {what}"
     )
+
+
+def open_shards(path: Path) -> object:
+    """The tree of a safetensors file, or of a folder that has it, in one file or in shards.
+
+    Raises:
+      CheckpointError: a file is damaged, or the index of the shards.
+      OSError: a file cannot be read.
+    """
+    if not path.is_dir():
+        return open_checkpoint(path).tree
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        return open_checkpoint(path / "model.safetensors").tree
+    try:
+        # Of a name only its last part: what lies elsewhere is none of this checkpoint's.
+        places = {
+            str(k): Path(v).name for k, v in json.loads(index.read_bytes())["weight_map"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: does not say where the tensors are") from error
+    shards = {file: open_checkpoint(path / file).tree for file in {*places.values()}}
+    found = {}
+    for name, file in places.items():
+        shard = shards[file]
+        if not isinstance(shard, Mapping) or name not in shard:
+            raise CheckpointError(f"{path / file}: {name_of(name)} is missing")
+        found[name] = shard[name]
+    return found
+
+
+def _told_in(tree: object, told: str | None) -> Checkpoint:
+    """A msgpack checkpoint, with what liftax says of it where liftax has written it."""
+    if told is None:
+        return Checkpoint(tree, "msgpack")
+    metadata = _metadata(told)
+    found = read_described(tree, metadata)
+    # What is no array stands in such a file twice, and only once under a checksum.
+    plain, summed = tensors_of(tree)[1], tensors_of(found.tree)[1]
+    if repr(sorted(plain.items(), key=str)) != repr(sorted(summed.items(), key=str)):
+        name = min(plain.keys() ^ summed.keys(), default="a value")
+        raise CheckpointError(f"{name_of(name)} is damaged: it is not what the checksum is of")
+    return Checkpoint(found.tree, "msgpack", found.stackings, found.checksums, metadata)
+
+
+def _metadata(told: str) -> dict[str, str]:
+    """What liftax says of a file whose format has no place for it."""
+    try:
+        metadata = json.loads(told)
+        if isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()):
+            return metadata
+    except (ValueError, RecursionError):
+        pass
+    raise CheckpointError("what liftax says of the checkpoint is damaged")
+
+
+def _told_beside(path: Path, tree: object) -> Checkpoint:
+    """A directory of Orbax, with what liftax says of it where liftax has written it."""
+    try:
+        text = (path / BESIDE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Checkpoint(tree, "orbax")
+    except ValueError as error:
+        raise CheckpointError(f"{path / BESIDE}: is damaged") from error
+    try:
+        metadata = _metadata(text)
+        found = read_described(tree, metadata)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Checkpoint(found.tree, "orbax", found.stackings, found.checksums, metadata)
 
 
 def load_checkpoint(
@@ -144,7 +215,7 @@ def load_checkpoint(
     found = open_checkpoint(source)
     tree = found.tree
     if verify:
-        _verify(found)
+        verify_sums(found)
     if form is None and (layout is not None or source_layout is not None):
         raise CheckpointError("a layout is for form='layers' or form='stacked': say which")
     if form is not None:
@@ -163,7 +234,12 @@ def load_checkpoint(
     return read_all(tree if like is None else filled(like, tree))
 
 
-def _verify(found: Checkpoint) -> None:
+def verify_sums(found: Checkpoint) -> None:
+    """Reads a whole checkpoint and holds it against the checksums in it, if it has any.
+
+    Raises:
+      CheckpointError: a variable differs, is missing or one too many. The message names it.
+    """
     plan = planned(found.tree, found.stackings or None)
     if found.checksums:
         compare(found.checksums, plan.checksums())

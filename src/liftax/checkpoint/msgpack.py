@@ -21,8 +21,10 @@ from ..stack.arrays import Lazy
 from ..stack.stacking import name_of
 from .tensors import BY_NAME, Keep, Kept, Mapped, check_shape
 
-_ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
-_CHUNKED = "__msgpack_chunked_array__"
+ARRAY, COMPLEX, _SCALAR = 1, 2, 3
+CHUNKED = "__msgpack_chunked_array__"
+TOLD = "liftax"
+"""In the map of one array's chunks: what liftax says of a file that it has written."""
 _DEEPEST = 100
 _MOST_PLAIN = 100_000  # each takes a hundred times the memory that it takes in the file
 _NUMBERS = {0xCA + i: f">{code}" for i, code in enumerate("fdBHIQbhiq")}
@@ -46,8 +48,8 @@ def looks_like_msgpack(head: bytes) -> bool:
     return bool(head) and _SIZED.get(head[0], ("",))[0] == "map"
 
 
-def read_msgpack(data: np.ndarray) -> object:
-    """The tree of a checkpoint, with arrays that are not read yet.
+def read_msgpack(data: np.ndarray) -> tuple[object, str | None]:
+    """The tree of a checkpoint, with arrays that are not read yet, and what liftax says of it.
 
     Args:
       data: the bytes, as a vector of `uint8`: in memory, or mapped.
@@ -66,7 +68,7 @@ def read_msgpack(data: np.ndarray) -> object:
         )
     if not isinstance(tree, (dict, Lazy)):
         raise CheckpointError(f"it holds {type(tree).__name__}, not variables")
-    return tree
+    return tree, scanner.told
 
 
 class Chunked(Kept):
@@ -97,6 +99,7 @@ class _Scanner:
         self.keep = Keep()
         self.depth = 0
         self.plain = self.arrays = 0
+        self.told: str | None = None
 
     @property
     def name(self) -> str:
@@ -169,7 +172,11 @@ class _Scanner:
                 self.path = (*self.path, key)
                 raise self.wrong("occurs twice")
             made[key] = self.part(key)
-        return self.chunked(made) if _CHUNKED in made else made
+        if CHUNKED in made:
+            return self.chunked(made)
+        if "chunks" in made and made.keys() & {"shape", TOLD}:
+            raise self.wrong("an array in chunks is not called as one: it is damaged")
+        return made
 
     def part(self, name: str) -> object:
         """The next value, one of a map or a list."""
@@ -187,7 +194,13 @@ class _Scanner:
         return found
 
     def chunked(self, made: dict[str, object]) -> Lazy:
-        shape, chunks = made.get("shape"), made.get("chunks")
+        shape, chunks, told = made.get("shape"), made.get("chunks"), made.get(TOLD)
+        if TOLD in made or made.keys() != {CHUNKED, "shape", "chunks"}:
+            if made.keys() != {CHUNKED, "shape", "chunks", TOLD} or not isinstance(told, str):
+                raise self.wrong("an array in chunks has parts that are none of its own")
+            if self.told is not None:
+                raise self.wrong("a second array says what the file holds")
+            self.told = told
         if not isinstance(shape, dict) or not isinstance(chunks, dict) or not chunks:
             raise self.wrong("an array in chunks lacks its shape or chunks")
         sizes = self.shape([shape.get(str(i)) for i in range(len(shape))])
@@ -210,9 +223,9 @@ class _Scanner:
         # Nothing in it may go on behind it, whatever the lengths in it say.
         outer, self.at, self.end = self.end, start, start + size
         try:
-            if code not in (_ARRAY, _SCALAR, _COMPLEX):
+            if code not in (ARRAY, _SCALAR, COMPLEX):
                 raise self.wrong(f"extension type {code} is none of Linen's")
-            found = self.complex() if code == _COMPLEX else self.array()
+            found = self.complex() if code == COMPLEX else self.array()
             if self.at != self.end:
                 raise self.wrong(f"{self.end - self.at:,} bytes too many")
         finally:

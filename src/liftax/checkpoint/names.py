@@ -273,8 +273,16 @@ def table(name: str) -> Table:
     for theirs, ours, *changes in told["variables"]:
         rows.append(Row(theirs, (ours,) if isinstance(ours, str) else tuple(ours), tuple(changes)))
     sizes = {"heads": told["heads"], "kv_heads": told["kv_heads"]}
-    keys = ("about", "base", "alike", "ignored", "optional")
-    return Table(name, *[told[key] for key in keys[:3]], sizes, told["ignored"], told["optional"], rows)
+    return Table(
+        name=name,
+        about=told["about"],
+        base=told["base"],
+        alike=told["alike"],
+        sizes=sizes,
+        ignored=told["ignored"],
+        optional=told["optional"],
+        rows=rows,
+    )
 
 
 def config_beside(path: Path) -> dict[str, object]:

@@ -18,14 +18,17 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from ..core.types import Path as Names
 from ..errors import CheckpointError, MissingExtraError
 from ..installed import how_to_install
-from ..stack.arrays import is_array
+from ..stack.arrays import Lazy, is_array
 from ..stack.stacking import name_of
 from .tensors import Keep, Kept, to_plain
 
 T = TypeVar("T")
 
+BESIDE = "liftax.json"
+"""In a directory that liftax has written: what it says of the checkpoint."""
 _MARK = "_METADATA"
 _ABOUT = "_CHECKPOINT_METADATA"
 _LAST_READS = 0.2  # seconds, in which the reads under way end
@@ -92,6 +95,35 @@ def read_orbax(path: Path) -> object:
         for number, leaf in enumerate(leaves)
     ]
     return to_plain(jax.tree.unflatten(treedef, made))
+
+
+def write_orbax(path: Path, tree: object, step: Callable[[str, int], None]) -> None:
+    """Writes nested dicts of arrays as a new directory; all of them are in memory at once.
+
+    Args:
+      path: the directory to be made.
+      tree: nested dicts of arrays.
+      step: called after each array was read, with its name and its bytes.
+
+    Raises:
+      MissingExtraError: the package orbax-checkpoint is not installed.
+    """
+    try:
+        import orbax.checkpoint as ocp
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"Orbax checkpoints need the package orbax-checkpoint: {how_to_install('checkpoints')}"
+        ) from error
+
+    def read(leaf: object, at: Names) -> object:
+        if not isinstance(leaf, Lazy):
+            return leaf
+        array = np.asarray(leaf.read())
+        step("/".join(at), leaf.nbytes)
+        return array
+
+    arrays = to_plain(tree, read)
+    _tried(path, lambda: ocp.PyTreeCheckpointer().save(path.absolute(), arrays))
 
 
 def _check_json(file: Path, path: Path) -> None:

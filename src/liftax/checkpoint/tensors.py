@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import math
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
@@ -99,7 +100,18 @@ class Mapped(Lazy):
         self.order = (start,)
 
     def read(self) -> np.ndarray:
-        """A read-only view of the file."""
+        """A read-only view of the file.
+
+        Raises:
+          CheckpointError: the file was cut short since it was opened. To touch a map behind its
+            end would end the process.
+        """
+        mapped = self.data.base
+        if isinstance(mapped, mmap.mmap) and mapped.size() < self.start + self.nbytes:
+            raise CheckpointError(
+                f"the file was cut short while it was read: to {mapped.size():,} bytes, where an "
+                f"array ends at byte {self.start + self.nbytes:,}"
+            )
         raw = self.data[self.start : self.start + self.nbytes]
         return raw.view(self.dtype).reshape(self.shape)
 

@@ -1,4 +1,4 @@
-"""From one checkpoint to a safetensors file, one tensor after the other.
+"""From one checkpoint to another, one tensor after the other.
 
 The layers form is the common ground: each of its variables is read once, its checksum is taken
 while it is written, and the new file, read back and brought to the layers form, must have the
@@ -15,14 +15,19 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from ..core.types import Path as Names
 from ..errors import CheckpointError
-from ..files import replacing
+from ..files import new_directory, replacing
 from ..stack.arrays import Lazy
 from ..stack.convert import form_of
 from ..stack.stacking import Stacking, Stackings, name_of
 from .convert import to_layers, to_stacked
 from .find import as_stackings
+from .msgpack import read_msgpack
+from .msgpack_out import write_msgpack
+from .orbax import BESIDE, read_orbax, write_orbax
 from .roots import find_trees
 from .safetensors import KEY, file_size, header_of, read_safetensors, tensors_of, write_safetensors
 from .tensors import Summed, combined, escape, flat, nested, summed
@@ -256,15 +261,17 @@ def write(
     path: Path,
     plan: Plan,
     *,
+    kind: str = "safetensors",
     extra: Mapping[str, str] | None = None,
     recorded: Mapping[str, str] | None = None,
     step: Callable[[str, int], None] = lambda name, size: None,
 ) -> dict[str, str]:
-    """Writes a file, reads it back, and only then puts it in its place.
+    """Writes a checkpoint, reads it back, and only then puts it in its place.
 
     Args:
-      path: the file to be made or replaced.
+      path: the file to be made or replaced; of Orbax, the directory to be made.
       plan: what goes into it.
+      kind: `"safetensors"`, `"msgpack"` (Linen's) or `"orbax"`.
       extra: metadata that the file has besides.
       recorded: checksums that the source has of its own variables.
       step: called after each tensor with its name and its bytes.
@@ -283,23 +290,61 @@ def write(
     blank = dict.fromkeys(plan.variables, "0" * 16)
     head = described(plan, extra, blank)
     _check_room(path, file_size(tensors, head))
-    with replacing(path) as (file, temporary):
-        write_safetensors(file, tensors, head, step)
+
+    def known() -> tuple[dict[str, str], dict[str, str]]:
+        """All has been read: the sums, and the description with them, of the same length."""
         sums = plan.checksums()
         if recorded:
             compare(recorded, sums)
-        # Checksums are all of one length, so the header keeps its own.
-        file.seek(0)
-        file.write(header_of(tensors, described(plan, extra, sums))[0])
+        return sums, described(plan, extra, sums)
+
+    if kind == "orbax":
+        with new_directory(path) as made:
+            write_orbax(made, nested(dict(tensors)), step)
+            sums, about = known()
+            (made / BESIDE).write_text(json.dumps(about), encoding="utf-8")
+            _verify(read_orbax(made), json.loads((made / BESIDE).read_bytes()), plan, sums)
+        return sums
+    with replacing(path) as (file, temporary):
+        if kind == "msgpack":
+            at = write_msgpack(file, plan.tree, json.dumps(head), step)
+            sums, about = known()
+            if at:
+                file.seek(at)
+                file.write(json.dumps(about).encode())
+        else:
+            write_safetensors(file, tensors, head, step)
+            sums, about = known()
+            file.seek(0)
+            file.write(header_of(tensors, about)[0])
         file.flush()
         os.fsync(file.fileno())
-        _verify(temporary, plan, sums)
+        # From the file, and not from what was meant to be in it: this is what a reader will see.
+        if kind == "msgpack":
+            tree, told = read_msgpack(np.memmap(temporary, np.uint8, mode="r"))
+            _verify(tree, {} if told is None else json.loads(told), plan, sums)
+        else:
+            _verify(*read_safetensors(temporary), plan, sums)
     return sums
 
 
-def _verify(path: Path, plan: Plan, sums: Mapping[str, str]) -> None:
-    # From the file, and not from what was meant to be in it: this is what a reader will see.
-    tree, metadata = read_safetensors(path)
+def kind_of_target(path: Path) -> str:
+    """The format that a name asks for: by its suffix, a directory of Orbax where it has none.
+
+    Raises:
+      CheckpointError: it is none that liftax writes.
+    """
+    suffix = path.suffix.lower()
+    kinds = {".safetensors": "safetensors", ".msgpack": "msgpack", ".orbax": "orbax", "": "orbax"}
+    if suffix not in kinds:
+        raise CheckpointError(
+            f"{path}: the output is a .safetensors file, a .msgpack file of Linen, or a directory "
+            f"of Orbax (.orbax, or no suffix)"
+        )
+    return kinds[suffix]
+
+
+def _verify(tree: object, metadata: dict[str, str], plan: Plan, sums: Mapping[str, str]) -> None:
     read_described(tree, metadata)  # it must be possible to load it, too
     layers = to_layers(tree, plan.stackings) if plan.stackings else tree
     found = dict(_leaves(summed(layers)))

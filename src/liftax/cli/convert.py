@@ -11,19 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.files import Checkpoint, open_checkpoint, open_shards, verify_sums
+from ..checkpoint.names import config_beside, table
+from ..checkpoint.write import Plan, kind_of_target, planned
 from ..errors import LiftaxError
-from ._console import CommandError, Console, Interrupted
+from ._console import CommandError, Console, Interrupted, require
 from ._files import check_output
 
 if TYPE_CHECKING:
-    from ..checkpoint.files import Checkpoint
-    from ..checkpoint.write import Plan
     from ..stack.stacking import Stacking, Stackings
 
 EPILOG = """\
-SRC is a safetensors file, a msgpack file as Linen writes it, or a directory of Orbax. DST is a
-safetensors file; it may be SRC. It says in its metadata how the layers lie, so that it can be
-converted again without more being said. Of another SRC, say which layers are stacked:
+SRC is a safetensors file, a msgpack file as Linen writes it, or a directory of Orbax. DST is one of
+them too, by its suffix (.safetensors, .msgpack, .orbax or none); a file may be SRC itself. It says
+how the layers lie, so that it can be converted again without more being said. Of another SRC, say
+which layers are stacked:
 
   --stack decoder/blocks              decoder/blocks in the stacked form, decoder/blocks/layers_0,
                                       decoder/blocks/layers_1, ... in the layers form
@@ -33,6 +35,9 @@ converted again without more being said. Of another SRC, say which layers are st
 
 With both, --stack is for SRC and --model for DST: say the layers by their paths in the model, as in
 --stack ScanBlock_0=Stack_0/layers_{}.
+
+--from-hf gpt2 reads a SRC with the names that Hugging Face gives to GPT-2 (or gemma, llama, qwen),
+a file or a folder with its shards, and --to-hf writes them; the models are those of examples/.
 
 Everything else in SRC, states of optimizers included, is taken along; where they have a copy of the
 parameters' tree, it is converted with them.
@@ -48,10 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("source", type=Path, metavar="SRC", help="the checkpoint to be read")
-    parser.add_argument("target", type=Path, metavar="DST", help="the .safetensors file to be made")
+    parser.add_argument("target", type=Path, metavar="DST", help="the checkpoint to be made")
     parser.add_argument(
         "--layout",
-        required=True,
         choices=("layers", "stacked"),
         help="layers: one subtree a layer; stacked: one array for all layers",
     )
@@ -84,6 +88,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a field of the model; may be given more than once",
     )
+    parser.add_argument("--from-hf", metavar="NAME", help="SRC has Hugging Face's names: gpt2, ...")
+    parser.add_argument("--to-hf", metavar="NAME", help="give DST Hugging Face's names")
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be written, and write nothing"
     )
@@ -98,16 +104,21 @@ def _whole(text: str) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Plans the conversion from shapes, carries it out tensor by tensor, and compares."""
-    from ..checkpoint.files import open_checkpoint
     from ..checkpoint.write import write
     from ..stack.stacking import name_of
 
-    check_output(args.target, ".safetensors")
     try:
-        found = open_checkpoint(args.source)
+        kind = _check_target(args)
+        found = _source(args)
         source, target = layouts(args, found)
         # By shapes: whatever cannot be converted is told before a byte is written.
         plan = _plan(args, found, source, target)
+        extra, recorded = found.metadata, found.checksums
+        if args.dry_run or args.to_hf:
+            verify_sums(found)  # where writing will not: the sums are those of our names
+        if args.to_hf:
+            theirs = table(args.to_hf).to_theirs(plan.tree)
+            plan, extra, recorded = planned(theirs), {"format": "pt"}, {}
         tensors = plan.tensors
         size = sum(tensor.nbytes for tensor in tensors.values())
         _describe(args, found, plan, console)
@@ -119,8 +130,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
             write(
                 args.target,
                 plan,
-                extra=found.metadata,
-                recorded=found.checksums,
+                kind=kind,
+                extra=extra,
+                recorded=recorded,
                 step=lambda name, size: progress(name=name_of(name), bytes=f"{size:,}"),
             )
     except LiftaxError as error:
@@ -138,11 +150,48 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _check_target(args: argparse.Namespace) -> str:
+    """The format of the target, which must be one that can be written here."""
+    kind = kind_of_target(args.target)
+    if args.layout is None and not args.to_hf:
+        raise CommandError("the following arguments are required: --layout (or --to-hf)")
+    if args.to_hf:
+        table(args.to_hf)
+        if kind != "safetensors":
+            raise CommandError(f"{args.target}: Hugging Face's names go into a .safetensors file")
+        if args.layout == "stacked":
+            raise CommandError("--to-hf: Hugging Face's layers are not stacked; leave out --layout")
+        args.layout = "layers"
+    # Before anything is read: what the work needs must be here.
+    if kind != "msgpack":
+        require({"orbax": "orbax.checkpoint"}.get(kind, kind), "checkpoints")
+    if kind == "orbax" and (args.target.exists() or args.target.is_symlink()):
+        raise CommandError(f"{args.target}: is there already; a directory is not replaced")
+    check_output(args.target, args.target.suffix.lower())
+    return kind
+
+
+def _source(args: argparse.Namespace) -> Checkpoint:
+    """The source, with our names."""
+    if not args.from_hf:
+        return open_checkpoint(args.source)
+    names = table(args.from_hf)
+    tree = open_shards(args.source)
+    try:
+        made, stackings = names.to_ours(tree, config_beside(args.source))
+    except LiftaxError as error:
+        raise CommandError(f"{args.source}: {error}") from error
+    if args.layout == "stacked" and not names.alike and not args.model:
+        raise CommandError(
+            f"--from-hf {args.from_hf}: its layers are not all alike, so a pattern of them is "
+            f"stacked: give --model, or --layout layers"
+        )
+    return Checkpoint(made, f"Hugging Face's names of {args.from_hf}", stackings)
+
+
 def _plan(
     args: argparse.Namespace, found: Checkpoint, source: Stackings, target: Stackings
 ) -> Plan:
-    from ..checkpoint.write import planned
-
     try:
         return planned(found.tree, source, form=args.layout, target=target)
     except LiftaxError as error:
