@@ -117,6 +117,7 @@ from .layers.weight_norm import WeightNorm as WeightNorm
 from .layout.build import layout as layout
 from .layout.diff import Difference as Difference
 from .layout.diff import LayoutDiff as LayoutDiff
+from .layout.residuals import saved_residuals as saved_residuals
 from .layout.shown import Layout as Layout
 from .module.methods import compact as compact
 from .module.methods import nowrap as nowrap

@@ -13,6 +13,7 @@ constants.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,6 +99,24 @@ def as_scan(eqn: jex.JaxprEqn) -> Scan | None:
     # 0 stands for all of it, and more than there is for that too.
     unroll = min(int(params["unroll"]) or length, length)
     return Scan(params["jaxpr"], length, unroll, shared, carried)
+
+
+_TRANSFORMED = re.compile(r"\w+\(([^()]*)\)")  # jvp(Dense_0)
+
+
+def place_of(eqn: jex.JaxprEqn) -> str:
+    """Returns the names of the scopes in which an equation was traced, with slashes between."""
+    text = str(eqn.source_info.name_stack)
+    while (inner := _TRANSFORMED.sub(r"\1", text)) != text:
+        text = inner
+    return text
+
+
+def is_handed_on(eqn: jex.JaxprEqn) -> bool:
+    """Tells whether an equation returns its input; JAX marks so what a checkpoint keeps."""
+    params = eqn.params
+    exact = "exponent_bits" in params and params["exponent_bits"] >= 8
+    return exact and eqn.primitive.name == "reduce_precision" and len(eqn.invars) == 1
 
 
 def is_update(eqn: jex.JaxprEqn) -> bool:

@@ -24,9 +24,10 @@ _PLACE = re.compile(r"(layers|before|block|after)_(\d+)\Z")
 def check_names(stack: Declaration, at: StackLayout) -> None:
     """Raises StackError where a layer is stored that is none of this stack's."""
     for col, node in _stored(stack):
-        # What all repeats share has no axis to be stored along, and keeps its name.
-        shared = [f"block_{i}" for i in range(at.positions)] if at.axis_of(col) is None else []
-        names = {*at.names, *shared}
+        # What all repeats share has no axis to be stored along, and no repeats have no layers: such
+        # variables keep their names.
+        kept = at.axis_of(col) is None or not at.repeats
+        names = {*at.names, *[f"block_{i}" for i in range(at.positions) if kept]}
         others = [name for name in node if name not in names and _PLACE.match(str(name))]
         if others:
             raise _not_its_own(stack, at, col, node, others)
