@@ -31,6 +31,7 @@ ORDER = [
         "installed",
         "interrupts",
         "tracebacks",
+        "treescoped",
     },
     {"core"},
     {"core.lift"},  # nothing else in core imports it

@@ -24,6 +24,7 @@ import jax
 
 from .. import jax_private
 from ..errors import InvalidNameError, NameInUseError, where
+from ..treescoped import shown
 from ..words import describe
 from . import boxes, refusals
 from .call import Call
@@ -587,6 +588,11 @@ class Variable:
         held = self.scope.get_variable(self.collection, self.name, _UNSET)
         said = "no value yet" if held is _UNSET else ", ".join(map(describe, jax.tree.leaves(held)))
         return f"Variable({place}: {said})"
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        held = self.scope.get_variable(self.collection, self.name, None)
+        parts = {"collection": self.collection, "path": "/".join((*self.scope.path, self.name))}
+        return shown(self, {**parts, "value": held}, path, subtree_renderer)
 
     @property
     def value(self) -> Any:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from ..treescoped import shown
+from .columns import text_of
 from .data import LayoutData
 from .page import fragment, page
-from .table import Rich, as_text
+from .table import Rich, as_text, axes_segments, lift_title
 from .values import measured
 
 
@@ -58,6 +60,23 @@ class Layout(LayoutData):
 
     def _repr_html_(self) -> str:
         return fragment(self)
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        def nest(parent: int | None) -> dict[str, Any]:
+            return {
+                f"{i}: {lift_title(self.lifts[i])}": nest(i) for i in self.children.get(parent, ())
+            }
+
+        parts: dict[str, Any] = {"module": self.module, "parameters": self.parameters}
+        parts["lifts"] = nest(None)
+        for collection in self.collections:
+            parts[collection.collection] = {
+                v.name: f"{v.dtype} {text_of(axes_segments(v))}"
+                for v in self.variables
+                if v.collection == collection.collection
+            }
+        parts["findings"] = [f"{f.code}: {f.message}" for f in self.findings]
+        return shown(self, parts, path, subtree_renderer)
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """One self-contained page; written to `path`, whole or not at all, if one is given."""

@@ -280,7 +280,7 @@ def show(module: Variables, indent: int = 4) -> str:
     """Shows a module: its class, its fields, and the submodules it has so far."""
     pad = " " * indent
     lines = []
-    values = _shown(module)
+    values = said(module)
     if values:
         lines.append("# attributes")
         for name, value in values.items():
@@ -296,7 +296,7 @@ def show(module: Variables, indent: int = 4) -> str:
     return f"{type(module).__name__}(\n{pad}{body}\n)"
 
 
-def _shown(module: Variables) -> dict[str, object]:
+def said(module: Variables) -> dict[str, object]:
     """The fields that say more than their default, without a ``setup`` to make more."""
     listed = dataclasses.fields(module)  # type: ignore[arg-type]
     known = {}

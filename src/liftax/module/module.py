@@ -25,6 +25,7 @@ from ..errors import (
     SetAttributeInModuleSetupError,
 )
 from ..tracebacks import boundary
+from ..treescoped import shown
 from . import fields
 from .attach import is_module, place, register
 from .bound import Clones, Variables, whose
@@ -233,6 +234,12 @@ class Module(Variables):
 
     def __repr__(self) -> str:
         return fields.show(self)
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        parts = fields.said(self) | ({} if self.name is None else {"name": self.name})
+        if self.scope is not None:
+            parts["variables"] = self.variables
+        return shown(self, parts, path, subtree_renderer)
 
     def setup(self) -> None:
         """Declares submodules and variables as attributes; override it.
