@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liftax as nn
-from liftax.stack.storage import Enclosing, StackLayout
+from liftax.layout import Enclosing
+from liftax.stack.storage import StackLayout
 
 DTYPES = ["float32", "bfloat16", "int8", "uint16", "bool", "complex64", "float8_e5m2"]
 
@@ -58,7 +59,7 @@ def stacks(draw):
     outer = draw(st.none() | st.integers(-rank - 1, rank))
     around = ()
     if outer is not None:  # an ensemble of two
-        around = (Enclosing("vmap", 2, lambda collection: outer),)
+        around = (Enclosing("vmap", 2, {"*": outer}),)
     path = tuple(draw(st.lists(st.sampled_from("xy"), max_size=2)))
     at = StackLayout(
         path=path,

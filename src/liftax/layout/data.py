@@ -209,6 +209,11 @@ class Enclosing:
     roles: Mapping[str, int | str | None]
     stack: tuple[str, ...] | None = None
 
+    def axis_of(self, collection: str) -> int | None:
+        """The axis that the lift adds to a collection's variables."""
+        role = self.roles.get(collection, self.roles["*"])
+        return role if isinstance(role, int) else None
+
 
 @dataclass(frozen=True)
 class StackNode:

@@ -13,7 +13,7 @@ from ..errors import StackError
 from ..module import Module, nowrap
 from .arguments import Block
 from .options import Remat, check_remat, parse_run
-from .storage import Enclosing, StackLayout
+from .storage import StackLayout
 
 
 class Declaration(Module):
@@ -109,8 +109,9 @@ class Declaration(Module):
             raise StackError(f"Stack: frozen has layer {wrong[0]}; there are {len(self)} layers")
         return frozenset(i % len(self) for i in self.frozen)
 
+    # Under this name a layout of a model finds out that a module is a stack.
     @nowrap
-    def _stack_layout(self, path: Path, enclosing: tuple[Enclosing, ...] = ()) -> StackLayout:
+    def _stack_layout(self, path: Path) -> StackLayout:
         assert self.repeats is not None
         return StackLayout(
             path,
@@ -121,7 +122,6 @@ class Declaration(Module):
             self.store,
             self._roles().role,
             self.metadata_params,
-            enclosing,
         )
 
     @nowrap

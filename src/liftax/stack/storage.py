@@ -20,35 +20,13 @@ from ..core.scope import Scope
 from ..core.types import Collections, Path
 from ..errors import StackError, StackingError, where
 from ..layout.build import layout
-from ..layout.data import StackNode
+from ..layout.data import Enclosing, StackNode
 from ..module import Module
 from .convert import Converter, Form
 from .stacking import Around, AskedAxes, Stacking, Stackings, placed
 
 T = TypeVar("T")
 RoleOf = Callable[[str], int | str | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Enclosing:
-    """A lift around a stack.
-
-    Attributes:
-      kind: ``"vmap"``, ``"scan"``, ...; ``"stack"`` for a stack's own loop.
-      size: the length of its axis, None where it adds none.
-      role_of: collection -> the axis that the lift adds to its variables, an int, or
-        a word where it adds none.
-      stack: for a stack's own loop, that stack's path.
-    """
-
-    kind: str
-    size: int | None
-    role_of: RoleOf = dataclasses.field(compare=False)
-    stack: Path | None = None
-
-    def axis_of(self, collection: str) -> int | None:
-        """Returns the axis that the lift adds to a collection's variables."""
-        return _axis(self.role_of(collection))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +64,8 @@ class StackLayout:
     @classmethod
     def of_node(cls, node: StackNode) -> StackLayout:
         """Returns what a layout knows of a stack, as a layout of that stack."""
-        around = [Enclosing(e.kind, e.size, _told(e.roles), e.stack) for e in node.around]
         told = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
-        del told["around"]
-        return cls(role_of=_told(told.pop("roles")), enclosing=tuple(around), **told)
+        return cls(role_of=_told(told.pop("roles")), enclosing=told.pop("around"), **told)
 
     def __len__(self) -> int:
         return self.before + self.positions * self.repeats + self.after
