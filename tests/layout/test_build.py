@@ -337,3 +337,51 @@ def test_lifts_that_make_way_while_a_loop_shares_what_they_make(shared):
     model = nn.scan(Clipped, length=3, **role, **split)()
     layout = nn.layout(model, jax.random.key(0), jnp.ones(4), None)
     assert [lift.kind for lift in layout.lifts] == ["scan", "custom_vjp", "remat"]
+
+
+def test_shapes_lines_and_shared_use_along_the_nest():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, ids):
+            embed = nn.Embed(7, 4, name="embed")
+            layers = stack()  # line 1
+            x, _ = layers(name="blocks")(embed(ids), None)  # line 2
+            return embed.attend(x)
+
+    line = Net.__call__.__wrapped__.__code__.co_firstlineno + 3
+    layout = nn.layout(Net(), KEY, jax.ShapeDtypeStruct((2, 5), "int32"))
+    (scan,) = layout.lifts
+    assert (scan.carries, scan.takes, scan.gives) == ("f32[2,5,4]", "", "")
+    # `stack` above makes the lift, and remembers nothing: its own line is where nn.scan stands.
+    assert scan.made_at.rpartition(":")[0] == scan.file_line.rpartition(":")[0]
+    assert scan.called_at == f"{__file__}:{line + 1}"
+    modules = {"/".join(m.path): m for m in layout.modules}
+    assert modules["embed"].uses == ("/.__call__", "/.__call__")
+    assert (modules["embed"].takes, modules["embed"].gives) == ("i32[2,5]", "f32[2,5,4]")
+    assert modules["blocks/Dense_0"].uses == ("/blocks.__call__",)
+    assert modules["blocks/Dense_0"].lifts == (0,)
+    text = str(layout)
+    assert "carry f32[2,5,4]" in text and "shared by 2 calls" in text
+    assert "shared by 2 calls" in layout.to_html()
+
+
+def test_flops_of_modules_count_loops():
+    layout = nn.layout(stack(6)(), KEY, X, None).with_cost()
+    (whole, dense) = layout.modules
+    assert dense.flops >= 6 * 2 * 2 * 4 * 4
+    assert whole.flops == pytest.approx(layout.cost.flops, rel=0.1)
+    assert "FLOPs" in str(layout) and "FLOPs" in layout.to_html()
+
+
+def test_streams_that_were_not_given():
+    class Drops(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.Dropout(0.5, deterministic=False)(x), None
+
+    model = nn.scan(Drops, split_rngs={"params": True, "dropout": False}, length=3)()
+    alone = nn.layout(model, KEY, X, None)
+    assert (alone.absent, alone.findings) == (("dropout",), ())
+    both = nn.layout(model, {"params": KEY, "dropout": KEY}, X, None)
+    assert both.absent == () and [f.code for f in both.findings] == ["LX903"]
+    assert "not split: dropout" in str(both) and "keys not split" in both.to_html()

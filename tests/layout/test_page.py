@@ -160,3 +160,29 @@ def test_a_thousand_hand_written_layers_fold():
     assert "1,000 alike: Block_{0…999}" in page
     assert "×1,000: Block_{0…999}" in text
     assert len(samples.large(1000).to_html()) < 1_000_000  # no two are alike
+
+
+LOOKS = """(doc, win) => {
+  const of = (e, name) => win.getComputedStyle(e)[name];
+  const print = [...doc.styleSheets].flatMap((sheet) => [...sheet.cssRules])
+    .filter((rule) => rule.media && rule.media.mediaText === "print")
+    .flatMap((rule) => [...rule.cssRules]).map((rule) => rule.cssText).join(" ");
+  return {
+    lifted: [...doc.querySelectorAll(".ax.hue:not(.no)")].map((e) => of(e, "boxShadow")),
+    own: [...doc.querySelectorAll(".ax:not(.hue)")].map((e) => of(e, "boxShadow")),
+    unseen: [...doc.querySelectorAll("li.row")].filter(
+      (e) => of(e, "contentVisibility") !== "visible" || e.offsetHeight < 20).length,
+    print,
+  };
+}"""
+
+
+def test_on_paper_in_grey_and_in_one_picture():
+    """Colours are printed, boxes are not broken, all rows are drawn, lifts' axes have an edge."""
+    pages = [samples.decoder().to_html(), samples.large(300).to_html()]
+    for looks in ask(pages, LOOKS)[0]:
+        assert looks["unseen"] == 0
+        assert looks["lifted"] and all("inset" in shadow for shadow in looks["lifted"])
+        assert looks["own"] and set(looks["own"]) == {"none"}
+        assert "print-color-adjust: exact" in looks["print"]
+        assert "break-inside: avoid" in looks["print"]

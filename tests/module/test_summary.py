@@ -435,7 +435,7 @@ def test_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "rich" else find(name, *a)
     )
-    with pytest.raises(errors.MissingExtraError, match=r"install liftax\[cli\]"):
+    with pytest.raises(errors.MissingExtraError, match=r"pip install .*\[cli\]"):
         liftax.Dense(2).tabulate(KEY, X)
     assert issubclass(errors.MissingExtraError, ImportError)
     assert len(summary(liftax.Dense(2), KEY)(X)) == 1
