@@ -228,11 +228,7 @@ class Sizes:
             if self._all_fit(jax.tree.leaves(collections), axis):
                 continue
             for path, leaf in jax.tree_util.tree_leaves_with_path(collections):
-                self.see(leaf, axis, partial(self._variable, path))
-
-    def _variable(self, path: KeyPath) -> tuple[str, str]:
-        names = names_on(path)
-        return f"variable {'/'.join(names)}", axis_argument(self.at, names)
+                self.see(leaf, axis, partial(_variable, self.at, path))
 
     def see_arguments(self, args: Tree, axes: Sequence[Axis], in_axes: Tree, skip: int = 0) -> None:
         """Notes the sizes of the arguments; ``skip`` is how many stand before them."""
@@ -241,12 +237,7 @@ class Sizes:
         leaves = jax.tree_util.tree_leaves_with_path(args)
         for (path, leaf), axis in zip(leaves, axes, strict=True):
             if isinstance(axis, int):
-                self.see(leaf, axis, partial(self._argument, path, in_axes, skip))
-
-    def _argument(self, path: KeyPath, in_axes: Tree, skip: int) -> tuple[str, str]:
-        number = getattr(path[0], "idx", 0)
-        name = argument_text(self.at.target, number + skip) + keystr(path[1:])
-        return name, "in_axes" if isinstance(in_axes, int) else f"in_axes[{number}]"
+                self.see(leaf, axis, partial(_argument, self.at, path, in_axes, skip))
 
     def _all_fit(self, leaves: Sequence[jax.Array], axis: int) -> bool:
         """Tells quickly whether all have the size that is known already."""
@@ -266,6 +257,19 @@ class Sizes:
 
     def _error(self, text: str) -> LengthError:
         return LengthError(f"{self.at.place}: {text}")
+
+
+# Functions and no methods: `Sizes` keeps one to speak of the leaf that told the size, and would be
+# kept by it, with all leaves, until the garbage collector comes.
+def _variable(at: Lifted, path: KeyPath) -> tuple[str, str]:
+    names = names_on(path)
+    return f"variable {'/'.join(names)}", axis_argument(at, names)
+
+
+def _argument(at: Lifted, path: KeyPath, in_axes: Tree, skip: int) -> tuple[str, str]:
+    number = getattr(path[0], "idx", 0)
+    name = argument_text(at.target, number + skip) + keystr(path[1:])
+    return name, "in_axes" if isinstance(in_axes, int) else f"in_axes[{number}]"
 
 
 def axis_argument(at: Lifted, names: Sequence[str]) -> str:
