@@ -74,7 +74,12 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
         {},
         "both qkv_dot_general and qkv_dot_general_cls",
     ),
-    "Sequential-string": (nn.Sequential([nn.relu, "relu"]), (X,), {}, r"layers\[1\] is a str"),  # type: ignore[list-item]
+    "Sequential-string": (
+        nn.Sequential([nn.relu, "relu"]),
+        (X,),
+        {},
+        r"layers\[1\] is of type str",
+    ),  # type: ignore[list-item]
     "RNN-class": (nn.RNN(nn.LSTMCell), (X,), {}, "cell is .*LSTMCell.*, not a cell"),  # type: ignore[arg-type]
     "LSTMCell-carry": (nn.LSTMCell(4), (X[:, 0], X[:, 0]), {}, r"shape \(2, 4\) is not a pair"),
     "DenseGeneral-axis": (nn.DenseGeneral(3, axis=3), (X,), {}, r"axis=\(3,\) does not name"),
@@ -274,7 +279,7 @@ def test_layers(name: str) -> None:
 
 
 def test_sequence_of_layers() -> None:
-    with pytest.raises(LayerError, match="layers is a Dense, not a sequence"):
+    with pytest.raises(LayerError, match="layers is of type Dense, not a sequence"):
         nn.Sequential(nn.Dense(2))
 
 

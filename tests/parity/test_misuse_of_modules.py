@@ -228,13 +228,21 @@ def test_a_repr_runs_no_setup() -> None:
         nn = lib.nn
         log: list[str] = []
 
+        # No field has a default that it is left at: those liftax leaves out.
+        class Leaf(nn.Module):
+            width: int
+
+            @nn.compact
+            def __call__(self, x):
+                return x * self.param("w", nn.initializers.ones, (self.width, 1))[0]
+
         class Child(nn.Module):
             width: int = 1
             made: Any = dataclasses.field(init=False)
 
             def setup(self):
                 log.append("setup")
-                self.made = [nn.Dense(self.width)]
+                self.made = [Leaf(self.width)]
 
             def __call__(self, x):
                 return self.made[0](x)
