@@ -1,4 +1,4 @@
-"""What exercises measure of an answer beside its variables and numbers: masks, loops, bytes."""
+"""What exercises measure of an answer beside its variables and numbers: traces, loops, bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from ..module import Module, intercept_methods
 
 
 def same_along(array: Any, axis: int) -> bool:
@@ -29,6 +31,20 @@ def loops(fn: Callable[..., Any], *args: Any) -> int:
     """
     program = str(jax.make_jaxpr(fn)(*args))
     return program.count("= scan[") + program.count("= while[")
+
+
+def traces(of: type[Module], fn: Callable[..., Any], *args: Any) -> int:
+    """How often modules of a class are called while a function is traced."""
+    count = 0
+
+    def hear(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        nonlocal count
+        count += isinstance(context.module, of) and context.method_name == "__call__"
+        return call(*args, **kwargs)
+
+    with intercept_methods(hear):
+        jax.make_jaxpr(fn)(*args)
+    return count
 
 
 def zeros(model: Any, *args: Any) -> Any:

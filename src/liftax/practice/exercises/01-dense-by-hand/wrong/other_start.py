@@ -1,4 +1,4 @@
-# numbers: the output is
+# keys: init makes other first values
 import liftax as nn
 
 
@@ -8,6 +8,6 @@ class MyDense(nn.Module):
     @nn.compact
     def __call__(self, x):
         inputs = x.shape[-1]
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (inputs, self.features))
+        kernel = self.param("kernel", nn.initializers.zeros_init(), (inputs, self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        return x @ kernel - bias
+        return x @ kernel + bias
