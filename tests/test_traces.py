@@ -128,6 +128,15 @@ def test_one_trace_as_jax_runs_it(kind: str) -> None:
     assert counter.take() == 1, "apply"
 
 
+@pytest.mark.parametrize("kind", ["scan", "shared", "vmap", "jit", "remat"])
+def test_a_map_makes_and_uses_what_a_lift_inside_makes_in_one_trace(kind: str) -> None:
+    counter = Counter()
+    model, args = wrap(kind, ours(), counting_body(ours(), counter), 1)
+    mapped = ours().nn.map_variables(type(model), "params", _negated, _negated, init=True)
+    jax.eval_shape(mapped().init, keys(), *args)
+    assert counter.take() == 1
+
+
 def test_a_jitted_call_is_traced_once_for_all_its_calls() -> None:
     counter = Counter()
     model, args = wrap("jit", ours(), counting_body(ours(), counter), 1)

@@ -230,6 +230,43 @@ def identity(name: str) -> _core.Primitive:
     return mark
 
 
+def choice(name: str) -> _core.Primitive:
+    """Makes a primitive of two values that whoever rewrites the program chooses from.
+
+    The second one is taken where nobody did.
+    """
+    both = _core.Primitive(name)
+
+    def jvp(
+        primals: Sequence[object], tangents: Sequence[Any], **params: object
+    ) -> tuple[object, object]:
+        return both.bind(*primals, **params), both.bind(
+            *map(ad.instantiate_zeros, tangents), **params
+        )
+
+    def transpose(ct: Any, first: object, again: object, **params: object) -> tuple[object, object]:
+        zero = jax.tree.map(jax.numpy.zeros_like, ad.instantiate_zeros(ct))
+        return both.bind(ct, zero, **params), both.bind(zero, ct, **params)
+
+    def batch(args: Sequence[Any], axes: Sequence[Any], **params: object) -> tuple[object, int]:
+        size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
+        moved = [
+            jax.numpy.broadcast_to(x, (size, *x.shape))
+            if axis is None
+            else jax.numpy.moveaxis(x, axis, 0)
+            for x, axis in zip(args, axes, strict=True)
+        ]
+        return both.bind(*moved, **params), 0
+
+    both.def_impl(lambda first, again, **_: again)
+    both.def_abstract_eval(lambda first, again, **_: again)
+    ad.primitive_jvps[both] = jvp
+    ad.primitive_transposes[both] = transpose
+    batching.primitive_batchers[both] = batch
+    mlir.register_lowering(both, lambda ctx, first, again, **_: [again])
+    return both
+
+
 _whole_p = _core.Primitive("liftax_whole")
 _whole_p.multiple_results = True
 _whole_p.def_abstract_eval(lambda *avals, **_: avals)
@@ -379,6 +416,35 @@ def in_units(fn: Callable[..., T]) -> Callable[..., T]:
     # that is known as JAX came to it, in its unit; from 0.11 on JAX writes all of it down first,
     # inlined. Nothing that can be asked of a release says which, so its number does.
     return _traced_by(_Units, fn) if jax.__version_info__ < (0, 11) else fn
+
+
+def hoists() -> bool:
+    """Tells whether JAX takes constants out of a loop that it evaluates as far as it is known."""
+    return jax.__version_info__ < (0, 11)
+
+
+def known(
+    program: jex.Jaxpr, inputs: Sequence[object], avals: Sequence[jax.core.AbstractValue]
+) -> list[Any]:
+    """Runs a program without constvars as far as its inputs are known.
+
+    Args:
+      program: the program.
+      inputs: its first inputs.
+      avals: the shapes and dtypes of the others, which are not known.
+
+    Returns:
+      the outputs, None for those that are not known.
+    """
+    from jax.extend import linear_util as lu
+
+    def run(*args: object) -> list[object]:
+        return list(jax.core.eval_jaxpr(program, (), *args))
+
+    values = [pe.PartialVal.known(x) for x in inputs] + [pe.PartialVal.unknown(a) for a in avals]
+    debug_info = program.debug_info._replace(arg_names=None, result_paths=None)
+    _, found, _ = pe.trace_to_jaxpr_nounits(lu.wrap_init(run, debug_info=debug_info), values)
+    return [value.get_known() for value in found]
 
 
 def to_run(fn: Callable[..., T]) -> Callable[..., T]:

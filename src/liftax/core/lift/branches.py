@@ -15,12 +15,13 @@ from ...errors import BranchError, ConditionError
 from ...words import describe, kind_of
 from ..filters import Filter
 from ..roles import THROUGH, through_roles
+from ..scope import Scope
 from ..streams import Keyed
 from ..types import Function, Group, Tree
 from .checks import kinds
 from .counters import counted, set_counters
 from .crossing import Opening
-from .one_trace import Loop, Marks, Variables, flat, name_of, nested, rewritten, trace_loop
+from .one_trace import Kind, Loop, Marks, Variables, flat, name_of, nested, rewritten, trace_loop
 
 T = TypeVar("T")
 
@@ -147,15 +148,18 @@ class _Branch:
         self.marks = Marks()
         before = flat(values)
 
+        def see(inner: Sequence[Scope]) -> None:
+            self.marks.listen(inner, {THROUGH: Kind.CARRIED}, opening.tops)
+
         def body(operands: tuple[object, ...], x: None) -> tuple[object, ...]:
-            run = opening.body(fn, see=lambda inner: self.marks.listen(inner, {THROUGH: True}))
+            run = opening.body(fn, see=see)
             y, (after,) = run([values], [keys], operands)
             written = rewritten(after, before)
             self.marks.end()
             self.y, self.written = kinds(y), {p: kinds(value) for p, value in written.items()}
             return [], {}, (jax.tree.map(jnp.asarray, y), written), ({}, None)
 
-        self.loop: Loop = trace_loop(body, operands, None, self.marks, opening)
+        self.loop: Loop = trace_loop(body, operands, None, self.marks, opening, chooses=False)
 
 
 def _known(

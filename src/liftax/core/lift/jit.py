@@ -21,7 +21,17 @@ from ..streams import Keyed
 from ..types import Fn, Function, Group, Tree
 from .counters import Counted, counted, draw_again, drawn_since, fingerprint, set_counters
 from .crossing import Opening
-from .one_trace import Marks, Variables, flat, nested, rewritten, trace_loop, write_births
+from .one_trace import (
+    Kind,
+    Marks,
+    Variables,
+    choice,
+    flat,
+    nested,
+    rewritten,
+    trace_loop,
+    write_births,
+)
 from .options import lift_of
 from .static_arguments import Inputs, Static, StaticBody, is_traceable
 
@@ -222,7 +232,7 @@ def _in_parts(options: Jit, opening: Opening, fn: Function, static: Static, keys
     before = flat(values)
 
     def see(inner: Sequence[Scope]) -> None:
-        marks.listen(inner, {THROUGH: True}, opening.tops)
+        marks.listen(inner, {THROUGH: Kind.EACH}, opening.tops)
         for scope in inner:
             scope.call.wants_first = True
 
@@ -235,13 +245,20 @@ def _in_parts(options: Jit, opening: Opening, fn: Function, static: Static, keys
         return [], {}, (out, written), ({}, None)
 
     loop = trace_loop(traced, static.dynamic, None, marks, opening)
-    first = jax.jit(lambda dynamic: loop.first(dynamic, None), **options.of_jax)
-    born = write_births(opening, marks, first(static.dynamic))
+    if not marks.births:  # all that it makes is there
+        again = jax.jit(lambda dynamic: loop.step({}, dynamic, {}, None)[2], **options.of_jax)
+        out, written = again(static.dynamic)
+    else:
+        whole = jax.jit(lambda dynamic: loop.whole({}, dynamic, {}, None), **options.of_jax)
+        (_, _, first), births = whole(static.dynamic)
+        born = write_births(opening, marks, births)
 
-    def then(dynamic: Inputs, born: Variables) -> Any:
-        return loop.step({}, dynamic, born, None)[2]
+        def then(dynamic: Inputs, born: Variables) -> Any:
+            return loop.step({}, dynamic, born, None)[2]
 
-    out, written = jax.jit(then, **options.of_jax)(static.dynamic, born)
+        again = jax.jit(then, **options.of_jax)
+        collections = [place[1] for place in marks.births]
+        out, written = choice(first, again(static.dynamic, born), collections)
     opening.write_back(nested(written, len(opening.tops)))
     return body.outputs(out)
 

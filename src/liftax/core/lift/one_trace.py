@@ -13,13 +13,21 @@ made are marked. What the invariants need is cut out by dependency and run once,
 before the loop; what the births need is run once on the first iteration's
 inputs; the loop runs the rest, with both as inputs. An invariant that needs the
 carry or a scanned value is an error.
+
+A loop, or a program, inside a loop that shares what it makes has two forms. Linen's
+first trace of the loop outside runs it as it is; in the second one its variables are
+there, and come in. XLA rounds by what it compiles together, so both forms are
+written down, and each value that comes out is a choice of the two, which the loop
+outside makes: what it runs before its iterations is of the first trace, the rest of
+the second.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -42,6 +50,7 @@ if TYPE_CHECKING:
 # Our own, and not `checkpoint_name`: what that gives is the user's to save or to offload, and
 # JAX changes how it is written down.
 _mark_p = jax_private.identity("liftax_mark")
+_choice_p = jax_private.choice("liftax_choice")
 
 Place = tuple[int, str, *tuple[str, ...]]
 """Where a variable lies among opened scopes: (which scope, collection, *names)."""
@@ -98,11 +107,19 @@ def name_of(place: Place) -> str:
     return "variable " + "/".join(map(str, place[1:]))
 
 
+class Kind(enum.Enum):
+    """Who has a variable that a body makes, and so where its value comes in."""
+
+    SHARED = "all iterations"
+    CARRIED = "one iteration after the other"
+    EACH = "each iteration one of its own, and a loop outside all of them"
+
+
 class Birth(NamedTuple):
     """A variable that the body made.
 
     Attributes:
-      carried: whether it goes from one iteration to the next.
+      kind: who has it.
       marks: one for each leaf of its value.
       treedef: the structure of its value.
       first: its value, marked; None when the trace has ended.
@@ -111,7 +128,7 @@ class Birth(NamedTuple):
       came_in: whether it was there before, and the body may write it.
     """
 
-    carried: bool
+    kind: Kind
     marks: list[str]
     treedef: PyTreeDef
     first: object
@@ -125,41 +142,53 @@ class Marks:
     def __init__(self) -> None:
         self.births: dict[Place, Birth] = {}
         self._number = itertools.count()
+        self._heard: list[Callable[[str], bool]] = []
 
     def listen(
-        self, inner: Sequence[Scope], kinds: Mapping[Role, bool], tops: Sequence[Scope] = ()
+        self, inner: Sequence[Scope], kinds: Mapping[Role, Kind], tops: Sequence[Scope]
     ) -> None:
         """Marks what is made in scopes from now on.
 
         Args:
-          kinds: role -> whether its variables are carried; other roles are left alone.
-          tops: the scopes outside; where they are given, only what a loop outside hears of.
+          kinds: role -> who has its variables; other roles are left alone, and so is what
+            each iteration has, where no loop outside hears of it.
+          tops: the scopes outside.
         """
-        for i, scope in enumerate(inner):
-            roles, hears = scope.call.roles, tops[i].call.hears if tops else None
+        self._heard = [_hears(top) for top in tops]
+        for i, (scope, hears) in enumerate(zip(inner, self._heard, strict=True)):
+            roles = scope.call.roles
             assert roles is not None
             kind = functools.partial(_kind_in, roles, kinds, hears)
             scope.call.on_birth = functools.partial(self._born, i, len(scope.path), kind)
             scope.call.hears = functools.partial(_is_heard, kind)
 
+    def of(self, kind: Kind) -> dict[Place, Birth]:
+        """Returns the births of a kind."""
+        return {place: birth for place, birth in self.births.items() if birth.kind is kind}
+
+    def are_heard(self, collections: Iterable[str]) -> bool:
+        """Tells whether a loop outside hears of all these collections."""
+        return all(any(hears(col) for hears in self._heard) for col in collections)
+
     def _born(
         self,
         top: int,
         depth: int,
-        kind: Callable[[str], bool | None],
+        kind_in: Callable[[str], Kind | None],
         col: str,
         path: Path,
         value: object,
         late: bool,
     ) -> object:
-        carried = kind(col)
-        if carried is None:
+        kind = kind_in(col)
+        if kind is None:
             return value
         if isinstance(value, dict):  # what a lift inside the body made, all at once
             return {
-                k: self._born(top, depth, kind, col, (*path, k), v, late) for k, v in value.items()
+                k: self._born(top, depth, kind_in, col, (*path, k), v, late)
+                for k, v in value.items()
             }
-        return self._mark((top, col, *path[depth:]), carried, value, late)
+        return self._mark((top, col, *path[depth:]), kind, value, late)
 
     def came_in(self, group: Group, may_write: Callable[[int, str], bool]) -> Group:
         """Marks variables that are there already, as if the body made them.
@@ -172,20 +201,20 @@ class Marks:
         marked = {
             place: value
             if (type(value) is dict and not value) or not may_write(place[0], place[1])
-            else self._mark(place, False, value, False, came_in=True)
+            else self._mark(place, Kind.SHARED, value, False, came_in=True)
             for place, value in flat(group).items()
         }
         return nested(marked, len(group))
 
     def _mark(
-        self, place: Place, carried: bool, value: object, late: bool, came_in: bool = False
+        self, place: Place, kind: Kind, value: object, late: bool, came_in: bool = False
     ) -> object:
         leaves, treedef = jax.tree.flatten(value)
         # A nested loop leaves its own marks in the same jaxpr: tell them apart.
         names = [f"{id(self)}:{next(self._number)}" for _ in leaves]
         marked = [_mark_p.bind(jnp.asarray(x), mark=n) for x, n in zip(leaves, names, strict=True)]
         value = jax.tree.unflatten(treedef, marked)
-        self.births[place] = Birth(carried, names, treedef, value, late, came_in)
+        self.births[place] = Birth(kind, names, treedef, value, late, came_in)
         return value
 
     def unchanged(self, place: Place, value: object) -> bool:
@@ -202,19 +231,42 @@ class Marks:
         self.births = {place: b._replace(first=None) for place, b in self.births.items()}
 
 
+def _hears(top: Scope) -> Callable[[str], bool]:
+    """Returns what tells of which collections a loop outside wants to hear as they are made."""
+    root = top.call
+    if root.on_birth is None or root.hears is None or not root.wants_first:
+        return lambda col: False
+    return root.hears
+
+
 def _kind_in(
-    roles: Roles,
-    kinds: Mapping[Role, bool],
-    hears: Callable[[str], bool] | None,
-    col: str,
-) -> bool | None:
-    """Whether a collection is carried; None where it is left alone."""
+    roles: Roles, kinds: Mapping[Role, Kind], hears: Callable[[str], bool], col: str
+) -> Kind | None:
+    """Who has the variables of a collection; None where it is left alone."""
     role = roles.role(col)
-    return None if role is None or not (hears is None or hears(col)) else kinds.get(role)
+    kind = None if role is None else kinds.get(role)
+    return None if kind is Kind.EACH and not hears(col) else kind
 
 
-def _is_heard(kind: Callable[[str], bool | None], col: str) -> bool:
+def _is_heard(kind: Callable[[str], Kind | None], col: str) -> bool:
     return kind(col) is not None
+
+
+def choice(first: Tree, again: Tree, collections: Iterable[str]) -> Any:
+    """Returns what a loop outside takes from its first trace, and from its second.
+
+    Args:
+      first, again: of one structure.
+      collections: which are made in the first and are there in the second.
+    """
+    names = tuple(sorted(set(collections)))
+
+    def choose(first: object, again: object) -> object:
+        if jax.typeof(first) != jax.typeof(again):
+            return again
+        return _choice_p.bind(first, again, collections=names)
+
+    return jax.tree.map(choose, first, again)
 
 
 Atoms = Sequence["jex.Var | jex.Literal"]
@@ -224,27 +276,42 @@ Pruned = tuple["jex.Jaxpr", list[bool]]
 
 
 class Loop(NamedTuple):
-    """A traced loop body, cut in three.
+    """A traced loop body, cut in parts.
 
     Attributes:
-      step: ``(made, carry, born, x) -> (carry, born, ys)``.
+      step: ``(made, carry, born, x) -> (carry, born, ys)``; ``born`` are the births that are
+        not shared.
+      whole: as ``step``, where what each iteration has is made, and nothing is done besides:
+        ``(made, carry, born, x) -> ((carry, born, ys), births)``.
       invariants: made before the loop, as the body returned them.
       made: the shared births by place, made before the loop.
-      first: ``(carry, x) -> born``: the carried births by place, at their first values.
+      reread: ``made -> invariants``, as a loop outside takes them from its two traces, where
+        ``made`` are the shared births as they stand outside.
+      first: ``(carry, x) -> born``: the births that are not shared, at their first values.
       outside: the program of what is made before the loop.
       carry_avals: the shapes and dtypes of the leaves of the carry that the body returns.
     """
 
     step: Callable[..., Any]
+    whole: Callable[..., Any]
     invariants: Any
     made: Variables
+    reread: Callable[[Variables], Any]
     first: Callable[[Tree, Tree], Variables]
     outside: jex.Jaxpr
     carry_avals: list[jax.core.ShapedArray]
 
 
 def trace_loop(
-    body: Function, carry: Tree, x: Tree, marks: Marks, opening: Opening, split: bool = False
+    body: Function,
+    carry: Tree,
+    x: Tree,
+    marks: Marks,
+    opening: Opening,
+    *,
+    split: bool = False,
+    chooses: bool = True,
+    partial: bool = False,
 ) -> Loop:
     """Traces ``body`` once and cuts it.
 
@@ -256,6 +323,9 @@ def trace_loop(
       marks: what ``body`` marks, and ends when it returns.
       opening: the call of the lift, for messages.
       split: whether the stream ``params`` is split, for messages.
+      chooses: whether Linen's first trace makes variables that are there in its second, so that
+        the choices of lifts inside are made here; else they are left to a loop outside.
+      partial: whether Linen makes what stands before the loop by partial evaluation.
 
     Raises:
       SplitSharedError: a shared parameter is made from a split stream.
@@ -275,46 +345,102 @@ def trace_loop(
     # Where the marked values are in the program, and which of its outputs are the loop's.
     wanted = {mark for birth in marks.births.values() for mark in birth.marks}
     marked = {m: eqn.outvars[0] for eqn in jaxpr.eqns if (m := _mark_of(eqn)) in wanted}
-    shared, carried = (
-        {p: b for p, b in marks.births.items() if b.carried is kind} for kind in (False, True)
-    )
-    shared_vars, carried_vars = (
-        [marked[m] for b in births.values() for m in b.marks] for births in (shared, carried)
-    )
+    shared, carried, each = (marks.of(kind) for kind in Kind)
+    later = carried | each
+
+    def variables(births: Mapping[Place, Birth]) -> list[jex.Var]:
+        return [marked[m] for birth in births.values() for m in birth.marks]
+
     n = len(jaxpr.outvars) - len(jax.tree.leaves(shapes[3]))
     looped, invariant = jaxpr.outvars[:n], jaxpr.outvars[n:]
 
-    # Before the loop: the outputs that are the same in each iteration, and what is shared. None of
-    # it may need the carry or a slice; the constants are all that it gets.
+    def inside(program: jex.Jaxpr, births: Mapping[Place, Birth], out: Atoms) -> jex.Jaxpr:
+        """Returns the program of an iteration in which some births come in."""
+        given = {mark for birth in births.values() for mark in birth.marks}
+        eqns = [eqn for eqn in program.eqns if _mark_of(eqn) not in given]
+        invars = [*program.invars, *variables(births)]
+        return jax_private.rewire(program, invars=invars, outvars=out, eqns=eqns)
+
+    def hoist(program: jex.Jaxpr, inputs: Sequence[object], out: Atoms) -> list[jax.Array]:
+        """Returns what is made before the loop."""
+        small = _alone(program, out)
+        if partial and jax_private.hoists() and _any(small[0], equations.is_loop):
+            return _known(program, [*looped, *out], inputs)[n:]
+        unknown = [None] * (len(program.invars) - len(inputs))
+        return _run(small, [*inputs, *unknown])
+
     names = [_name_at(p) for p, _ in jax.tree_util.tree_leaves_with_path(shapes[3])]
     names += [name_of(p) for p, b in shared.items() for _ in b.marks]
-    early = [*invariant, *shared_vars]
-    outside = _alone(_of_first_trace(jaxpr), early)
+    hoisted = [*invariant, *variables(shared)]
+    # Of the first trace, if no loop outside has one in which that is the second.
+    making = _chosen(jaxpr, lambda names: None if marks.are_heard(names) else 0, chooses)
+    outside = _alone(_of_first_trace(making), hoisted)
     if any(outside[1][len(consts) :]):
-        raise _dependent(jaxpr, early, len(consts), names, opening.place, split)
-    before = _run(outside, [*consts, *[None] * (len(jaxpr.invars) - len(consts))])
-    invariants = jax.tree.unflatten(jax.tree.structure(shapes[3]), before[: len(invariant)])
-    # In the loop: all the rest, with inputs in place of the marks. The first values of carried
-    # variables are computed apart, of the first iteration's inputs.
-    start = _alone(jaxpr, carried_vars)
-    inside = jax_private.rewire(
-        jaxpr,
-        invars=[*jaxpr.invars, *shared_vars, *carried_vars],
-        outvars=looped,
-        eqns=_without([eqn for eqn in jaxpr.eqns if _mark_of(eqn) not in wanted], outside, start),
-    )
-    rest = jax_private.prune(inside, [True] * len(looped))
+        raise _dependent(jaxpr, hoisted, len(consts), names, opening.place, split)
+    before = hoist(_of_first_trace(making), consts, hoisted)
+    structure = jax.tree.structure(shapes[3])
+    invariants = jax.tree.unflatten(structure, before[: len(invariant)])
+    start = _alone(making, variables(later))
+
+    there = {place[1] for place in shared}
+    made_all = _chosen(jaxpr, lambda names: 1, chooses)
+    again = inside(made_all, shared | later, looped)
+    again = again.replace(eqns=_without(again.eqns, outside, start))
+    rest = jax_private.prune(again, [True] * len(looped))
+    full = _chosen(jaxpr, lambda names: int(there.issuperset(names)), chooses)
+    out = [*looped, *variables(each)]
+    unsplit = _alone(inside(full, shared | carried, out), out) if each else None
+
+    def reread(made: Variables) -> Any:
+        if not invariant or not marks.are_heard(there):
+            return invariants
+        program = _of_first_trace(inside(made_all, shared, invariant))
+        # What comes in stands with the constants: both are known.
+        k = len(consts)
+        invars, values = program.invars, [*consts, *jax.tree.leaves([made[p] for p in shared])]
+        moved = [*invars[:k], *invars[len(jaxpr.invars) :], *invars[k : len(jaxpr.invars)]]
+        second = hoist(program.replace(invars=moved), values, invariant)
+        return choice(invariants, jax.tree.unflatten(structure, second), there)
 
     def first(carry: Tree, x: Tree) -> Variables:
-        return _by_place(carried, _run(start, [*consts, *jax.tree.leaves((carry, x))]))
+        return _by_place(later, _run(start, [*consts, *jax.tree.leaves((carry, x))]))
 
     def step(made: Variables, carry: Tree, born: Variables, x: Tree) -> Any:
-        values = [*(made[place] for place in shared), *(born[place] for place in carried)]
+        values = [*(made[place] for place in shared), *(born[place] for place in later)]
         out = _run(rest, [*consts, *jax.tree.leaves((carry, x, values))])
         return jax.tree.unflatten(jax.tree.structure(shapes[:3]), out)
 
+    def whole(made: Variables, carry: Tree, born: Variables, x: Tree) -> Any:
+        assert unsplit is not None
+        values = [*(made[place] for place in shared), *(born[place] for place in carried)]
+        out = _run(unsplit, [*consts, *jax.tree.leaves((carry, x, values))])
+        return jax.tree.unflatten(jax.tree.structure(shapes[:3]), out[:n]), _by_place(each, out[n:])
+
     made = _by_place(shared, before[len(invariant) :])
-    return Loop(step, invariants, made, first, outside[0], jax.tree.leaves(shapes[0]))
+    avals = jax.tree.leaves(shapes[0])
+    return Loop(step, whole, invariants, made, reread, first, outside[0], avals)
+
+
+def _chosen(
+    jaxpr: jex.Jaxpr, choose: Callable[[tuple[str, ...]], int | None], chooses: bool
+) -> jex.Jaxpr:
+    """Returns the program with its choices made: the first (0), the second (1), or left (None)."""
+    if not chooses or not _any(jaxpr, lambda eqn: eqn.primitive is _choice_p):
+        return jaxpr
+
+    def chosen(eqn: jex.JaxprEqn) -> jex.JaxprEqn:
+        if eqn.primitive is not _choice_p:
+            programs = [inner.jaxpr for inner in equations.programs_of(eqn)]
+            if not any(_any(inner, lambda eqn: eqn.primitive is _choice_p) for inner in programs):
+                return eqn
+            return equations.with_programs(eqn, lambda inner: _chosen(inner, choose, chooses))
+        which = choose(eqn.params["collections"])
+        if which is None:
+            return eqn
+        return eqn.replace(primitive=_mark_p, invars=[eqn.invars[which]], params={"mark": ""})
+
+    eqns = [chosen(eqn) for eqn in jaxpr.eqns]
+    return jax_private.rewire(jaxpr, invars=jaxpr.invars, outvars=jaxpr.outvars, eqns=eqns)
 
 
 def _mark_of(eqn: jex.JaxprEqn) -> str | None:
@@ -338,9 +464,15 @@ def _in_first(eqn: jex.JaxprEqn) -> jex.JaxprEqn:
 
 def draws_again(program: jex.Jaxpr) -> bool:
     """Tells whether a part of the program draws keys for which a second trace has others."""
+    return _any(
+        program, lambda eqn: eqn.primitive is draw_p and eqn.params["draw"].first is not None
+    )
+
+
+def _any(program: jex.Jaxpr, found: Callable[[jex.JaxprEqn], bool]) -> bool:
+    """Tells whether an equation of the program, or of one that it calls, is such a one."""
     return any(
-        (eqn.primitive is draw_p and eqn.params["draw"].first is not None)
-        or any(draws_again(inner.jaxpr) for inner in equations.programs_of(eqn))
+        found(eqn) or any(_any(inner.jaxpr, found) for inner in equations.programs_of(eqn))
         for eqn in program.eqns
     )
 
@@ -374,6 +506,18 @@ def _run(program: Pruned, inputs: Sequence[object]) -> list[jax.Array]:
     return jax_private.evaluate(small, [v for v, u in zip(inputs, used, strict=True) if u])
 
 
+def _known(program: jex.Jaxpr, outvars: Atoms, inputs: Sequence[object]) -> list[jax.Array]:
+    """Returns what a program makes of its first inputs alone, evaluated as Linen does it.
+
+    Up to its last output it has to do with the others: a loop that is known in part is another
+    one, without its constants, which rounds otherwise.
+    """
+    program, used = _alone(program, outvars)
+    given = [value for value, needed in zip(inputs, used, strict=False) if needed]
+    avals = [var.aval for var in program.invars[len(given) :]]
+    return jax_private.known(program, given, avals)
+
+
 def _by_place(births: Mapping[Place, Birth], leaves: Sequence[jax.Array]) -> Variables:
     left = iter(leaves)
     return {
@@ -405,17 +549,8 @@ def _dependent(
     return depends_on_loop(place, name, var.aval)
 
 
-def write_births(
-    opening: Opening,
-    marks: Marks,
-    values: Mapping[Place, object],
-    then: Mapping[Place, object] | None = None,
-) -> Variables:
+def write_births(opening: Opening, marks: Marks, values: Mapping[Place, object]) -> Variables:
     """Writes initial values to the scopes outside; returns what stands there.
-
-    Args:
-      values: the initial values.
-      then: what is written over them.
 
     Where this loop stands in another one's body, the values are marked there on the
     way, and the loop must use them with that mark on.
@@ -432,20 +567,31 @@ def write_births(
         creating, root.creating, root.late = root.creating, col, marks.births[place].late
         top.put_variable(col, first, node)
         root.creating, root.late = creating, False
-    standing = {place: _at(opening, place) for place in values}
-    if then:
-        opening.write_back(nested(then, len(opening.tops)))
-        after = {place: _at(opening, place) for place in values}
-        # One that changes its kind does so in each iteration anew.
-        standing = {
-            p: after[p] if alike(after[p], value) else value for p, value in standing.items()
-        }
-    return standing
+    return {place: _at(opening, place) for place in values}
+
+
+def write_over(opening: Opening, made: Variables, then: Mapping[Place, object]) -> Variables:
+    """Writes over initial values what a body left in them; returns what its iterations take."""
+    if not then:
+        return made
+    opening.write_back(nested(then, len(opening.tops)))
+    after = {place: _at(opening, place) for place in made}
+    # One that changes its kind does so in each iteration anew.
+    return {p: after[p] if alike(after[p], value) else value for p, value in made.items()}
 
 
 def _at(opening: Opening, place: Place) -> object:
     index, col, *names = place
-    node: Any = opening.tops[index].node(col)
+    return _below(opening.tops[index].node(col), names)
+
+
+def at_place(group: Group, place: Place) -> object:
+    """Returns what a group has at a place, None where there is nothing."""
+    index, *names = place
+    return _below(group[index], names)
+
+
+def _below(node: Any, names: Iterable[Any]) -> object:
     for name in names:
         node = node.get(name) if isinstance(node, Mapping) else None
     return node

@@ -23,7 +23,7 @@ from ...pytrees import Rest, split_by
 from .. import boxes
 from ..filters import Filter
 from ..linen_keys import Drawn, Tally
-from ..roles import BROADCAST, CARRY, Axis, Roles, VariableAxes, broadcast, loop_roles
+from ..roles import BROADCAST, CARRY, Axis, Role, Roles, VariableAxes, broadcast, loop_roles
 from ..scope import Scope
 from ..streams import Keyed
 from ..types import Fn, Function, Group, Metadata, Tree
@@ -42,15 +42,20 @@ from .checks import (
 )
 from .crossing import Opening
 from .one_trace import (
+    Kind,
     Loop,
     Marks,
+    Place,
     Variables,
+    at_place,
+    choice,
     flat,
     name_of,
     nested,
     rewritten,
     trace_loop,
     write_births,
+    write_over,
 )
 from .options import lift_of
 
@@ -227,6 +232,7 @@ class _Call:
     size: int
     first: list[Drawn] | None = None  # the draws of the first iteration, if it ran by itself
     traced: bool = False  # whether a first trace has made what the iterations share
+    peels: bool = False  # whether the first iteration ran by itself, and others go on from there
 
     def __post_init__(self) -> None:
         self.options = self.plan.options
@@ -241,10 +247,14 @@ class _Call:
             twice=self.options.check_constancy_invariants,
             first=self.first,
         )
+        # Whether a loop outside hears of what each iteration makes: then that comes in to a loop
+        # of its own. Without jit that is what Python does.
+        self.splits = self.opening.heard and not self.peels and not jax_private.jit_is_disabled()
         # Of the last trace of the body: what it marked, and the structure of its outputs.
         self.marks: Marks | None = None
         self.y_def: PyTreeDef
         self.y_axes: list[Axis] = []
+        self.left: set[Place] = set()  # which of the variables along an axis are as they were made
 
     def finish(self, carry: Leaves, xs: Slice) -> tuple[Any, Any]:
         """Runs the loop, writes the variables back and puts the outputs together."""
@@ -302,11 +312,12 @@ class _Call:
             opening.can_write(BROADCAST)
             or (opening.initializing and opening.can_write(CARRY))
             or (out_axes != 0 and broadcast in jax.tree.leaves(out_axes))
+            or self.splits
             # lax.scan traces a weakly typed carry a second time to make it strong.
             or any(getattr(jax.typeof(leaf), "weak_type", False) for leaf in carry)
         )
 
-    def loop(self, step: Callable[..., object], state: Tree, xs: Slice) -> Any:
+    def loop(self, step: Callable[..., object], state: Tree, xs: Tree) -> Any:
         """Hands a pure body to what runs it."""
         # lax.scan takes no symbol for a length, but scans over arrays of symbolic sizes.
         length = None if jax_private.is_symbolic(self.size) else self.size
@@ -359,7 +370,10 @@ class _Call:
         log = self.tally.begin()
         inner = opening.enter(variables, keys, log=log)
         if self.marks is not None:
-            self.marks.listen(inner, {BROADCAST: False, CARRY: True})
+            kinds: dict[Role, Kind] = {BROADCAST: Kind.SHARED, CARRY: Kind.CARRIED}
+            if self.splits:
+                kinds |= dict.fromkeys(self.plan.roles.axes, Kind.EACH)
+            self.marks.listen(inner, kinds, opening.tops)
             for scope in inner:
                 scope.call.wants_first = True
 
@@ -404,28 +418,33 @@ class _Call:
         self.marks = marks = Marks()
         self.tally.goes_on = False  # one trace is what every iteration runs
         opening, before = self.opening, (carry, self.carried)
-        split = self.plan.roles.split("params") is True
+        options = {"split": self.plan.roles.split("params") is True, "partial": True}
         shape = jax.tree.map(jax_private.element, xs)
-        loop = trace_loop(self.in_parts, before, shape, marks, opening, split)
+        loop = trace_loop(self.in_parts, before, shape, marks, opening, **options)
         strong = _strengthened(before, loop.carry_avals)
         if strong is not None:
             # The body makes a wider carry of a weakly typed one: begin with the wider.
             before = strong
             self.tally.take_back()
-            loop = trace_loop(self.in_parts, before, shape, marks, opening, split)
+            loop = trace_loop(self.in_parts, before, shape, marks, opening, **options)
 
         # Linen's order: the first iteration's slice is what carried variables begin with.
-        unborn = [name_of(place) for place, birth in marks.births.items() if birth.carried]
+        carried, each = marks.of(Kind.CARRIED), marks.of(Kind.EACH)
+        unborn = [name_of(place) for place in carried]
         if self.size == 0 and unborn:
             raise nothing_first(opening.place, unborn)
         at = -1 if self.options.reverse else 0
         x = jax.tree.map(lambda x: x[at], xs) if unborn else None
         # Written before anything uses them: see write_births.
-        made = write_births(opening, marks, loop.made, loop.invariants[0])
+        made = write_births(opening, marks, loop.made)
+        loop = loop._replace(invariants=loop.reread(made))
+        made = write_over(opening, made, loop.invariants[0])
         born = loop.first(before, x) if unborn else {}
-        if any(birth.late and birth.carried for birth in marks.births.values()):
+        if any(birth.late for birth in carried.values()):
             return self.peeled(loop, made, before, born, xs, x)
-        born = write_births(opening, marks, born)
+        born = write_births(opening, marks, {place: born[place] for place in carried})
+        if each:
+            return self.run_twice(loop, made, (before, born), xs)
 
         def step(state: tuple[State, Variables], x: Slice) -> tuple[object, object]:
             after, births, ys = loop.step(made, state[0], state[1], x)
@@ -434,6 +453,48 @@ class _Call:
         (after, born), ys = self.loop(step, (before, born), xs)
         return self.result(loop, after, born, ys)
 
+    def run_twice(
+        self, loop: Loop, made: Variables, before: tuple[State, Variables], xs: Slice
+    ) -> _Result:
+        """Runs the loop as it is in each of Linen's traces of a loop outside.
+
+        In the first one it makes what that loop shares, in the second one this comes in.
+        """
+        assert self.marks is not None
+        opening, marks, axes = self.opening, self.marks, self.plan.roles.axes
+        params, each = self.options.metadata_params, marks.of(Kind.EACH)
+
+        def whole(state: tuple[State, Variables], x: Slice) -> tuple[object, object]:
+            (after, births, ys), new = loop.whole(made, state[0], state[1], x)
+            return (after, births), (ys, new)
+
+        def again(state: tuple[State, Variables], given: tuple[Slice, Variables]) -> Any:
+            x, new = given
+            after, births, ys = loop.step(made, state[0], {**state[1], **new}, x)
+            return (after, births), ys
+
+        # Outside they stand with their axis, and with its name in their boxes.
+        end, (ys, births) = self.loop(whole, before, xs)
+        new: Variables = {}
+        for axis in axes:
+            places = {p: v for p, v in births.items() if opening.tables[p[0]].role(p[1]) == axis}
+            group = restack(opening, nested(places, len(opening.tops)), axis, params)
+            values = {place: at_place(group, place) for place in places}
+            stand = write_births(opening, marks, values)
+            for index, col, *names in places:  # a lift made them, which may do so again
+                top = opening.tops[index]
+                top.call.made_plain.discard((col, (*top.path, *names)))
+            back = unnamed(opening, nested(stand, len(opening.tops)), axis, params)
+            new |= flat(unstack(back, axis))
+        first, second = (end, ys), self.loop(again, before, (xs, new))
+        (after, born), (ys, groups) = choice(first, second, [place[1] for place in each])
+        # What the body left as it was made stands outside already.
+        groups = [
+            nested({p: v for p, v in flat(g).items() if p not in self.left}, len(opening.tops))
+            for g in groups
+        ]
+        return self.result(loop, after, born, (ys, groups))
+
     def run_one_by_one(self, carry: Leaves, xs: Slice) -> _Result:
         """Traces the body for what the iterations share, then runs it once for each of them.
 
@@ -441,10 +502,10 @@ class _Call:
         """
         self.marks = marks = Marks()
         opening, shape = self.opening, jax.tree.map(jax_private.element, xs)
-        split = self.plan.roles.split("params") is True
+        options = {"split": self.plan.roles.split("params") is True, "partial": True}
         state = (carry, self.carried)
-        loop = trace_loop(self.in_parts, state, shape, marks, opening, split)
-        write_births(opening, marks, loop.made, loop.invariants[0])
+        loop = trace_loop(self.in_parts, state, shape, marks, opening, **options)
+        write_over(opening, write_births(opening, marks, loop.made), loop.invariants[0])
         opening = Opening(self.plan.roles, self.scopes, self.fn, self.plan.shared)
         again = dataclasses.replace(self, opening=opening, traced=True)
         found = again.run(carry, xs)
@@ -464,7 +525,7 @@ class _Call:
         kept = self.kept(state[1], written)
         born = {}
         for place, birth in marks.births.items():
-            if birth.carried:
+            if birth.kind is Kind.CARRIED:
                 value = written.get(place, birth.first)
                 if value is not birth.first:
                     check_variable(self.opening, place[1:], birth.first, value)
@@ -480,6 +541,7 @@ class _Call:
         constant = [y if axis is broadcast else None for y, axis in both]
         invariants = changed, jax.tree.unflatten(self.y_def, constant)
         stacked = self.stacked(inner)
+        self.left = {p for g in stacked for p, v in flat(g).items() if marks.unchanged(p, v)}
         marks.end()
         self.opening.close(inner)
         return (after, kept), born, (moving, stacked), invariants
@@ -516,7 +578,9 @@ class _Call:
         first, reverse = self.tally.drawn, self.options.reverse
         self.tally.take_back()
         opening = Opening(self.plan.roles, self.scopes, self.fn, self.plan.shared)
-        again = dataclasses.replace(self, opening=opening, size=self.size - 1, first=first)
+        again = dataclasses.replace(
+            self, opening=opening, size=self.size - 1, first=first, peels=True
+        )
         rest = jax.tree.map(lambda leaf: leaf[:-1] if reverse else leaf[1:], xs)
         more = again.run(one.carry, rest)
         self.tally.drawn = first

@@ -18,7 +18,7 @@ from ..roles import THROUGH, Roles, Row, VariableAxes, axis_rows, through_roles
 from ..scope import Scope
 from ..types import Collections, Fn, Function, Group, Metadata, Path, Tree
 from .crossing import Opening
-from .one_trace import Marks, Variables, alike, draws_again, flat, nested, trace_loop
+from .one_trace import Kind, Marks, Variables, alike, draws_again, flat, nested, trace_loop
 from .options import lift_of
 
 MAPPED = "mapped"
@@ -161,9 +161,11 @@ class _Initialised:
         self.outside = self.opening.values(MAPPED)
         self.through, self.keys = self.opening.values(THROUGH), self.opening.keys(False)
         self.marks = Marks()
-        # Of the trace: its draws, and the same as Linen's two runs would have made them.
+        # Of the trace: its draws, and the same as Linen's two runs would have made them; what else
+        # the body wrote, in its order, which JAX forgets.
         self.log: Log
         self.drawn: list[Drawn]
+        self.others: list[list[str]]
 
     def run(self, inside: Group, **seen: Any) -> tuple[Any, list[Group]]:
         """Runs the body on the mapped variables as they are ``inside``."""
@@ -173,7 +175,7 @@ class _Initialised:
     def see(self, inner: Sequence[Scope]) -> None:
         """Marks what the body makes, and tells a loop or a map outside of it."""
         if not jax_private.jit_is_disabled():
-            self.marks.listen(inner, {MAPPED: False})
+            self.marks.listen(inner, {MAPPED: Kind.SHARED}, self.opening.tops)
         for top, scope in zip(self.opening.tops, inner, strict=True):
             _pass_on(self.opening, top.call, scope.call)
 
@@ -186,6 +188,7 @@ class _Initialised:
         self.drawn = replay(log)
         settle(self.drawn)
         marks.end()
+        self.others = [list(collections) for collections in out[1][1]]
         return None, {}, out, (flat(out[1][0]), None)
 
     def finish(self) -> Any:
@@ -210,7 +213,10 @@ class _Initialised:
         if opening.log is not None:
             opening.log.extend(drawn)
         if reused:
-            return _written(options, opening, loop.step(births, None, {}, None)[2])
+            y, (changed, through) = loop.step(births, None, {}, None)[2]
+            in_order = zip(through, self.others, strict=True)
+            ordered = tuple([{col: group[col] for col in names} for group, names in in_order])
+            return _written(options, opening, (y, [changed, ordered]))
         return self.anew(mapped, remembered)
 
     def mapped(self, made: Group) -> Group:
