@@ -28,7 +28,7 @@ import enum
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 # JAX changes how it is written down.
 _mark_p = jax_private.identity("liftax_mark")
 _choice_p = jax_private.choice("liftax_choice")
+
+T = TypeVar("T")
 
 Place = tuple[int, str, *tuple[str, ...]]
 """Where a variable lies among opened scopes: (which scope, collection, *names)."""
@@ -87,6 +89,14 @@ def nested(places: Mapping[Place, object], scopes: int) -> Group:
             node = node.setdefault(name, {})
         node[last] = {} if type(value) is dict else value
     return group
+
+
+def without(group: Group, places: Iterable[Place]) -> Group:
+    """Returns a group less the variables at some places."""
+    left = flat(group)
+    for place in places:
+        left.pop(place, None)
+    return nested(left, len(group))
 
 
 def rewritten(
@@ -547,6 +557,17 @@ def _dependent(
     if split and name.startswith("variable params/"):
         return split_shared(place, name)
     return depends_on_loop(place, name, var.aval)
+
+
+def strengthened(before: T, after: Sequence[jax.core.ShapedArray]) -> T | None:
+    """Returns the carry in the dtypes that the body makes of it, None if they agree."""
+    leaves, treedef = jax.tree.flatten(before)
+    kept = [
+        old if jax.typeof(old).dtype == new.dtype else jnp.asarray(old, new.dtype)
+        for old, new in zip(leaves, after, strict=True)
+    ]
+    same = all(a is b for a, b in zip(kept, leaves, strict=True))
+    return None if same else jax.tree.unflatten(treedef, kept)
 
 
 def write_births(opening: Opening, marks: Marks, values: Mapping[Place, object]) -> Variables:

@@ -22,18 +22,29 @@ class Lifting(Protocol):
     def __call__(self, fn: Fn, /) -> Fn: ...
 
 
-def lift_of(name: str, options: Callable[P, Lifting]) -> Callable[Concatenate[Fn, P], Fn]:
-    """Returns the lift ``name`` as a function of what is lifted and then of the class's options."""
+def lift_of(
+    name: str, options: Callable[P, Lifting], first: str = "fn"
+) -> Callable[Concatenate[Fn, P], Fn]:
+    """Returns the lift ``name`` as a function of what is lifted and then of the class's options.
 
-    def lift(fn: Fn, *args: P.args, **kwargs: P.kwargs) -> Fn:
-        return options(*args, **kwargs)(fn)
+    Args:
+      first: what its first argument is called.
+    """
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    lifted = inspect.Parameter(first, kind, annotation=Function)
+    parameters = [lifted, *inspect.signature(options).parameters.values()]
+    signature = inspect.Signature(parameters, return_annotation=Function)
 
-    first = inspect.Parameter("fn", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Function)
-    signature = inspect.signature(options)
-    parameters = [first, *signature.parameters.values()]
-    lift.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=parameters, return_annotation=Function
-    )
+    def lift(*args: object, **kwargs: object) -> Function:
+        # Bound here, so that a wrong argument is told as one of the lift.
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{name}() {error}") from None
+        fn = given.pop(first)
+        return options(**given)(fn)  # type: ignore[call-arg]
+
+    lift.__signature__ = signature  # type: ignore[attr-defined]
     lift.__name__ = lift.__qualname__ = name
     lift.__doc__, lift.__module__ = options.__doc__, options.__module__
     return lift  # type: ignore[return-value]

@@ -20,7 +20,7 @@ class RematScan:
     """`liftax.remat_scan` over a function of a scope.
 
     Args:
-      fn: one layer, ``(scope, carry) -> carry``.
+      body_fn: one layer, ``(scope, carry) -> carry``.
 
     The other arguments are those of `liftax.remat_scan`.
 
@@ -83,7 +83,7 @@ class RematScan:
         return whole  # type: ignore[return-value]
 
 
-remat_scan = lift_of("remat_scan", RematScan)
+remat_scan = lift_of("remat_scan", RematScan, "body_fn")
 
 
 def _levels(lengths: object) -> tuple[int, ...]:

@@ -53,7 +53,9 @@ from .one_trace import (
     name_of,
     nested,
     rewritten,
+    strengthened,
     trace_loop,
+    without,
     write_births,
     write_over,
 )
@@ -421,7 +423,7 @@ class _Call:
         options = {"split": self.plan.roles.split("params") is True, "partial": True}
         shape = jax.tree.map(jax_private.element, xs)
         loop = trace_loop(self.in_parts, before, shape, marks, opening, **options)
-        strong = _strengthened(before, loop.carry_avals)
+        strong = strengthened(before, loop.carry_avals)
         if strong is not None:
             # The body makes a wider carry of a weakly typed one: begin with the wider.
             before = strong
@@ -489,10 +491,7 @@ class _Call:
         first, second = (end, ys), self.loop(again, before, (xs, new))
         (after, born), (ys, groups) = choice(first, second, [place[1] for place in each])
         # What the body left as it was made stands outside already.
-        groups = [
-            nested({p: v for p, v in flat(g).items() if p not in self.left}, len(opening.tops))
-            for g in groups
-        ]
+        groups = [without(group, self.left) for group in groups]
         return self.result(loop, after, born, (ys, groups))
 
     def run_one_by_one(self, carry: Leaves, xs: Slice) -> _Result:
@@ -590,14 +589,3 @@ class _Call:
 
         ys, stacked = jax.tree.map(join, (one.ys, one.stacked), (more.ys, more.stacked))
         return more._replace(ys=ys, stacked=stacked)
-
-
-def _strengthened(before: State, after: Sequence[jax.core.ShapedArray]) -> State | None:
-    """Returns the carry in the dtypes that the body makes of it, None if they agree."""
-    leaves, treedef = jax.tree.flatten(before)
-    kept = [
-        old if jax.typeof(old).dtype == new.dtype else jnp.asarray(old, new.dtype)
-        for old, new in zip(leaves, after, strict=True)
-    ]
-    same = all(a is b for a, b in zip(kept, leaves, strict=True))
-    return None if same else jax.tree.unflatten(treedef, kept)
