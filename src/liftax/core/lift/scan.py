@@ -29,6 +29,7 @@ from ..streams import Keyed
 from ..types import Fn, Function, Group, Metadata, Tree
 from . import in_place
 from .axes import Sizes, axes_of, from_front, restack, to_front, unnamed, unstack
+from .both_traces import BothTraces
 from .checks import (
     check_arguments,
     check_options,
@@ -47,15 +48,12 @@ from .one_trace import (
     Marks,
     Place,
     Variables,
-    at_place,
-    choice,
     flat,
     name_of,
     nested,
     rewritten,
     strengthened,
     trace_loop,
-    without,
     write_births,
     write_over,
 )
@@ -417,18 +415,18 @@ class _Call:
 
     def run_in_parts(self, carry: Leaves, xs: Slice) -> _Result:
         """Traces the body to a jaxpr, runs what stands before the loop, then the loop."""
-        self.marks = marks = Marks()
+        self.marks, options = (marks := Marks()), self.options
         self.tally.goes_on = False  # one trace is what every iteration runs
         opening, before = self.opening, (carry, self.carried)
-        options = {"split": self.plan.roles.split("params") is True, "partial": True}
+        cut = {"split": self.plan.roles.split("params") is True, "partial": True}
         shape = jax.tree.map(jax_private.element, xs)
-        loop = trace_loop(self.in_parts, before, shape, marks, opening, **options)
+        loop = trace_loop(self.in_parts, before, shape, marks, opening, **cut)
         strong = strengthened(before, loop.carry_avals)
         if strong is not None:
             # The body makes a wider carry of a weakly typed one: begin with the wider.
             before = strong
             self.tally.take_back()
-            loop = trace_loop(self.in_parts, before, shape, marks, opening, **options)
+            loop = trace_loop(self.in_parts, before, shape, marks, opening, **cut)
 
         # Linen's order: the first iteration's slice is what carried variables begin with.
         carried, each = marks.of(Kind.CARRIED), marks.of(Kind.EACH)
@@ -446,7 +444,9 @@ class _Call:
             return self.peeled(loop, made, before, born, xs, x)
         born = write_births(opening, marks, {place: born[place] for place in carried})
         if each:
-            return self.run_twice(loop, made, (before, born), xs)
+            both = BothTraces(opening, marks, loop, self.plan.roles.axes, options.metadata_params)
+            out = both.run(self.loop, made, (before, born), xs, self.left)
+            return self.result(loop, *out)
 
         def step(state: tuple[State, Variables], x: Slice) -> tuple[object, object]:
             after, births, ys = loop.step(made, state[0], state[1], x)
@@ -455,45 +455,6 @@ class _Call:
         (after, born), ys = self.loop(step, (before, born), xs)
         return self.result(loop, after, born, ys)
 
-    def run_twice(
-        self, loop: Loop, made: Variables, before: tuple[State, Variables], xs: Slice
-    ) -> _Result:
-        """Runs the loop as it is in each of Linen's traces of a loop outside.
-
-        In the first one it makes what that loop shares, in the second one this comes in.
-        """
-        assert self.marks is not None
-        opening, marks, axes = self.opening, self.marks, self.plan.roles.axes
-        params, each = self.options.metadata_params, marks.of(Kind.EACH)
-
-        def whole(state: tuple[State, Variables], x: Slice) -> tuple[object, object]:
-            (after, births, ys), new = loop.whole(made, state[0], state[1], x)
-            return (after, births), (ys, new)
-
-        def again(state: tuple[State, Variables], given: tuple[Slice, Variables]) -> Any:
-            x, new = given
-            after, births, ys = loop.step(made, state[0], {**state[1], **new}, x)
-            return (after, births), ys
-
-        # Outside they stand with their axis, and with its name in their boxes.
-        end, (ys, births) = self.loop(whole, before, xs)
-        new: Variables = {}
-        for axis in axes:
-            places = {p: v for p, v in births.items() if opening.tables[p[0]].role(p[1]) == axis}
-            group = restack(opening, nested(places, len(opening.tops)), axis, params)
-            values = {place: at_place(group, place) for place in places}
-            stand = write_births(opening, marks, values)
-            for index, col, *names in places:  # a lift made them, which may do so again
-                top = opening.tops[index]
-                top.call.made_plain.discard((col, (*top.path, *names)))
-            back = unnamed(opening, nested(stand, len(opening.tops)), axis, params)
-            new |= flat(unstack(back, axis))
-        first, second = (end, ys), self.loop(again, before, (xs, new))
-        (after, born), (ys, groups) = choice(first, second, [place[1] for place in each])
-        # What the body left as it was made stands outside already.
-        groups = [without(group, self.left) for group in groups]
-        return self.result(loop, after, born, (ys, groups))
-
     def run_one_by_one(self, carry: Leaves, xs: Slice) -> _Result:
         """Traces the body for what the iterations share, then runs it once for each of them.
 
@@ -501,9 +462,9 @@ class _Call:
         """
         self.marks = marks = Marks()
         opening, shape = self.opening, jax.tree.map(jax_private.element, xs)
-        options = {"split": self.plan.roles.split("params") is True, "partial": True}
+        cut = {"split": self.plan.roles.split("params") is True, "partial": True}
         state = (carry, self.carried)
-        loop = trace_loop(self.in_parts, state, shape, marks, opening, **options)
+        loop = trace_loop(self.in_parts, state, shape, marks, opening, **cut)
         write_over(opening, write_births(opening, marks, loop.made), loop.invariants[0])
         opening = Opening(self.plan.roles, self.scopes, self.fn, self.plan.shared)
         again = dataclasses.replace(self, opening=opening, traced=True)
