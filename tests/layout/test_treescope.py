@@ -9,6 +9,8 @@ import pytest
 import liftax as nn
 
 treescope = pytest.importorskip("treescope")
+# Its release of today asks jax 0.12 for what that release calls by another name.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 KEY, X = jax.random.key(0), jnp.ones((2, 4))
 
 
