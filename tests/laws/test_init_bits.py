@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.compare import Library, linen, ours
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 WIDTH = 5
@@ -290,6 +290,9 @@ def test_each_way_alone(way: str) -> None:
     st.sampled_from(sorted(WAYS)),
 )
 def test_random_models_under_random_nests(steps: list[int], nest: list[str], way: str) -> None:
+    # Linen takes what a SpectralNorm keeps in a loop inside for what hangs on the carry.
+    inside = nest[nest.index("frozen") + 1 :] if "frozen" in nest else []
+    assume("shared" not in inside or STEPS.index(_spectral) not in steps)
     check(steps, nest, [way])
 
 
