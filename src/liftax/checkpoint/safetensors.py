@@ -86,7 +86,7 @@ def _reason(path: Path, text: str) -> str:
         header.pop("__metadata__", None)
         ends = sorted((8 + length + e["data_offsets"][1], name) for name, e in header.items())
         past = [(end, name) for end, name in ends if end > size]
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error, RecursionError):
         past = []
     if past:
         end, name = past[0]

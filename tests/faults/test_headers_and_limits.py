@@ -1,0 +1,110 @@
+"""Headers by a grammar, and limits of the system: one line, and nothing half there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import struct
+from pathlib import Path
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import liftax as nn
+from liftax.checkpoint.files import load_checkpoint
+from liftax.cli import main
+from liftax.errors import LiftaxError
+
+VARIABLES = {"params": {"w": np.arange(3000, dtype=np.float32)}}
+QUICK = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+# -- headers ------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["params/a", "a", "", "/", "a/b", "a//b", "%2F", "__metadata__", "\x1b[2J"])
+SIZES = st.one_of(st.integers(-2, 4), st.sampled_from([2**31, 2**63, 2**64, 0.5, "3", None]))
+ENTRIES = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from(["F32", "BF16", "U8", "F4", "I64", "", 3]),
+            "shape": st.lists(SIZES, max_size=4),
+            "data_offsets": st.lists(st.one_of(st.integers(-8, 64), SIZES), max_size=3),
+        }
+    ),
+    st.sampled_from([None, [], "x", {}]),
+)
+ABOUT = st.fixed_dictionaries(
+    {},
+    optional={
+        "version": st.sampled_from([1, 2, "1", None]),
+        "stackings": st.one_of(
+            st.just([]), st.lists(st.dictionaries(NAMES, SIZES, max_size=2), max_size=2)
+        ),
+        "values": st.dictionaries(NAMES, st.one_of(SIZES, st.just({"complex": [1]})), max_size=2),
+        "empty": st.lists(NAMES, max_size=2),
+        "layers": st.just({}),
+        "variables": st.dictionaries(NAMES, st.sampled_from(["0" * 16, 3]), max_size=2),
+        "sum": st.sampled_from(["0" * 16, None]),
+    },
+)
+METADATA = st.one_of(
+    st.builds(lambda about: {"liftax": json.dumps(about)}, ABOUT),
+    st.dictionaries(st.sampled_from(["liftax", "format"]), st.sampled_from(["", "{", "[]", "1"])),
+)
+
+
+@st.composite
+def headers(draw):
+    """A header that is whole, with entries that lie; or one with entries that fit, among others."""
+    entries = draw(st.dictionaries(NAMES, ENTRIES, max_size=3))
+    if draw(st.booleans()):
+        shape = draw(st.lists(st.integers(0, 3), max_size=3))
+        size = int(np.prod(shape, dtype=int))
+        entries = {"params/a": {"dtype": "U8", "shape": shape, "data_offsets": [0, size]}}
+    return {**entries, "__metadata__": draw(METADATA)} if draw(st.booleans()) else entries
+
+
+@QUICK
+@given(headers(), st.binary(max_size=32), st.integers(-3, 3))
+def test_headers_by_a_grammar(tmp_path, header, data, off):
+    """Whatever it says, it is read, or it is refused in one line that shows nothing raw."""
+    text = json.dumps(header).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", max(0, len(text) + off)) + text + data)
+    try:
+        load_checkpoint(path, verify=True)
+    except LiftaxError as error:
+        assert "\x1b" not in str(error) and len(str(error).splitlines()) == 1
+
+
+# -- limits -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def limited(what, number):
+    """A limit of the system for this process, in a block."""
+    soft, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (number, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, (soft, hard))
+
+
+def test_a_file_may_not_be_that_large(tmp_path, monkeypatch, capsys):
+    """As on a full disk: the file to be replaced is as it was, and nothing else is there."""
+    monkeypatch.chdir(tmp_path)
+    nn.save_checkpoint("a.safetensors", VARIABLES, layout=nn.Stacking.of("w", 3000))
+    before = Path("a.safetensors").read_bytes()
+    with limited(resource.RLIMIT_FSIZE, 5000):
+        code = main(["convert", "a.safetensors", "a.safetensors", "--layout", "stacked"])
+    shown = capsys.readouterr().err
+    assert code == 2 and shown.count("\n") == 1 and "File too large" in shown
+    assert os.listdir() == ["a.safetensors"]
+    assert Path("a.safetensors").read_bytes() == before
