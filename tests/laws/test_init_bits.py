@@ -321,6 +321,8 @@ def test_collections_come_out_in_the_order_of_the_arguments(lift: str) -> None:
         ([7, 0], ["frozen", "reverse"], "jitted"),
         ([22, 0], ["shared", "jit"], "eager"),
         ([17, 0], ["shared", "shared"], "wide"),
+        # Examples have one kernel where they have one u.
+        ([16], ["shared", "each"], "jitted"),
         # What is no parameter keeps its order under a map.
         ([0, 8], ["map"], "shapes"),
         # A parameter that hangs on the carry is refused.

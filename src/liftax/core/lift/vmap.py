@@ -203,6 +203,8 @@ def _born(
     late: bool,
 ) -> object:
     axis: Any = root.roles.role(col)
+    if root.hears is not None and not root.hears(col):
+        return value  # what nobody outside has is made here, as it is
     if axis == BROADCAST:
         return top.call.hear(root, col, path, value, late)
     names = (col, *path[len(top.path) :])
