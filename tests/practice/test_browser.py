@@ -61,7 +61,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "liftax", "practice", "--serve", "--dir", str(place.folder)]
     process = subprocess.Popen(
-        [*command, "--port", str(port), "--seconds", "120"],
+        [*command, "--port", str(port), "--seconds", "600"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -83,7 +83,7 @@ def page(server) -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(500_000)
         page.asked = []
         page.on("request", lambda request: page.asked.append(request.url))
         page.goto(server.url)

@@ -170,7 +170,7 @@ def test_verify_runs_answers(tmp_path):
     place = Place(tmp_path)
     place.lay_out()
     place.write(find(2), find(2).solution)
-    verdicts = verify(place, Limits(seconds=60), [find(1), find(2)])
+    verdicts = verify(place, Limits(seconds=600), [find(1), find(2)])
     assert [verdict.passed for verdict in verdicts] == [False, True]
     assert place.progress.solved == ["read-a-layout"]
 
@@ -186,7 +186,7 @@ class Terminal:
         os.close(inside)
         self.text = ""
 
-    def until(self, words, seconds=120):
+    def until(self, words, seconds=500):
         end = time.monotonic() + seconds
         while words not in self.text:
             assert time.monotonic() < end, self.text
@@ -202,7 +202,7 @@ class Terminal:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of Unix")
 def test_at_a_terminal(folder):
     """A save is told, keys need no Enter, and there are no colours where none are wanted."""
-    command = (sys.executable, "-m", "liftax", "practice", "--seconds", "120")
+    command = (sys.executable, "-m", "liftax", "practice", "--seconds", "600")
     terminal = Terminal(*command, NO_COLOR="1", TERM="xterm", COLUMNS="100")
     try:
         terminal.until("q quit")

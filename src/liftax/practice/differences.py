@@ -1,8 +1,8 @@
 """Two layouts compared: which variables lie elsewhere than the goal's, in words, and why.
 
 What a model calls its submodules is its own affair, as long as the variables are the same: those
-that have no namesake are paired in order with variables of the same kind. Nor does it matter here by
-which lifts an axis came to be, which `nn.layout_diff` tells: more than one right answer is right.
+that have no namesake are paired in order with variables of the same kind. Nor does it matter here
+by which lifts an axis came to be, which `nn.layout_diff` tells: more than one answer is right.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Limits:
 
     seconds: float = 20.0
     memory: int = 2 << 30
-    startup: float = 180.0
+    startup: float = 600.0
 
 
 class Runner:
