@@ -1,6 +1,7 @@
 # make run           the demonstration, from nothing: environment, forward pass, a short training
 # make test          the whole test suite, from nothing
 # make test-matrix   what must hold on the newer Pythons, with the newer JAX that they get
+# make adoption      real packages with liftax in flax's place, against flax
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-matrix bench types lint format chromium clean
+.PHONY: run test test-matrix adoption bench types lint format chromium clean
 
 run: $(VENV)/.run
 	$(BIN)/liftax forward
@@ -45,6 +46,14 @@ on = python="$(or $(PYTHON_$1),$$(.ci/find-python $1))"; \
     echo "no Python $1 on PATH or in ~/.pyenv/versions, so its pair of jax and flax is not tested;" \
       "make test-matrix PYTHON_$1=/path/to/python$1" >&2; [ -z "$$CI" ]; \
   fi
+
+# Real packages on flax and on liftax, in an environment of their own: make adoption PACKAGES='clu e3x'
+# takes two of them. The table in docs/linen.md is what this prints, with ADOPTION_ARGS='--tests --docs'.
+PACKAGES ?=
+ADOPTION_ARGS ?=
+adoption:
+	@$(MAKE) --no-print-directory VENV=.venv-adoption .venv-adoption/bin/python
+	.venv-adoption/bin/python tools/adoption.py --install $(ADOPTION_ARGS) $(PACKAGES)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
@@ -100,5 +109,5 @@ chromium:
 	echo "could not install Chromium" >&2; [ -z "$$CI" ]
 
 clean:
-	rm -rf $(VENV) $(MATRIX:%=.venv-%) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MATRIX:%=.venv-%) .venv-adoption build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -159,6 +159,7 @@ from .transforms.derivatives import jvp as jvp
 from .transforms.derivatives import value_and_grad as value_and_grad
 from .transforms.derivatives import vjp as vjp
 from .transforms.jit import jit as jit
+from .transforms.own import lift as lift
 from .transforms.remat import checkpoint as checkpoint
 from .transforms.remat import remat as remat
 from .transforms.remat_scan import remat_scan as remat_scan

@@ -20,27 +20,11 @@ _FP8 = (
     "give the layer dot_general= or dot_general_cls= of your own, or flax's: "
     "nn.from_linen(flax.linen.{name})"
 )
-_LIFTS = (
-    "lifts are written on liftax.core.lift (functions of scopes) or by composing nn.scan, nn.vmap, "
-    "nn.remat, nn.jit, nn.map_variables and nn.grad"
-)
 _SCOPES = "variables and keys go in by apply and bind, and what a scope has is read from it"
 _TRACE = "jax itself refuses a tracer that leaves its transformation, and liftax says where"
 
-_LIFT_NAMES = (
-    "decorator_lift_transform",
-    "decorator_lift_transform_cached",
-    "get_module_scopes",
-    "lift_direct_transform",
-    "lift_transform",
-    "lift_transform_cached",
-    "module_class_lift_transform",
-    "module_class_lift_transform_cached",
-    "pack",
-    "set_module_scopes",
-)
 _SCOPE_NAMES = ("TestScope", "fork_rngs", "clean_clone")
-NEEDS_FLAX_SCOPES = frozenset((*_LIFT_NAMES, *_SCOPE_NAMES))
+NEEDS_FLAX_SCOPES = frozenset(_SCOPE_NAMES)
 """Names that mean nothing without flax's own scopes, in flax's place too."""
 
 ADVICE: dict[str, str] = {
@@ -56,7 +40,6 @@ ADVICE: dict[str, str] = {
         ],
         _FP8,
     ),
-    **dict.fromkeys(_LIFT_NAMES, _LIFTS),
     **dict.fromkeys((*_SCOPE_NAMES, "LazyRng"), _SCOPES),
     **dict.fromkeys(["check_trace_level", "current_trace"], _TRACE),
 }

@@ -375,6 +375,12 @@ class LiftOptionError(LiftError, ValueError):
     code, title = "LX117", "An option of a lift that means nothing"
 
 
+class LostWritesError(LiftError, ValueError):
+    """A lift of the user's own does not return what its body wrote."""
+
+    code, title = "LX118", "A lift of one's own that loses what its body wrote"
+
+
 class SplitSharedError(LiftError, ValueError):
     """A shared variable would be initialised differently in each iteration."""
 

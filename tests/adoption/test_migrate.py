@@ -95,7 +95,7 @@ def test_rewrites(before: str, after: str) -> None:
     [
         ("from flax.linen import LayerNom", "did you mean 'LayerNorm'"),
         ("import flax.linen as nn\nx = nn.FrozenDict", "plain dicts"),
-        ("from flax import linen as nn\nnn.transforms.lift_transform", "liftax.core.lift"),
+        ("from flax import linen as nn\nnn.transforms.clean_clone", "apply and bind"),
         ("import flax\nx = flax.linen.Fp8Einsum", "dot_general"),
         ("from flax import (linen,  # layers\n  struct)", "comments inside this import"),
     ],

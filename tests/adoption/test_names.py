@@ -97,8 +97,7 @@ def test_flaxs_own_dicts_are_flaxs() -> None:
         ("liftax", "Fp8DotGeneralOp", "dot_general_cls= of your own"),
         ("liftax.fp8_ops", "Fp8Einsum", "dot_general"),
         ("liftax", "LayerNom", "did you mean 'LayerNorm'"),
-        ("liftax.transforms", "lift_transform", "liftax.core.lift"),
-        ("liftax.core.lift", "pack", "liftax.core.lift"),
+        ("liftax.transforms", "clean_clone", "apply and bind"),
         ("liftax.core.frozen_dict", "freez", "did you mean 'freeze'"),
     ],
 )

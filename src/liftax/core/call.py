@@ -157,6 +157,7 @@ class LiftedCall(Call):
         self.outer = outer = outside.call
         super().__init__(False, outer.flags)
         self.read_only = outer.read_only
+        self.rec = outer.rec
         self.opening = opening
         self.outside = outside
         self.roles = roles

@@ -173,7 +173,7 @@ def check_named(scope: ScopeLike, col: str) -> None:
             raise UnnamedCollectionError(
                 f"{_inside(scope, root)}: a write to collection {col!r} would be lost.\n"
                 f"found: {found}{_meant(roles, col)}\n"
-                f"expected: {_argument(roles.lift, col, row is not None)}"
+                f"expected: {_argument(roles, col, row is not None)}"
             )
 
 
@@ -186,7 +186,7 @@ def check_not_hidden(scope: ScopeLike, col: str, name: str) -> None:
                 f"would be missing.\n"
                 f"found: no argument of {roles.lift} names {col!r}, though the variable exists "
                 f"outside{_meant(roles, col)}\n"
-                f"expected: {_argument(roles.lift, col)}"
+                f"expected: {_argument(roles, col)}"
             )
 
 
@@ -204,11 +204,12 @@ def _has(outside: ScopeLike, col: str, path: tuple[str, ...]) -> bool:
     return node is not None
 
 
-def _argument(lift: str, col: str, named: bool = False) -> str:
+def _argument(roles: Roles, col: str, named: bool = False) -> str:
     """The arguments of a lift that would let a collection in, and out."""
+    lift = roles.lift
     if lift == "map_variables" and named:
         return "init=True, to make what is missing, or mutable=True, to write it, in map_variables"
-    argument = _ARGUMENTS.get(lift, "variables={0!r} (or True)").format(col)
+    argument = _ARGUMENTS.get(lift, roles.advice).format(col)
     return f"{argument} in the call of {lift}"
 
 

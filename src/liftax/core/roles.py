@@ -132,6 +132,9 @@ class Roles:
       RoleError: a collection or stream is spelled out twice.
     """
 
+    advice = "variables={0!r} (or True)"
+    """The argument that lets a collection in and out, for messages."""
+
     def __init__(self, lift: str, rows: Iterable[Row], streams: Iterable[tuple[Filter, bool]]):
         self.lift = lift
         self.rows = tuple(rows)

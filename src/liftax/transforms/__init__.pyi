@@ -6,6 +6,16 @@ from .derivatives import jvp as jvp
 from .derivatives import value_and_grad as value_and_grad
 from .derivatives import vjp as vjp
 from .jit import jit as jit
+from .own import Target as Target
+from .own import decorator_lift_transform as decorator_lift_transform
+from .own import decorator_lift_transform_cached as decorator_lift_transform_cached
+from .own import get_module_scopes as get_module_scopes
+from .own import lift_direct_transform as lift_direct_transform
+from .own import lift_transform as lift_transform
+from .own import lift_transform_cached as lift_transform_cached
+from .own import module_class_lift_transform as module_class_lift_transform
+from .own import module_class_lift_transform_cached as module_class_lift_transform_cached
+from .own import set_module_scopes as set_module_scopes
 from .remat import checkpoint as checkpoint
 from .remat import remat as remat
 from .remat_scan import remat_scan as remat_scan

@@ -112,7 +112,7 @@ def lift_target(
     """
     if _is_module_class(target):
         lifts = _lifts_of_methods(lift, core_lift, methods)
-        return _lift_class(lift, prefix or lift.capitalize(), target, lifts)
+        return lift_class(lift, prefix or lift.capitalize(), target, lifts)
     foreign = target if isinstance(target, type) else type(target)
     if is_linen_class(foreign):
         raise ForeignModuleError(refusal(lift, foreign.__name__))
@@ -167,7 +167,7 @@ def _lifts_of_methods(lift: str, core_lift: CoreLift, methods: Methods) -> dict[
     }
 
 
-def _lift_class(
+def lift_class(
     lift: str, prefix: str, target: type[Variables], lifts: Mapping[str, CoreLift]
 ) -> Any:
     """Makes a subclass of a module class, with its methods lifted and nothing else changed."""

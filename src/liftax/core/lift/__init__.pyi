@@ -13,6 +13,9 @@ from .derivatives import jvp as jvp
 from .derivatives import value_and_grad as value_and_grad
 from .derivatives import vjp as vjp
 from .jit import jit as jit
+from .own import lift as lift
+from .pack import pack as pack
+from .pack import tree_map_rngs as tree_map_rngs
 from .remat import checkpoint as checkpoint
 from .remat import remat as remat
 from .remat_scan import remat_scan as remat_scan
