@@ -12,18 +12,24 @@ loop over slices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ... import equations, jax_private
-from ..types import Tree
+from ..types import Function, Tree
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
+
+    Atom = jex.Var | jex.Literal
+
+T = TypeVar("T")
+
+Leaves = list[jax.Array]
 
 Loop = Callable[[Callable[..., Any], Tree, Tree], tuple[Any, Any]]
 """``(step, state, xs) -> (state, ys)``, as `jax.lax.scan` without its options."""
@@ -36,7 +42,13 @@ class Pair(NamedTuple):
     y: int
 
 
-def run(loop: Loop, step: Callable[..., Any], state: Tree, xs: Tree, pairs: Any) -> Any:
+def run(
+    loop: Loop,
+    step: Function,
+    state: Tree,
+    xs: Tree,
+    pairs: Callable[..., Sequence[Pair]],
+) -> tuple[Any, Any]:
     """Runs a loop, the paired variables in place.
 
     Args:
@@ -59,15 +71,17 @@ def run(loop: Loop, step: Callable[..., Any], state: Tree, xs: Tree, pairs: Any)
     whole_at, y_at = [p.x for p in found], [p.y for p in found]
     state_def, y_def = jax.tree.structure(state), jax.tree.structure(shape[1])
 
-    def sliced(consts: Any, state: Any, xs: Any) -> Any:
-        def as_it_is(state: Any, x: Any) -> Any:
+    def sliced(consts: Leaves, state: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
+        def as_it_is(state: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
             out = jax_private.evaluate(program, [*consts, *state, *x])
             return out[:after], out[after:]
 
         return loop(as_it_is, state, xs)
 
-    def in_place(consts: Any, state: Any, xs: Any) -> Any:
-        def writing(state: Any, x: Any) -> Any:
+    def in_place(consts: Leaves, state: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
+        def writing(
+            state: tuple[Leaves, Leaves], x: tuple[Leaves, jax.Array]
+        ) -> tuple[tuple[Leaves, Leaves], Leaves]:
             carry, wholes = state
             rest, i = x
             out, wholes = body(_with(rest, whole_at, None, before=[*consts, *carry]), wholes, i)
@@ -97,7 +111,7 @@ def _alike(x: Tree, y: Tree, pair: Pair) -> bool:
     return bool(goes_in.shape == comes_out.shape and goes_in.dtype == comes_out.dtype)
 
 
-def _without(values: Sequence[Any], at: Sequence[int]) -> list[Any]:
+def _without(values: Sequence[T], at: Sequence[int]) -> list[T]:
     return [value for k, value in enumerate(values) if k not in at]
 
 
@@ -122,18 +136,18 @@ class _Body:
         makers = {out: eqn for eqn in program.eqns for out in eqn.outvars}
         # What each equation that updates a slice updates, and the slices that change as a whole.
         self.updates: dict[int, int] = {}
-        self.replaced: dict[int, Any] = {}
+        self.replaced: dict[int, Atom] = {}
         for k, (i, o) in enumerate(pairs):
             found = _updates(program.invars[i], program.outvars[o], makers)
             if found is None:
                 self.replaced[k] = program.outvars[o]
             else:
                 self.updates.update((id(eqn), k) for eqn in found)
-        self.parts = list(self._cut())
+        self.parts: list[Any] = list(self._cut())
 
-    def _cut(self) -> Any:
+    def _cut(self) -> Iterator[jex.JaxprEqn | jex.Jaxpr]:
         """Yields the updates, and the programs of what stands between them."""
-        part: list[Any] = []
+        part: list[jex.JaxprEqn] = []
         for eqn in self.program.eqns:
             if id(eqn) in self.updates:
                 yield from self._part(part)
@@ -143,21 +157,23 @@ class _Body:
                 part.append(eqn)
         yield from self._part(part)
 
-    def _part(self, eqns: list[Any]) -> Any:
+    def _part(self, eqns: list[jex.JaxprEqn]) -> Iterator[jex.Jaxpr]:
         if eqns:
             made = [out for eqn in eqns for out in eqn.outvars if jax_private.is_variable(out)]
             used = [a for eqn in eqns for a in eqn.invars if jax_private.is_variable(a)]
             needed = [a for a in dict.fromkeys(used) if a not in set(made)]
             yield jax_private.rewire(self.program, invars=needed, outvars=made, eqns=eqns)
 
-    def __call__(self, inputs: Sequence[Any], wholes: Sequence[Any], i: Any) -> Any:
+    def __call__(
+        self, inputs: Sequence[Any], wholes: Sequence[jax.Array], i: jax.Array
+    ) -> tuple[Leaves, Leaves]:
         """Runs the iteration with number ``i``; returns its outputs and the arrays afterwards."""
         wholes = list(wholes)
         values = dict(zip(self.program.invars, inputs, strict=True))
         for k, var in enumerate(self.slices):
             values[var] = lax.dynamic_index_in_dim(wholes[k], i, 0, keepdims=False)
 
-        def read(atom: Any) -> Any:
+        def read(atom: Any) -> jax.Array:
             return values[atom] if jax_private.is_variable(atom) else atom.val
 
         for part in self.parts:
@@ -174,12 +190,14 @@ class _Body:
             values[part.outvars[0]] = lax.dynamic_index_in_dim(
                 wholes[changed], i, 0, keepdims=False
             )
-        for k, var in self.replaced.items():
-            wholes[k] = lax.dynamic_update_index_in_dim(wholes[k], read(var), i, 0)
+        for k, atom in self.replaced.items():
+            wholes[k] = lax.dynamic_update_index_in_dim(wholes[k], read(atom), i, 0)
         return [read(atom) for atom in self.program.outvars], wholes
 
 
-def _updates(start: Any, end: Any, makers: dict[Any, Any]) -> list[Any] | None:
+def _updates(
+    start: Atom, end: Atom, makers: dict[jex.Var, jex.JaxprEqn]
+) -> list[jex.JaxprEqn] | None:
     """Returns the updates that make one value of another, None where something else does."""
     found = []
     while end is not start:
