@@ -123,31 +123,29 @@ def alike_lifts(layout: LayoutData, enough: int = ENOUGH) -> AlikeLifts:
         kind[lift.index] = kinds.setdefault(key, len(kinds))
     same: dict[int, int] = {}
     members: dict[int, tuple[int, ...]] = {}
-
-    def stand(index: int, other: int) -> None:
-        """Lets `other` stand for a lift, and what is in the one for what is in the other."""
-        same[index] = other
-        inside = layout.children.get(index, ()), layout.children.get(other, ())
-        for one, two in zip(*inside, strict=True):
-            stand(one, same.get(two, two))
-
-    def go(parent: int | None) -> None:
+    todo: list[int | None] = [None]
+    for parent in todo:  # which grows: those inside come after the one around them
         groups: dict[int, list[int]] = {}
         for index in layout.children.get(parent, ()):
             groups.setdefault(kind[index], []).append(index)
         for group in groups.values():
-            first, *others = group
-            kept = [first] if len(group) >= enough else group
-            for index in kept:
-                same[index] = index
-                go(index)
+            kept = group[:1] if len(group) >= enough else group
+            same.update((index, index) for index in kept)
+            todo += kept
             if len(group) >= enough:
-                members[first] = tuple(group)
-                for index in others:
-                    stand(index, first)
-
-    go(None)
+                members[group[0]] = tuple(group)
+    for first, group in reversed(members.items()):  # what is inside of the first is settled first
+        for index in group[1:]:
+            _stand(index, first, same, layout)
     return AlikeLifts(same, members)
+
+
+def _stand(index: int, other: int, same: dict[int, int], layout: LayoutData) -> None:
+    """Lets `other` stand for a lift, and what is in the one for what is in the other."""
+    same[index] = other
+    inside = layout.children.get(index, ()), layout.children.get(other, ())
+    for one, two in zip(*inside, strict=True):
+        _stand(one, same.get(two, two), same, layout)
 
 
 def fold_findings(layout: LayoutData, lifts: AlikeLifts) -> list[tuple[Finding, int]]:

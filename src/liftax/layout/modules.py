@@ -50,25 +50,26 @@ def module_tree(layout: LayoutData, enough: int = ENOUGH) -> Branch:
     """The modules of a layout from the root down, alike ones beside each other as one."""
     branches: dict[Path, Branch] = {(): Branch(layout.module, ())}
 
-    def at(path: Path) -> Branch:
-        found = branches.get(path)
-        if found is None:
-            found = branches[path] = Branch(path[-1], path)
-            at(path[:-1]).below.append(found)
-        return found
-
     for node in layout.modules:
-        branch = at(node.path)
+        branch = _at(node.path, branches)
         branch.node, branch.flops = node, node.flops
     for v in layout.variables:
         owner = v.path[:-1]
         for end in range(len(owner) + 1):
-            branch = at(owner[:end])
+            branch = _at(owner[:end], branches)
             branch.bytes += v.bytes
             branch.parameters += v.elements if v.collection == "params" else 0
     kinds: dict[Hashable, int] = {}
     _fold(branches[()], kinds, enough)
     return branches[()]
+
+
+def _at(path: Path, branches: dict[Path, Branch]) -> Branch:
+    found = branches.get(path)
+    if found is None:
+        found = branches[path] = Branch(path[-1], path)
+        _at(path[:-1], branches).below.append(found)
+    return found
 
 
 def _fold(branch: Branch, kinds: dict[Hashable, int], enough: int) -> int:

@@ -62,13 +62,8 @@ class Layout(LayoutData):
         return fragment(self)
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
-        def nest(parent: int | None) -> dict[str, Any]:
-            return {
-                f"{i}: {lift_title(self.lifts[i])}": nest(i) for i in self.children.get(parent, ())
-            }
-
         parts: dict[str, Any] = {"module": self.module, "parameters": self.parameters}
-        parts["lifts"] = nest(None)
+        parts["lifts"] = self._nested(None)
         for collection in self.collections:
             parts[collection.collection] = {
                 v.name: f"{v.dtype} {text_of(axes_segments(v))}"
@@ -77,6 +72,10 @@ class Layout(LayoutData):
             }
         parts["findings"] = [f"{f.code}: {f.message}" for f in self.findings]
         return shown(self, parts, path, subtree_renderer)
+
+    def _nested(self, parent: int | None) -> dict[str, Any]:
+        inside = self.children.get(parent, ())
+        return {f"{i}: {lift_title(self.lifts[i])}": self._nested(i) for i in inside}
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """One self-contained page; written to `path`, whole or not at all, if one is given."""
