@@ -134,8 +134,8 @@ def alike_lifts(layout: LayoutData, enough: int = ENOUGH) -> AlikeLifts:
             todo += kept
             if len(group) >= enough:
                 members[group[0]] = tuple(group)
-    for first, group in reversed(members.items()):  # what is inside of the first is settled first
-        for index in group[1:]:
+    for first, all_of_it in reversed(members.items()):  # those inside of the first come before it
+        for index in all_of_it[1:]:
             _stand(index, first, same, layout)
     return AlikeLifts(same, members)
 
