@@ -195,14 +195,14 @@ class _Scanner:
 
     def chunked(self, made: dict[str, object]) -> Lazy:
         shape, chunks, told = made.get("shape"), made.get("chunks"), made.get(TOLD)
+        if not isinstance(shape, dict) or not isinstance(chunks, dict) or not chunks:
+            raise self.wrong("an array in chunks lacks its shape or chunks")
         if TOLD in made or made.keys() != {CHUNKED, "shape", "chunks"}:
             if made.keys() != {CHUNKED, "shape", "chunks", TOLD} or not isinstance(told, str):
                 raise self.wrong("an array in chunks has parts that are none of its own")
             if self.told is not None:
                 raise self.wrong("a second array says what the file holds")
             self.told = told
-        if not isinstance(shape, dict) or not isinstance(chunks, dict) or not chunks:
-            raise self.wrong("an array in chunks lacks its shape or chunks")
         sizes = self.shape([shape.get(str(i)) for i in range(len(shape))])
         parts = [chunks.get(str(i)) for i in range(len(chunks))]
         good = [part for part in parts if isinstance(part, Lazy) and len(part.shape) == 1]
