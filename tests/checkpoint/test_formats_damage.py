@@ -317,8 +317,6 @@ def test_orbax_array_that_is_not_as_described(orbax, monkeypatch):
         nn.load_checkpoint(orbax)
 
 
-# A thread of tensorstore may come back to an event loop that Orbax has closed by then.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_orbax_damaged(orbax, tmp_path, capfd):
     import shutil
 
@@ -330,6 +328,32 @@ def test_orbax_damaged(orbax, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
     (broken / "_METADATA").write_text("{")
     refused(broken, "the description of the checkpoint is damaged|not a whole Orbax")
+
+
+def test_reads_that_come_back_too_late_say_nothing(orbax, tmp_path):
+    """Orbax closes its event loop while arrays are being read; none of them may print that."""
+    import asyncio
+
+    from liftax.checkpoint import orbax as reader
+
+    seen = []
+
+    def call():
+        loop = asyncio.new_event_loop()
+        seen.append(loop)
+        loop.close()
+        loop.call_soon_threadsafe(seen.append, "never")
+        raise ValueError("cut short")
+
+    with pytest.raises(LiftaxError, match="not a whole Orbax checkpoint: cut short"):
+        reader._tried(orbax, call)
+    (loop,) = seen
+    loop.call_soon_threadsafe(seen.append, "never")
+    assert seen == [loop]
+    other = asyncio.new_event_loop()  # what is made outside of a read is Python's own
+    other.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        other.call_soon_threadsafe(print)
 
 
 @pytest.mark.parametrize(

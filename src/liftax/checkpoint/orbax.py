@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
-import gc
 import json
 import logging
-import sys
-import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextvars import Context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import jax
 import numpy as np
@@ -26,12 +24,12 @@ from ..stack.stacking import name_of
 from .tensors import Keep, Kept, to_plain
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 BESIDE = "liftax.json"
 """In a directory that liftax has written: what it says of the checkpoint."""
 _MARK = "_METADATA"
 _ABOUT = "_CHECKPOINT_METADATA"
-_LAST_READS = 0.2  # seconds, in which the reads under way end
 
 
 def orbax_directory(path: Path) -> Path:
@@ -161,33 +159,42 @@ class _Stored(Kept):
         return found
 
 
-@contextlib.contextmanager
-def _closed_loops_are_silent() -> Iterator[None]:
-    """Lets Orbax give up without the lines that its other reads print.
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that lets go of what comes when it is closed already.
 
-    When one array cannot be read, Orbax closes its event loop while others are being read, and
-    each of those then finds the loop closed, at the latest when it is forgotten. Python prints what
-    is raised there.
+    When one array cannot be read, Orbax closes its event loop while others are being read. Each of
+    those comes back from a thread of its own, finds the loop closed, and would have Python print
+    that, when the caller has long been told what is wrong.
     """
-    hook = sys.unraisablehook
 
-    def silent(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
+    def call_soon_threadsafe(
+        self,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.Handle:
+        try:
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        except RuntimeError:
+            if not self.is_closed():
+                raise
+            return asyncio.Handle(callback, args, self, context)
 
-    sys.unraisablehook = silent
+
+class _Policy(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _Loop()
+
+
+@contextlib.contextmanager
+def _loops_may_be_closed() -> Iterator[None]:
+    """Has what runs inside make loops of that kind."""
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_Policy())
     try:
         yield
-    except Exception as error:
-        held: BaseException | None = error
-        while held is not None:
-            traceback.clear_frames(held.__traceback__)
-            held = held.__cause__ or held.__context__
-        time.sleep(_LAST_READS)
-        gc.collect()
-        raise
     finally:
-        sys.unraisablehook = hook
+        asyncio.set_event_loop_policy(before)
 
 
 def _tried(path: Path, call: Callable[[], T]) -> T:
@@ -196,7 +203,7 @@ def _tried(path: Path, call: Callable[[], T]) -> T:
     level = log.level
     try:
         log.setLevel(logging.ERROR)  # what is wrong is said once, in the error
-        with _closed_loops_are_silent(), warnings.catch_warnings():
+        with _loops_may_be_closed(), warnings.catch_warnings():
             # Where arrays lay on the devices of another machine does not matter here.
             warnings.simplefilter("ignore")
             return call()
