@@ -9,6 +9,7 @@ import resource
 import struct
 from pathlib import Path
 
+import msgpack
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -77,6 +78,50 @@ def test_headers_by_a_grammar(tmp_path, header, data, off):
     text = json.dumps(header).encode()
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", max(0, len(text) + off)) + text + data)
+    try:
+        load_checkpoint(path, verify=True)
+    except LiftaxError as error:
+        assert "\x1b" not in str(error) and len(str(error).splitlines()) == 1
+
+
+def packed_array(shape, dtype, data):
+    return msgpack.ExtType(1, msgpack.packb((shape, dtype, data)))
+
+
+PACKED = SIZES.filter(lambda n: n != 2**64)  # which no packer takes
+ARRAYS = st.builds(
+    packed_array,
+    st.one_of(st.lists(PACKED, max_size=3), PACKED),
+    st.sampled_from(["float32", "int8", "bfloat16", "<U4", "", 3]),
+    st.binary(max_size=16),
+)
+PARTS = st.one_of(
+    ARRAYS,
+    st.builds(msgpack.ExtType, st.sampled_from([0, 1, 2, 3, 9]), st.binary(max_size=12)),
+    st.integers(-3, 3),
+    st.floats(),
+    st.sampled_from([None, True, "x", b"x"]),
+)
+NUMBERED = st.dictionaries(st.sampled_from(["0", "1", "2", 0]), PARTS, max_size=3)
+CHUNKED = st.fixed_dictionaries(
+    {"__msgpack_chunked_array__": st.just(True)},
+    optional={"shape": st.one_of(NUMBERED, PARTS), "chunks": st.one_of(NUMBERED, PARTS)},
+)
+TREES = st.recursive(
+    st.one_of(PARTS, CHUNKED),
+    lambda inner: st.one_of(
+        st.dictionaries(NAMES, inner, max_size=3), st.lists(inner, max_size=3), inner
+    ),
+    max_leaves=6,
+)
+
+
+@QUICK
+@given(TREES, st.integers(0, 3))
+def test_msgpack_by_a_grammar(tmp_path, tree, cut):
+    path = tmp_path / "a.msgpack"
+    data = msgpack.packb(tree)
+    path.write_bytes(data[: len(data) - cut])
     try:
         load_checkpoint(path, verify=True)
     except LiftaxError as error:
