@@ -224,13 +224,13 @@ class _Record:
         if node.event.kind in _CARRYING:
             first, *args = args
             node.carries = described(first) if node.event.carry and first is not None else ""
-        node.takes = _call_text(args, kwargs) if any(a is not None for a in args) or kwargs else ""
+        node.takes = _call_text(args, kwargs) if jax.tree.leaves((args, kwargs)) else ""
 
     def gave(self, value: object) -> None:
         node = self.nodes[self.nest[-1]]
         if node.event.kind in _CARRYING and isinstance(value, (tuple, list)) and len(value) == 2:
             value = value[1]
-        node.gives = "" if value is None else described(value)
+        node.gives = described(value) if jax.tree.leaves(value) else ""
 
     def variable(self, collection: str, path: Path, value: Any) -> None:
         before = self.seen.get((collection, path))

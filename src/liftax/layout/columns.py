@@ -145,12 +145,14 @@ def _widths(
     """The widths of some columns, with paths folded as far as needed; None where they don't fit."""
     widths = [max(len(text_of(row[i])) for row in rows) for i in which]
     over = sum(widths) + len(_GAP) * (len(which) - 1) - width
-    for at, i in enumerate(which):
-        if over > 0 and columns[i].path:
-            shorter = max(min(widths[at], shortest), widths[at] - over)
-            over -= widths[at] - shorter
-            widths[at] = shorter
-    return widths if over <= 0 else None
+    paths = [at for at, i in enumerate(which) if columns[i].path]
+    while over > 0:
+        widest = max(paths, key=widths.__getitem__, default=None)
+        if widest is None or widths[widest] <= shortest:
+            return None
+        widths[widest] -= 1
+        over -= 1
+    return widths
 
 
 def _row(

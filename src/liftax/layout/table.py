@@ -151,7 +151,7 @@ def lift_extras(lift: LiftNode) -> str:
 def _modules(tree: Branch, width: int) -> list[Line]:
     columns = (
         Column("module", path=True),
-        Column("layer"),
+        Column("layer", path=True),
         Column("parameters", right=True),
         Column("bytes", right=True),
         Column("FLOPs", right=True),
