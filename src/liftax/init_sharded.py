@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from .core.boxes import get_partition_spec
 from .core.types import Collections
-from .spmd import LogicalRules, logical_to_mesh
+from .spmd import LogicalRules, logical_to_mesh_sharding
 
 
 class Initialised(Protocol):
@@ -64,13 +64,6 @@ def init_sharded(
 
     # Which boxes there are is known of the shapes alone.
     shapes = jax.eval_shape(init, rngs, args, kwargs)
-    specs = logical_to_mesh(get_partition_spec(shapes), rules)
-    places = jax.tree.map(
-        lambda spec: NamedSharding(
-            mesh, spec if isinstance(spec, PartitionSpec) else PartitionSpec()
-        ),
-        specs,
-        is_leaf=lambda spec: spec is None or isinstance(spec, PartitionSpec),
-    )
+    places = logical_to_mesh_sharding(get_partition_spec(shapes), mesh, rules)
     made: Collections = jax.jit(init, out_shardings=places)(rngs, args, kwargs)
     return made

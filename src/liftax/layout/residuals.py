@@ -143,10 +143,9 @@ def saved_residuals(
         return jax.tree.leaves(jax.vjp(forward, params)[1])
 
     closed = jax.make_jaxpr(residuals)(params, others, arrays)
-    made = {out: eqn for eqn in closed.jaxpr.eqns for out in eqn.outvars}
-    # A variable, or an input, is there anyway; and what is kept twice is one array.
-    kept = [atom for atom in dict.fromkeys(_variables(closed.jaxpr.outvars)) if atom in made]
     order = {out: n for n, eqn in enumerate(closed.jaxpr.eqns) for out in eqn.outvars}
+    # A variable, or an input, is there anyway; and what is kept twice is one array.
+    kept = [atom for atom in dict.fromkeys(_variables(closed.jaxpr.outvars)) if atom in order]
     return Residuals(tuple(_residual(closed.jaxpr, v) for v in sorted(kept, key=order.__getitem__)))
 
 

@@ -161,7 +161,8 @@ class _Body:
         if eqns:
             made = [out for eqn in eqns for out in eqn.outvars if jax_private.is_variable(out)]
             used = [a for eqn in eqns for a in eqn.invars if jax_private.is_variable(a)]
-            needed = [a for a in dict.fromkeys(used) if a not in set(made)]
+            inside = set(made)
+            needed = [a for a in dict.fromkeys(used) if a not in inside]
             yield jax_private.rewire(self.program, invars=needed, outvars=made, eqns=eqns)
 
     def __call__(
