@@ -31,6 +31,16 @@ class Rest(NamedTuple):
         return jax.tree.unflatten(self.treedef, leaves)
 
 
+def is_array(leaf: object) -> bool:
+    """Tells whether a leaf is an array or the shape of one: it has a shape and a dtype.
+
+    Example:
+      >>> is_array(jax.ShapeDtypeStruct((2,), 'float32')), is_array(jax.numpy.float32)
+      (True, False)
+    """
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
 def split(tree: object, wanted: Callable[[Any], bool]) -> tuple[list[Any], Rest]:
     """Returns the leaves that are wanted, and the rest of the tree.
 

@@ -24,6 +24,7 @@ from ..errors import TransformTargetError
 from ..module import Module, intercept_methods
 from ..module.state import LIFTED
 from ..module.summary import summary
+from ..pytrees import is_array
 from .cost import forward_cost
 from .data import Along, Axis, Enclosing, LiftNode, Measured, ModuleNode, StackNode, VariableLayout
 from .labels import axis_labels
@@ -110,10 +111,10 @@ class _Call:
 
     def __init__(self, module: Any, rngs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.module = module
-        leaves, self.treedef = jax.tree.flatten((rngs, args, kwargs), is_leaf=_is_array)
-        self.arrays = [_shape(leaf) for leaf in leaves if _is_array(leaf)]
+        leaves, self.treedef = jax.tree.flatten((rngs, args, kwargs), is_leaf=is_array)
+        self.arrays = [_shape(leaf) for leaf in leaves if is_array(leaf)]
         # The layout may outlive the arrays that it was made for, so only their shapes are kept.
-        self.others = [_ARRAY if _is_array(leaf) else leaf for leaf in leaves]
+        self.others = [_ARRAY if is_array(leaf) else leaf for leaf in leaves]
         self.args = jax.tree.map(_shape, args)
         self.kwargs = {k: v for k, v in kwargs.items() if k not in _OF_INIT}
 
@@ -445,16 +446,12 @@ _ARRAY = object()
 """Stands where an array was."""
 
 
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-
-
 def _is_box(value: Any) -> bool:
     return isinstance(value, AxisMetadata)
 
 
 def _shape(leaf: Any) -> Any:
-    return abstract(leaf) if _is_array(leaf) else leaf
+    return abstract(leaf) if is_array(leaf) else leaf
 
 
 def _role(role: Any) -> Any:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from .. import equations, jax_private
 from ..module import Module
-from ..pytrees import split
+from ..pytrees import is_array, split
 from .data import human_bytes
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def saved_residuals(
     params = variables["params"]
     others = {name: value for name, value in variables.items() if name != "params"}
 
-    arrays, call = split((args, kwargs), lambda leaf: hasattr(leaf, "dtype"))
+    arrays, call = split((args, kwargs), is_array)
 
     def residuals(params: Any, others: Any, arrays: list[Any]) -> list[Any]:
         args, kwargs = call.filled(arrays)

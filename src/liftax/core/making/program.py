@@ -16,7 +16,7 @@ import jax
 
 from ... import equations, jax_private
 from ...errors import LazyInitError
-from ...pytrees import split_by
+from ...pytrees import is_array, split_by
 from ..streams import Rngs, Stream, as_streams
 from ..types import Tree
 from .kept import KeptLoops
@@ -77,7 +77,7 @@ class _Init:
         keys = {name: stream.key for name, stream in self.streams.items()}
         # Keys are what they are: what is made of them alone is made while the rest is traced.
         wanted = [
-            _is_array(leaf) if i >= len(keys) else isinstance(leaf, jax.ShapeDtypeStruct)
+            is_array(leaf) if i >= len(keys) else isinstance(leaf, jax.ShapeDtypeStruct)
             for i, leaf in enumerate(jax.tree.leaves((keys, args, kwargs)))
         ]
         self.inputs, self.rest = split_by((keys, args, kwargs), wanted)
@@ -168,7 +168,3 @@ def _needy(made: Tree, jaxpr: jex.Jaxpr, unknown: list[bool]) -> list[str]:
         if any(u and a for u, a in zip(used, unknown, strict=True)):
             found.append(jax.tree_util.keystr(path))
     return found
-
-
-def _is_array(leaf: object) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
