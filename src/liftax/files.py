@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -73,6 +74,24 @@ def new_directory(path: Path) -> Iterator[Path]:
         made = Path(folder, "made")
         yield made
         os.rename(made, target)  # fails where something is there that is no empty directory
+
+
+def room_for(count: int) -> bool:
+    """Whether so many more files may be open in this process.
+
+    >>> room_for(1)
+    True
+    """
+    held = []
+    try:
+        for _ in range(count):
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE)
+    finally:
+        for handle in held:
+            os.close(handle)
+    return True
 
 
 def _locked(handle: int) -> bool:

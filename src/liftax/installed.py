@@ -1,12 +1,16 @@
-"""How this liftax came here, and so how more of it is installed."""
+"""How this liftax came here, and so how more of it is installed: what it can do without."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
+
+from .errors import MissingExtraError
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +32,8 @@ def how_to_install(extra: str) -> str:
         text = found.read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         return _of_folder(_CHECKOUT, extra, editable=False)
+    except OSError:  # its files cannot be read now: no more may be open, say
+        text = None
     if text is None:
         return f"pip install 'liftax[{extra}]'"
     try:
@@ -40,6 +46,31 @@ def how_to_install(extra: str) -> str:
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"pip install 'liftax[{extra}]'"
     return f"pip install {shlex.quote(f'liftax[{extra}] @ {vcs}{url}')}"
+
+
+def needed(module: str, extra: str, said: str) -> Any:
+    """Imports a module that is installed with an optional extra.
+
+    Args:
+      module: its name, as for an import.
+      extra: the extra of liftax that it comes with.
+      said: what cannot be done without it, for the message.
+
+    Raises:
+      MissingExtraError: its package is not installed; the message says how it is.
+      Whatever else its import raises, for the lack of a package of its own too.
+
+    Example:
+      >>> needed("json", "train", "this needs json").loads("1")
+      1
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        top = module.partition(".")[0]
+        if (error.name or top).partition(".")[0] != top:
+            raise
+        raise MissingExtraError(f"{said}: {how_to_install(extra)}") from error
 
 
 def _of_folder(folder: Path, extra: str, editable: bool) -> str:

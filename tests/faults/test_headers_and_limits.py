@@ -7,17 +7,22 @@ import json
 import os
 import resource
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import msgpack
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import liftax as nn
+import liftax.cli
 from liftax.checkpoint.files import load_checkpoint
 from liftax.cli import main
 from liftax.errors import LiftaxError
+from liftax.installed import how_to_install
 
 VARIABLES = {"params": {"w": np.arange(3000, dtype=np.float32)}}
 QUICK = settings(
@@ -153,3 +158,65 @@ def test_a_file_may_not_be_that_large(tmp_path, monkeypatch, capsys):
     assert code == 2 and shown.count("\n") == 1 and "File too large" in shown
     assert os.listdir() == ["a.safetensors"]
     assert Path("a.safetensors").read_bytes() == before
+
+
+@contextlib.contextmanager
+def free(files):
+    """So many more files may be open."""
+    most = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    held = []
+    with limited(resource.RLIMIT_NOFILE, most + files):
+        try:
+            with contextlib.suppress(OSError):
+                while True:  # where there are gaps
+                    held.append(os.open(os.devnull, os.O_RDONLY))
+            for _ in range(files):
+                os.close(held.pop())
+            yield
+        finally:
+            for handle in held:
+                os.close(handle)
+
+
+def test_hardly_a_file_may_be_open(tmp_path, monkeypatch, capsys):
+    """One line from each command, and nothing made, whatever it would have opened."""
+    monkeypatch.chdir(tmp_path)
+    nn.save_checkpoint("a.safetensors", VARIABLES)
+    commands = {
+        "convert": ["a.safetensors", "b", "--layout", "stacked"],
+        "train": ["--epochs", "1", "--out", "run"],
+        "practice": ["--list"],
+        "layout": ["a.safetensors"],
+        "explain": ["LX102"],
+    }
+    names = {path.stem for path in Path(liftax.cli.__file__).parent.glob("[a-z]*.py")}
+    for files in (0, 1, 8, 63):
+        for name in names:
+            with free(files):
+                assert main([name, *commands.get(name, ["--help"])]) == 2
+            shown = capsys.readouterr().err
+            assert shown.startswith("liftax: 64 files cannot be open") and shown.count("\n") == 1
+    assert os.listdir() == ["a.safetensors"]
+
+
+def test_a_library_does_not_take_that_for_a_missing_package(tmp_path):
+    path = tmp_path / "a.safetensors"
+    nn.save_checkpoint(path, VARIABLES)
+    with free(0):
+        with pytest.raises(OSError, match="open files"):
+            load_checkpoint(path)
+        assert how_to_install("train").startswith("pip install")
+
+
+def test_few_files_may_be_open_in_a_process_of_its_own(tmp_path):
+    """With as few as it takes to start Python, and with as many as a command asks for."""
+    w = {"params": {"w": np.arange(3, dtype=np.float32)}}
+    nn.save_checkpoint(tmp_path / "a.msgpack", w, layout=nn.Stacking.of("w", 3))
+    command = [sys.executable, "-m", "liftax", "convert", "a.msgpack", "b", "--layout", "stacked"]
+    ends = []
+    for files in (8, 72):
+        limit = f"import resource as r; r.setrlimit(r.RLIMIT_NOFILE, ({files}, {files}))"
+        start = f"{limit}; import os; os.execv({command[0]!r}, {command!r})"
+        done = subprocess.run([sys.executable, "-c", start], cwd=tmp_path, capture_output=True)
+        ends.append((done.returncode, done.stderr.count(b"\n")))
+        assert ends in ([(2, 1)], [(2, 1), (0, 0)]), done.stderr

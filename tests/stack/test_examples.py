@@ -7,7 +7,7 @@ import pytest
 from stack.blocks import same
 
 import liftax as nn
-from examples import gemma3, gpt2, lstm, vit
+from examples import gemma3, gpt2, llama, lstm, vit
 from liftax.stack.storage import by_layers
 
 KEY = jax.random.key(0)
@@ -16,6 +16,12 @@ TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, 11)
 MODELS = {
     "gpt2": (gpt2.GPT2(11, context=9, width=8), gpt2.loss, (TOKENS,), "blocks"),
     "gemma3": (gemma3.Gemma3(11, width=8, remainder=1), gemma3.loss, (TOKENS,), "blocks"),
+    "llama": (
+        llama.Llama(11, width=8, hidden=8, heads=2, kv_heads=1, depth=2, bias=True, norms=True),
+        llama.loss,
+        (TOKENS,),
+        "blocks",
+    ),
     "vit": (
         vit.ViT(width=8, heads=2),
         vit.loss,
@@ -40,11 +46,7 @@ def grads(model, loss, variables, args):
     def of(variables):
         return loss(model, variables, *args)
 
-    value_and_grad = jax.value_and_grad(of)
-    # Written out there is little to compile but single operations, unless a layer has a loop.
-    if model.run != "loop" or loss is lstm.loss:
-        value_and_grad = jax.jit(value_and_grad, compiler_options=QUICK)
-    return value_and_grad(variables)
+    return jax.jit(jax.value_and_grad(of), compiler_options=QUICK)(variables)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from ..core.types import Path as Names
-from ..errors import CheckpointError, MissingExtraError
-from ..installed import how_to_install
+from ..errors import CheckpointError
+from ..installed import needed
 from ..stack.arrays import Lazy, is_array
 from ..stack.stacking import name_of
 from .tensors import Keep, Kept, to_plain
@@ -49,6 +49,11 @@ def orbax_directory(path: Path) -> Path:
     )
 
 
+def _orbax() -> Any:
+    said = "Orbax checkpoints need the package orbax-checkpoint"
+    return needed("orbax.checkpoint", "checkpoints", said)
+
+
 def read_orbax(path: Path) -> object:
     """The tree of a checkpoint, with arrays that are not read yet.
 
@@ -59,12 +64,7 @@ def read_orbax(path: Path) -> object:
       CheckpointError: the directory is no checkpoint, or is damaged.
       MissingExtraError: the package orbax-checkpoint is not installed.
     """
-    try:
-        import orbax.checkpoint as ocp
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"Orbax checkpoints need the package orbax-checkpoint: {how_to_install('checkpoints')}"
-        ) from error
+    ocp = _orbax()
     directory = orbax_directory(path).absolute()
     for folder in {directory, path.absolute()}:
         _check_json(folder / _ABOUT, path)
@@ -106,12 +106,7 @@ def write_orbax(path: Path, tree: object, step: Callable[[str, int], None]) -> N
     Raises:
       MissingExtraError: the package orbax-checkpoint is not installed.
     """
-    try:
-        import orbax.checkpoint as ocp
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"Orbax checkpoints need the package orbax-checkpoint: {how_to_install('checkpoints')}"
-        ) from error
+    ocp = _orbax()
 
     def read(leaf: object, at: Names) -> object:
         if not isinstance(leaf, Lazy):

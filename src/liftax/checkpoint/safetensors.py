@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import CheckpointError, MissingExtraError
-from ..installed import how_to_install
+from ..errors import CheckpointError
+from ..installed import needed
 from ..stack.arrays import Lazy
 from ..stack.stacking import name_of
 from .tensors import CODE_OF, CODES, Mapped, check_shape, flat, nested, raw_bytes
@@ -40,16 +40,12 @@ def read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
       CheckpointError: the file is damaged or cut short, or has tensors of a dtype that numpy lacks.
       MissingExtraError: the package safetensors is not installed.
     """
+    said = "safetensors files need the package safetensors"
+    library = needed("safetensors", "checkpoints", said)
     try:
-        from safetensors import SafetensorError, safe_open
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"safetensors files need the package safetensors: {how_to_install('checkpoints')}"
-        ) from error
-    try:
-        with safe_open(path, framework="numpy") as file:
+        with library.safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
-    except SafetensorError as error:
+    except library.SafetensorError as error:
         raise CheckpointError(_reason(path, str(error))) from error
     # The library has checked the header. It is read again here, since the library would copy each
     # array, and has no bfloat16 for numpy.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
-from ..installed import how_to_install
+from ..errors import MissingExtraError
+from ..installed import needed
 from ..interrupts import ending_at_once
 
 
@@ -29,15 +29,10 @@ def require(module: str, extra: str) -> Any:
     """
     try:
         with ending_at_once("liftax"):
-            return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        # A package that is there may lack one of its own: that is no extra of ours.
-        top = (error.name or module).partition(".")[0]
-        if top != module.partition(".")[0]:
-            raise
-        raise CommandError(
-            f"this needs the Python package {top!r}: {how_to_install(extra)}"
-        ) from error
+            top = module.partition(".")[0]
+            return needed(module, extra, f"this needs the Python package {top!r}")
+    except MissingExtraError as error:
+        raise CommandError(str(error)) from error
 
 
 def printable(text: str) -> str:

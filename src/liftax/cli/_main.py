@@ -13,8 +13,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ..files import room_for
 from ..interrupts import ending_at_once
 from ._console import CommandError, Console, Interrupted, printable
+
+_FILES = 64
+"""What a command may have open, beside what is open already: Orbax reads many files at once."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A terminal that cannot show a character gets a stand-in for it, not a traceback.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if not room_for(_FILES):
+        # Without any, libraries fail in their own ways, halfway and over many lines.
+        print(f"liftax: {_FILES} files cannot be open at once; try ulimit -n 1024", file=sys.stderr)
+        return 2
     try:
         with ending_at_once("liftax"):  # the commands load jax
             parser = _parser()

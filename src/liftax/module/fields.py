@@ -74,6 +74,8 @@ def declare(cls: type[Variables], kw_only: bool) -> None:
     # `dataclass` replaces what a class wrote itself: looked at before, put back afterwards.
     own = dict(cls.__dict__)
     dataclasses.dataclass(cls, kw_only=kw_only, repr=False)
+    made: dict[str, object] = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    kw_only |= any(name not in made for name in annotations)  # `_: KW_ONLY` is no field
     if not ("__match_args__" in own or kw_only):
         cls.__match_args__ += RESERVED  # type: ignore[attr-defined, misc]
     if own.get("__hash__") is not None:
@@ -82,16 +84,24 @@ def declare(cls: type[Variables], kw_only: bool) -> None:
         cls.__hash__ = _hash  # type: ignore[method-assign, assignment]
 
     # The two keywords come last wherever fields are listed.
-    by_name: dict[str, object] = cls.__dataclass_fields__  # type: ignore[attr-defined]
     for name in RESERVED:
-        by_name[name] = by_name.pop(name)
+        made[name] = made.pop(name)
     listed = dataclasses.fields(cls)  # type: ignore[arg-type]
+    if "__init__" not in own and any(f.kw_only and f.name not in RESERVED for f in listed):
+        cls.__init__.__signature__ = _in_order(cls.__init__)  # type: ignore[attr-defined]
     cls._field_names = tuple(f.name for f in listed if f.name not in RESERVED)
     cls._compared = operator.attrgetter(*(f.name for f in listed if f.compare))
     cls._clone_names = tuple(f.name for f in listed if f.init and f.name != "parent")
     # Whether __init__ does no more than to store the fields: `remake` may then leave it out.
-    stored = all(getattr(f, "_field_type", None) is not _INITVAR for f in by_name.values())
+    stored = all(getattr(f, "_field_type", None) is not _INITVAR for f in made.values())
     cls._plain_init = "__init__" not in own and stored and all(f.init for f in listed)
+
+
+def _in_order(init: Callable[..., None]) -> inspect.Signature:
+    """The signature of an ``__init__``, its own keywords before ``parent`` and ``name``."""
+    found = inspect.signature(init)
+    parameters = sorted(found.parameters.values(), key=lambda p: p.name in RESERVED)
+    return found.replace(parameters=parameters)
 
 
 _INITVAR = getattr(dataclasses, "_FIELD_INITVAR", None)
