@@ -42,6 +42,7 @@ ORDER = [
     {"init_sharded"},
     {"stack"},
     {"checkpoint"},
+    {"debug"},
     {  # the addresses that flax.linen has for what stands in the rooms
         "activation",
         "attention",

@@ -43,6 +43,9 @@ from .core.roles import InPlace as InPlace
 from .core.roles import Out as Out
 from .core.roles import broadcast as broadcast
 from .core.scope import Variable as Variable
+from .debug.finder import nan_finder as nan_finder
+from .debug.nonfinite import NonFinite as NonFinite
+from .debug.nonfinite import find_nonfinite as find_nonfinite
 from .errors import LiftWarning as LiftWarning
 from .init_sharded import init_sharded as init_sharded
 from .layers.activation import PReLU as PReLU

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import jax_private
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 _LOOPS = frozenset({"scan", "Scan3", "while", "cond"})
 _REMATS = frozenset({"checkpoint", "remat", "remat2"})
+_CALLS = _REMATS | {
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+}
 _RULES = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees"})
 NAMING = frozenset({"name", "CheckpointName", "CheckpointNameFwd"})
 """What `jax.ad_checkpoint.checkpoint_name` is called."""
@@ -42,6 +51,7 @@ class Scan(NamedTuple):
       unroll: how many are written out in one turn of the compiled loop.
       shared: how many of its inputs are the same in each iteration; they come first.
       carried: how many are the carry; they come next.
+      reverse: whether the last slice comes first.
     """
 
     body: jex.ClosedJaxpr
@@ -49,6 +59,23 @@ class Scan(NamedTuple):
     unroll: int
     shared: int
     carried: int
+    reverse: bool
+
+
+class While(NamedTuple):
+    """What the equation of a `jax.lax.while_loop` says.
+
+    Attributes:
+      condition: whether to go on, a program of its shared inputs and the carry.
+      body: one iteration, a program of its shared inputs and the carry.
+      tested: how many inputs only the condition has; they come first.
+      shared: how many only the body has; they come next, and then the carry.
+    """
+
+    condition: jex.ClosedJaxpr
+    body: jex.ClosedJaxpr
+    tested: int
+    shared: int
 
 
 def name_of(eqn: jex.JaxprEqn) -> str:
@@ -98,7 +125,28 @@ def as_scan(eqn: jex.JaxprEqn) -> Scan | None:
     length = params["length"]
     # 0 stands for all of it, and more than there is for that too.
     unroll = min(int(params["unroll"]) or length, length)
-    return Scan(params["jaxpr"], length, unroll, shared, carried)
+    return Scan(params["jaxpr"], length, unroll, shared, carried, bool(params["reverse"]))
+
+
+def as_while(eqn: jex.JaxprEqn) -> While | None:
+    """Returns what the equation of a while loop says; None for another one."""
+    if eqn.primitive.name != "while":
+        return None
+    p = eqn.params
+    return While(p["cond_jaxpr"], p["body_jaxpr"], p["cond_nconsts"], p["body_nconsts"])
+
+
+def branches_of(eqn: jex.JaxprEqn) -> Sequence[jex.ClosedJaxpr]:
+    """Returns the programs of which an equation's first input chooses one; none for another."""
+    return eqn.params["branches"] if eqn.primitive.name == "cond" else ()
+
+
+def called_by(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr | None:
+    """Returns the program that an equation runs once, on its inputs and for its outputs."""
+    if eqn.primitive.name not in _CALLS:
+        return None
+    programs = list(programs_of(eqn))
+    return programs[0] if len(programs) == 1 else None
 
 
 _TRANSFORMED = re.compile(r"\w+\(([^()]*)\)")  # jvp(Dense_0)
@@ -110,6 +158,11 @@ def place_of(eqn: jex.JaxprEqn) -> str:
     while (inner := _TRANSFORMED.sub(r"\1", text)) != text:
         text = inner
     return text
+
+
+def is_backward(eqn: jex.JaxprEqn) -> bool:
+    """Tells whether an equation was made by a derivative in reverse."""
+    return "transpose(" in str(eqn.source_info.name_stack)
 
 
 def is_handed_on(eqn: jex.JaxprEqn) -> bool:

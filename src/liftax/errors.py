@@ -13,7 +13,8 @@ something may be meant; a *note* stands only among the findings of a `Layout`.
 
 A rule that goes away leaves a gap. LX1xx are about a lift's arguments and its body,
 LX2xx about random streams, LX3xx about what is lifted and what comes out of it, LX4xx
-about modules and their variables, LX5xx about stacks and checkpoints, LX9xx are notes.
+about modules and their variables, LX5xx about stacks and checkpoints, LX6xx about
+training, LX9xx are notes.
 """
 
 from __future__ import annotations
@@ -490,6 +491,19 @@ class StackError(LiftError, ValueError):
     """A stack's options contradict each other, or do not fit its layers."""
 
     code, title = "LX501", "A stack whose options contradict each other or its layers"
+
+
+# --- training -------------------------------------------------------------------
+
+
+class NonFiniteError(LiftaxError, FloatingPointError):
+    """An operation made NaN; the message says which, in which layer."""
+
+    code, title = "LX601", "An operation that made NaN"
+
+    def __init__(self, *args: object, found: object = None):
+        super().__init__(*args)
+        self.found = found
 
 
 # --- the table of codes and pages ---------------------------------------------

@@ -10,7 +10,7 @@ import copy
 import functools
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
@@ -145,6 +145,19 @@ def as_call(eqn: jex.JaxprEqn) -> jex.JaxprEqn:
 
     (call,) = jax.make_jaxpr(jax.jit(run))(*[atom.aval for atom in eqn.invars]).jaxpr.eqns
     return call
+
+
+def run_equation(eqn: jex.JaxprEqn, inputs: Sequence[object]) -> list[Any]:
+    """Runs one equation; where something is traced, it becomes part of that."""
+    with eqn.ctx.manager:
+        found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return list(found) if eqn.primitive.multiple_results else [found]
+
+
+def lines_of(eqn: jex.JaxprEqn) -> Iterator[tuple[str, int]]:
+    """Yields file and line of the calls that wrote an equation, innermost first; none of JAX's."""
+    for frame in source_info_util.user_frames(eqn.source_info.traceback):
+        yield frame.file_name, frame.start_line
 
 
 def is_symbolic(size: object) -> bool:
@@ -345,6 +358,36 @@ EAGER = _core.eval_trace
 """The level of tracing outside every transformation."""
 
 
+Seen = Callable[[_core.Primitive, Sequence[Any], Mapping[str, Any], Sequence[Any]], None]
+"""Is told what was run: primitive, inputs, parameters and outputs."""
+
+
+class _Watched(type(EAGER)):  # type: ignore[misc]
+    """Runs what is not traced, and tells of it."""
+
+    __slots__ = ("see",)
+
+    def __init__(self, see: Seen) -> None:
+        super().__init__()
+        self.see = see
+
+    def process_primitive(
+        self, primitive: _core.Primitive, tracers: Sequence[Any], params: dict[str, Any], /
+    ) -> Any:
+        if "donated_invars" in params:  # who is told is to find the inputs there
+            params = {**params, "donated_invars": (False,) * len(params["donated_invars"])}
+        with _core.set_current_trace(EAGER):
+            found = EAGER.process_primitive(primitive, tracers, params)
+            outputs = found if primitive.multiple_results else [found]
+            self.see(primitive, tracers, params, outputs)
+        return found
+
+
+def watched(see: Seen) -> contextlib.AbstractContextManager[None]:
+    """A context in which ``see`` is told of all that is run outside of traces, call by call."""
+    return _core.set_current_trace(_Watched(see))
+
+
 class _Units(_pe.DynamicJaxprTrace):
     """Writes a program down in the units in which JAX would run it, were it not traced.
 
@@ -457,7 +500,7 @@ def is_run(trace: Trace) -> bool:
     level: Trace | None = trace
     while type(level) is _Run:
         level = level.parent_trace
-    return level is EAGER
+    return isinstance(level, type(EAGER))
 
 
 def is_compiled(trace: Trace) -> bool:

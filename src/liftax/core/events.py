@@ -205,13 +205,18 @@ _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _MODELS = os.path.join(_OURS, "recipes.py")  # are written as a user would write them
 
 
+def is_users(file: str) -> bool:
+    """Tells whether a file is neither liftax's nor JAX's."""
+    ours = file.startswith(_OURS) and file != _MODELS
+    return not ours and not file.startswith(_NOT_THE_USERS)
+
+
 def users_line() -> str | None:
     """`file:line` of the innermost caller outside of liftax and of JAX, None if there is none."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        ours = file.startswith(_OURS) and file != _MODELS
-        if not ours and not file.startswith(_NOT_THE_USERS):
+        if is_users(file):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return None
