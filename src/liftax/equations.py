@@ -17,6 +17,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax.numpy as jnp
+
 from . import jax_private
 
 if TYPE_CHECKING:
@@ -39,6 +41,10 @@ NAMING = frozenset({"name", "CheckpointName", "CheckpointNameFwd"})
 
 _PRODUCTS = frozenset({"dot_general", "ragged_dot", "ragged_dot_general"})
 _KERNELS = frozenset({"conv_general_dilated", "pallas_call", "ffi_call", "custom_partitioning"})
+_SUMS = _PRODUCTS | {
+    *("conv_general_dilated", "reduce_sum", "reduce_prod", "reduce_window_sum"),
+    *("cumsum", "cumprod", "cumlogsumexp", "scatter-add", "scatter_add", "scatter_mul"),
+}
 _KEYS = frozenset({"random_fold_in", "random_split", "random_seed"})
 
 
@@ -214,6 +220,17 @@ def _with_params(
     if prim is not None:
         params = {**eqn.params, "_prim": jax_private.with_params(prim, params, effects)}
     return eqn.replace(params=params, effects=effects)
+
+
+def sums(eqn: jex.JaxprEqn) -> bool:
+    """Tells whether an equation adds up numbers that are rounded, or calls a program that does.
+
+    In which order it does so is left to the compiler.
+    """
+    if name_of(eqn) in _SUMS:
+        shapes: list[Any] = [var.aval for var in eqn.outvars]
+        return any(jnp.issubdtype(shape.dtype, jnp.inexact) for shape in shapes)
+    return any(any(map(sums, program.jaxpr.eqns)) for program in programs_of(eqn))
 
 
 def given_name(eqn: jex.JaxprEqn) -> str | None:

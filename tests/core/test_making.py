@@ -406,3 +406,37 @@ def test_effects_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     jax.effects_barrier()
     assert capsys.readouterr().out.split() == ["0.0", "1.0", "2.0"] * 2
     assert not kept.calls
+
+
+@pytest.mark.parametrize(
+    ("layer", "runs"),
+    [
+        (lambda: nn.Dense(4), False),
+        (lambda: nn.SpectralNorm(nn.Dense(4)), True),  # its matrix is divided by a sum
+    ],
+)
+def test_a_loop_that_adds_up_is_not_cut_down(
+    monkeypatch: pytest.MonkeyPatch, layer: Any, runs: bool
+) -> None:
+    seen: list[Any] = []
+    put_into = KeptLoops.put_into
+
+    def spy(self: KeptLoops, program: Any) -> Any:
+        seen.append(program)
+        return put_into(self, program)
+
+    monkeypatch.setattr(KeptLoops, "put_into", spy)
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, _: Any) -> Any:
+            extra = {"update_stats": True} if runs else {}
+            return nn.tanh(layer()(x, **extra)), None
+
+    axes = {"params": 0, "batch_stats": 0}
+    deep = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=3)()
+    variables = deep.init(KEY, X, None)
+    # The last one is of init itself: nothing but the loop takes a tanh.
+    assert ("tanh" in str(seen[-1])) is runs
+    shapes = jax.tree.map(lambda x: x.shape, variables["params"])
+    assert shapes["Dense_0"]["kernel"] == (3, 4, 4)

@@ -325,6 +325,11 @@ def test_collections_come_out_in_the_order_of_the_arguments(lift: str) -> None:
         ([16], ["shared", "each"], "jitted"),
         # What is no parameter keeps its order under a map.
         ([0, 8], ["map"], "shapes"),
+        # XLA adds up in a small compiled loop otherwise than in a large one.
+        ([16], ["reverse"], "eager"),
+        # A loop outside hears of some of what iterations share, and makes the rest anew.
+        ([16], ["map", "frozen"], "jitted"),
+        ([16], ["shared", "frozen"], "eager"),
         # A parameter that hangs on the carry is refused.
         ([0, 3], ["shared"], "jitted"),
         ([19], ["shared"], "not_jitted"),

@@ -295,8 +295,9 @@ class Loop(NamedTuple):
         ``(made, carry, born, x) -> ((carry, born, ys), births)``.
       invariants: made before the loop, as the body returned them.
       made: the shared births by place, made before the loop.
-      reread: ``made -> invariants``, as a loop outside takes them from its two traces, where
-        ``made`` are the shared births as they stand outside.
+      reread: ``made -> (fresh, invariants)``, as a loop outside takes them from its two traces,
+        where ``made`` are the shared births as they stand outside; ``fresh`` are those of which
+        that loop does not hear, which its second trace makes anew.
       first: ``(carry, x) -> born``: the births that are not shared, at their first values.
       outside: the program of what is made before the loop.
       carry_avals: the shapes and dtypes of the leaves of the carry that the body returns.
@@ -306,7 +307,7 @@ class Loop(NamedTuple):
     whole: Callable[..., Any]
     invariants: Any
     made: Variables
-    reread: Callable[[Variables], Any]
+    reread: Callable[[Variables], tuple[Variables, Any]]
     first: Callable[[Tree, Tree], Variables]
     outside: jex.Jaxpr
     carry_avals: list[jax.core.ShapedArray]
@@ -390,6 +391,7 @@ def trace_loop(
     before = hoist(_of_first_trace(making), consts, hoisted)
     structure = jax.tree.structure(shapes[3])
     invariants = jax.tree.unflatten(structure, before[: len(invariant)])
+    births = _by_place(shared, before[len(invariant) :])
     start = _alone(making, variables(later))
 
     there = {place[1] for place in shared}
@@ -401,16 +403,26 @@ def trace_loop(
     out = [*looped, *variables(each)]
     unsplit = _alone(inside(full, shared | carried, out), out) if each else None
 
-    def reread(made: Variables) -> Any:
-        if not invariant or not marks.are_heard(there):
-            return invariants
-        program = _of_first_trace(inside(made_all, shared, invariant))
+    def reread(made: Variables) -> tuple[Variables, Any]:
+        heard = {col for col in there if marks.are_heard([col])}
+        given = {place: birth for place, birth in shared.items() if place[1] in heard}
+        anew = {place: birth for place, birth in shared.items() if place[1] not in heard}
+        if not heard or not (invariant or anew):
+            return {}, invariants
+        known = made_all
+        if anew:
+            known = _chosen(jaxpr, lambda names: int(heard.issuperset(names)), chooses)
+        out = [*invariant, *variables(anew)]
+        program = _of_first_trace(inside(known, given, out))
         # What comes in stands with the constants: both are known.
         k = len(consts)
-        invars, values = program.invars, [*consts, *jax.tree.leaves([made[p] for p in shared])]
+        invars, values = program.invars, [*consts, *jax.tree.leaves([made[p] for p in given])]
         moved = [*invars[:k], *invars[len(jaxpr.invars) :], *invars[k : len(jaxpr.invars)]]
-        second = hoist(program.replace(invars=moved), values, invariant)
-        return choice(invariants, jax.tree.unflatten(structure, second), there)
+        second = hoist(program.replace(invars=moved), values, out)
+        again = jax.tree.unflatten(structure, second[: len(invariant)])
+        fresh = _by_place(anew, second[len(invariant) :])
+        first = {place: births[place] for place in anew}
+        return choice(first, fresh, heard), choice(invariants, again, heard)
 
     def first(carry: Tree, x: Tree) -> Variables:
         return _by_place(later, _run(start, [*consts, *jax.tree.leaves((carry, x))]))
@@ -426,9 +438,8 @@ def trace_loop(
         out = _run(unsplit, [*consts, *jax.tree.leaves((carry, x, values))])
         return jax.tree.unflatten(jax.tree.structure(shapes[:3]), out[:n]), _by_place(each, out[n:])
 
-    made = _by_place(shared, before[len(invariant) :])
     avals = jax.tree.leaves(shapes[0])
-    return Loop(step, whole, invariants, made, reread, first, outside[0], avals)
+    return Loop(step, whole, invariants, births, reread, first, outside[0], avals)
 
 
 def _chosen(

@@ -437,8 +437,9 @@ class _Call:
         x = jax.tree.map(lambda x: x[at], xs) if unborn else None
         # Written before anything uses them: see write_births.
         made = write_births(opening, marks, loop.made)
-        loop = loop._replace(invariants=loop.reread(made))
-        made = write_over(opening, made, loop.invariants[0])
+        fresh, invariants = loop.reread(made)
+        loop = loop._replace(invariants=invariants)
+        made = write_over(opening, made, fresh | invariants[0])
         born = loop.first(before, x) if unborn else {}
         if any(birth.late for birth in carried.values()):
             return self.peeled(loop, made, before, born, xs, x)

@@ -291,6 +291,11 @@ def _pass_on(opening: Opening, outside: Call, root: Call) -> None:
         return value if marked is None else marked(col, path, value, late)
 
     root.on_birth, root.wants_first = on_birth, True
+    if marked is None:  # two runs have nothing to be told: only what is outside may listen
+        hears = outside.hears if outside.wants_first else None
+        root.hears = lambda col: (
+            hears is not None and opening.roles.role(col) == MAPPED and hears(col)
+        )
 
 
 def swap_collection(fn: Fn, col_a: str, col_b: str) -> Fn:

@@ -131,7 +131,8 @@ class _Init:
         jaxpr = jax_private.consts_as_inputs(closed)
         if any(self.abstract):  # nothing to print of an input that has no value
             jaxpr = equations.quiet(jaxpr)
-        small, used = jax_private.prune(jaxpr, [True] * len(jaxpr.outvars))
+        eager = jax_private.current_trace() is jax_private.EAGER
+        small, used = _cut(jaxpr, whole=eager and not any(self.abstract))
         unknown = [False] * len(closed.consts) + self.abstract
         if any(u and a for u, a in zip(used, unknown, strict=True)):
             raise LazyInitError(
@@ -139,11 +140,37 @@ class _Init:
                 f"depends on an input of which only the shape is given; pass that input as an "
                 f"array"
             )
-        if jax_private.current_trace() is jax_private.EAGER:
+        if eager:
             small = loops.put_into(small)
         inputs = zip([*closed.consts, *self.inputs], used, strict=True)
         arrays = iter(jax_private.evaluate(small, [value for value, used in inputs if used]))
         return _filled(made, [next(arrays) if x is _TRACED else x for x in jax.tree.leaves(made)])
+
+
+def _cut(jaxpr: jex.Jaxpr, whole: bool) -> tuple[jex.Jaxpr, list[bool]]:
+    """Cuts a program down to what its outputs need.
+
+    Args:
+      jaxpr: the program.
+      whole: whether what is compiled by itself, as a loop, stays as it is where its numbers hang
+        on that: how XLA adds up depends on how much else the compiled program does, and a loop
+        that is cut down may fall below the size from which on it calls other kernels.
+
+    Returns:
+      the smaller program and one bool per input: whether it is still an input.
+    """
+    outvars = list(jaxpr.outvars)
+    while True:
+        more = jax_private.rewire(jaxpr, invars=jaxpr.invars, outvars=outvars, eqns=jaxpr.eqns)
+        small, used = jax_private.prune(more, [True] * len(outvars))
+        summing = {v for eqn in small.eqns if equations.sums(eqn) for v in eqn.outvars}
+        units = [eqn for eqn in jaxpr.eqns if whole and not summing.isdisjoint(eqn.outvars)]
+        wanted = [v for eqn in units for v in eqn.outvars if v not in outvars]
+        if not wanted:
+            break
+        outvars += wanted  # what makes its inputs may be such a part in turn
+    outvars = small.outvars[: len(jaxpr.outvars)]
+    return jax_private.rewire(small, invars=small.invars, outvars=outvars, eqns=small.eqns), used
 
 
 def _filled(tree: Tree, leaves: list[object]) -> Tree:
