@@ -1,6 +1,7 @@
 # make run           the demonstration, from nothing: environment, forward pass, a short training
 # make test          the whole test suite, from nothing
 # make test-matrix   what must hold on the newer Pythons, with the newer JAX that they get
+# make docs          the site, build/docs/html/index.html; its tutorials are run
 # make adoption      real packages with liftax in flax's place, against flax
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-matrix adoption bench types lint format chromium clean
+.PHONY: run test test-matrix adoption docs bench types lint format chromium clean
 
 run: $(VENV)/.run
 	$(BIN)/liftax forward
@@ -48,12 +49,17 @@ on = python="$(or $(PYTHON_$1),$$(.ci/find-python $1))"; \
   fi
 
 # Real packages on flax and on liftax, in an environment of their own: make adoption PACKAGES='clu e3x'
-# takes two of them. The table in docs/linen.md is what this prints, with ADOPTION_ARGS='--tests --docs'.
+# takes two of them. The table in docs/guides/linen.md is what this prints, with ADOPTION_ARGS='--tests --docs'.
 PACKAGES ?=
 ADOPTION_ARGS ?=
 adoption:
 	@$(MAKE) --no-print-directory VENV=.venv-adoption .venv-adoption/bin/python
 	.venv-adoption/bin/python tools/adoption.py --install $(ADOPTION_ARGS) $(PACKAGES)
+
+# The site, with Sphinx in an environment of its own; what its tutorials printed is kept in build/docs.
+docs:
+	@$(MAKE) --no-print-directory VENV=.venv-docs .venv-docs/.docs
+	.venv-docs/bin/python docs/make.py
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
@@ -93,6 +99,10 @@ $(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[bench]'
 	@touch $@ $(VENV)/.run
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 # The pages of layouts and of the practice are tested in a real browser. Without one those tests are skipped and say so;
 # as root on Debian it is installed, and in CI it must be.
 chromium:
@@ -109,5 +119,5 @@ chromium:
 	echo "could not install Chromium" >&2; [ -z "$$CI" ]
 
 clean:
-	rm -rf $(VENV) $(MATRIX:%=.venv-%) .venv-adoption build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MATRIX:%=.venv-%) .venv-adoption .venv-docs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

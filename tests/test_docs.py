@@ -22,7 +22,7 @@ MODULES = sorted(
     if not module.name.endswith("__main__")
 )
 # The pages of the findings show what goes wrong; their own test runs them.
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -104,3 +104,24 @@ def test_public_names_are_documented():
         ):
             silent.append(name)
     assert not silent
+
+
+def test_each_public_name_is_on_a_page_of_the_reference():
+    """A new name goes where a person looks for it: onto one of the pages of docs/reference."""
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs/reference").glob("*.md")]
+    shown = re.findall(r"^\.\. auto\w+:: (?:liftax\.)?(\w+)$", "\n".join(pages), re.MULTILINE)
+    named = re.findall(r"`(?:nn\.)?(\w+)`", "\n".join(pages))
+    for name in liftax.__all__:
+        value = getattr(liftax, name)
+        own = inspect.isclass(value) or inspect.isroutine(value)
+        own = own and value.__module__.startswith("liftax")
+        assert name in (shown if own else [*shown, *named]), name
+
+
+def test_each_public_name_has_an_example():
+    for name in liftax.__all__:
+        value = getattr(liftax, name)
+        if (inspect.isclass(value) or inspect.isroutine(value)) and (
+            value.__module__.startswith("liftax")
+        ):
+            assert ">>> " in (inspect.getdoc(value) or ""), name

@@ -3,8 +3,8 @@
 Each program in tests/adoption/packages/uses.py runs twice: with flax in one process, and in another
 by `liftax run`, with liftax in flax's place. What they print, a hash of the bits of each tree of
 arrays, must be the same. Where a package ships tests of its modules, those that pass with flax must
-pass with `-p liftax.adopt.pytest`. Prints the table that stands in docs/linen.md; `--docs` writes
-it there.
+pass with `-p liftax.adopt.pytest`. Prints the table that stands in docs/guides/linen.md;
+`--docs` writes it there.
 
 The packages belong into an environment of their own, which `--install` fills: `make adoption` makes
 one.
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 USES = ROOT / "tests/adoption/packages/uses.py"
-PAGE = ROOT / "docs/linen.md"
+PAGE = ROOT / "docs/guides/linen.md"
 START, END = "<!-- made by tools/adoption.py -->\n", "<!-- end -->\n"
 
 
@@ -157,7 +157,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(PACKAGES)}; all by default")
     parser.add_argument("--install", action="store_true", help="install them here first")
     parser.add_argument("--tests", action="store_true", help="run their own tests too")
-    parser.add_argument("--docs", action="store_true", help="write the table into docs/linen.md")
+    parser.add_argument("--docs", action="store_true", help="write the table into its page")
     given = parser.parse_args()
     names = given.names or list(PACKAGES)
     if given.install:

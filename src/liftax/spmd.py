@@ -50,7 +50,15 @@ Names = tuple[object, ...]
 
 
 class RulesFallback(enum.Enum):
-    """What `with_logical_constraint` does with an axis name to which no rule applies."""
+    """What `with_logical_constraint` does with an axis name to which no rule applies.
+
+    Example:
+      >>> import jax.numpy as jnp, liftax as nn
+      >>> nn.with_logical_constraint(
+      ...     jnp.ones((2, 3)), ('batch', 'unknown'), rules=(('batch', 'data'),),
+      ...     fallback=nn.RulesFallback.NO_CONSTRAINT).shape
+      (2, 3)
+    """
 
     AXIS_IS_UNSHARDED = "axis_is_unsharded"
     """The axis stays whole."""
@@ -69,7 +77,14 @@ _context = _Context()
 
 
 def get_logical_axis_rules() -> LogicalRules:
-    """Returns the rules of this thread's context."""
+    """Returns the rules of this thread's context.
+
+    Example:
+      >>> import liftax as nn
+      >>> with nn.logical_axis_rules((('embed', None), ('mlp', 'model'))):
+      ...     nn.get_logical_axis_rules()
+      (('embed', None), ('mlp', 'model'))
+    """
     return _context.rules
 
 
@@ -79,6 +94,14 @@ def set_logical_axis_rules(rules: LogicalRules) -> None:
 
     Raises:
       PartitioningMismatchError: `rules` is not a sequence of rules.
+
+    Example:
+      >>> import liftax as nn
+      >>> before = nn.get_logical_axis_rules()
+      >>> nn.set_logical_axis_rules((('mlp', 'model'),))
+      >>> nn.logical_to_mesh_axes(('embed', 'mlp'))
+      P(None, 'model')
+      >>> nn.set_logical_axis_rules(before)
     """
     _check_rules(rules)
     _context.rules = rules
@@ -328,6 +351,14 @@ class LogicallyPartitioned(boxes.Partitioned[Any]):
 
     `get_partition_spec` gives the logical names, to be translated by `logical_to_mesh`;
     `get_sharding` and `unbox` translate with the rules.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> box = nn.LogicallyPartitioned(jnp.ones((4, 8)), ('embed', 'mlp'))
+      >>> nn.get_partition_spec(box)
+      P('embed', 'mlp')
+      >>> nn.logical_to_mesh_axes(box.names, (('mlp', 'model'),))
+      P(None, 'model')
     """
 
     rules: LogicalRules | None = None

@@ -19,7 +19,7 @@ from liftax import absent
 pytestmark = pytest.mark.skipif(ON_FLAX, reason="about liftax's own names")
 LINEN = [m.name for m in pkgutil.iter_modules(flax.linen.__path__) if m.name != "experimental"]
 # What modules of flax define and liftax has not: parts of how flax does it, which no page of its
-# documentation names. All of fp8_ops is left out; README says what to use.
+# documentation names. All of fp8_ops is left out; the page on differences says what to use.
 LEFT_OUT = {
     "batch_apply": """arbitrary_mergeable_leaf merge_leading_dims ndim_at_least
         split_leading_dim""",

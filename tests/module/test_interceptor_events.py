@@ -1,8 +1,9 @@
 """Which calls interceptors hear of, one by one, in every lift and every layer: Linen's.
 
-Two things are left out of the comparison, and stand in README: what is traced once here and more
-often in Linen is heard once, and the module of a ``<lambda>`` event (a module that a lift takes)
-is the module itself; in Linen it is a copy without a place, whose ``setup`` runs besides.
+Two things are left out of the comparison, and stand in guides/differences.md: what is traced once
+here and more often in Linen is heard once, and the module of a ``<lambda>`` event (a module that a
+lift takes) is the module itself; in Linen it is a copy without a place, whose ``setup`` runs
+besides.
 """
 
 from __future__ import annotations

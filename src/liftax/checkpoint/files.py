@@ -270,6 +270,16 @@ def save_checkpoint(path: str | os.PathLike[str], tree: object, *, layout: objec
       StackingError: the tree and the layout disagree.
       MissingExtraError: the package safetensors is not installed.
       OSError: from the file system; the old file, if any, is untouched.
+
+    Example:
+      >>> import os, tempfile, jax, jax.numpy as jnp, liftax as nn
+      >>> stack = nn.Stack(nn.Dense(4), depth=3)
+      >>> variables = stack.init(jax.random.key(0), jnp.ones((2, 4)))
+      >>> file = os.path.join(tempfile.mkdtemp(), 'stack.safetensors')
+      >>> nn.save_checkpoint(file, variables, layout=stack)
+      >>> apart = nn.load_checkpoint(file, form='layers')
+      >>> apart['params']['layers_2']['kernel'].shape
+      (4, 4)
     """
     plan = planned(_wrapped(tree), None if layout is None else as_stackings(layout))
     write(Path(path), plan)

@@ -376,6 +376,16 @@ def get_sharding(tree: Tree, mesh: Mesh | AbstractMesh) -> Any:
     """Replace each box by its `NamedSharding` on `mesh`, each array by "on every device".
 
     What is neither becomes None, as in `get_partition_spec`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> mesh = jax.make_mesh((1,), ('model',))
+      >>> layer = nn.Dense(8, kernel_init=nn.with_partitioning(
+      ...     nn.initializers.lecun_normal(), (None, 'model')))
+      >>> shapes = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((2, 4)))
+      >>> shardings = nn.get_sharding(shapes, mesh)
+      >>> shardings['params']['kernel'].spec, shardings['params']['bias'].spec
+      (P(None, 'model'), P())
     """
 
     def sharding(x: Any) -> Sharding | None:

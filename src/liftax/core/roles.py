@@ -73,7 +73,21 @@ class InPlace(Generic[T]):
 
 
 class Broadcast:
-    """The type of `broadcast`."""
+    """The type of `broadcast`, the word for "no axis" in the arguments of a scan.
+
+    In ``in_axes``, the whole value is handed to each iteration. In ``out_axes``, the value is the
+    same in each iteration and returned once.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> class Add(nn.Module):
+      ...     def __call__(self, total, x, bias):
+      ...         return total + x + bias, bias
+      >>> Sum = nn.scan(Add, in_axes=(0, nn.broadcast), out_axes=nn.broadcast)
+      >>> total, bias = Sum().apply({}, jnp.zeros(2), jnp.ones((5, 2)), jnp.ones(2))
+      >>> total.tolist(), bias.shape
+      ([10.0, 10.0], (2,))
+    """
 
     def __repr__(self) -> str:
         return "broadcast"

@@ -81,6 +81,12 @@ class NonFinite:
       inputs: what the operation was given, or the argument.
       output: what came out.
       became_nan: where infinity was made first, the operation that made NaN of it.
+
+    Example:
+      >>> import jax.numpy as jnp, liftax as nn
+      >>> found = nn.find_nonfinite(lambda x: jnp.log(x) * x, jnp.zeros(3))
+      >>> found.kind, found.operation, found.became_nan.operation
+      ('infinite', 'log', 'mul')
     """
 
     kind: str

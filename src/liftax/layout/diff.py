@@ -68,6 +68,13 @@ class Difference:
       b: what the second has.
       lift: the lift that it is about, as the first has it, or else the second.
       message: all of it in words.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> (found, *_) = nn.layout_diff(
+      ...     nn.Dense(3), nn.Dense(3, use_bias=False), jax.random.key(0), jnp.ones(2))
+      >>> found.kind, found.path, found.b
+      ('missing', 'params/bias', None)
     """
 
     kind: Kind
@@ -93,6 +100,13 @@ class LayoutDiff(Sequence[Difference]):
 
     Print it for the table of differences, in which those that say the same of many variables share
     a line.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> found = nn.layout_diff(
+      ...     nn.Dense(3), nn.Dense(3, use_bias=False), jax.random.key(0), jnp.ones(2))
+      >>> found, len(found), found.of('axes')
+      (<LayoutDiff: 1 missing; 1 variables alike>, 1, ())
     """
 
     differences: tuple[Difference, ...]

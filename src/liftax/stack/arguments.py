@@ -30,6 +30,19 @@ class ByPosition(NamedTuple):
       before: one value for each layer before the pattern.
       block: one value for each position, its arrays with a leading axis of the repeats.
       after: one value for each layer after the pattern.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> class Layer(nn.Module):
+      ...     width: int
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         h = nn.Dense(self.width)(x)
+      ...         return x + h.mean(), h
+      >>> stack = nn.Stack([Layer(2), Layer(3)], repeats=4, outputs='positions')
+      >>> (_, hs), _ = stack.init_with_output(jax.random.key(0), jnp.ones(5))
+      >>> [h.shape for h in hs.block], hs.before
+      ([(4, 2), (4, 3)], ())
     """
 
     before: tuple[Any, ...] = ()

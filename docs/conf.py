@@ -1,0 +1,86 @@
+"""How Sphinx builds the pages that `make.py` gathers."""
+
+import hashlib
+import importlib.metadata
+import re
+from pathlib import Path
+
+import liftax
+
+project = "liftax"
+version = release = importlib.metadata.version("liftax")
+copyright = "the authors of liftax, Apache License 2.0"
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "myst_nb",
+]
+exclude_patterns = ["files", "images/*.py"]
+html_theme = "furo"
+html_title = f"liftax {release}"
+html_show_sphinx = html_show_copyright = html_copy_source = False
+html_theme_options = {"navigation_with_keys": True}
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 4
+
+
+def digest(package):
+    """What the tutorials printed holds for one state of the package."""
+    found = hashlib.sha256()
+    for file in sorted(Path(package).rglob("*.py")):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+# Tutorials run when they are built, unless neither they nor the package have changed.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(
+    Path(__file__).parents[1] / "cache" / digest(Path(liftax.__file__).parent)
+)
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True
+nb_execution_timeout = 300
+
+python_maximum_signature_line_length = 88
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+default_role = "code"
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def say_seconds(app, env):
+    """How long each notebook took; a tutorial is to stay under a minute on two cores."""
+    for name, data in sorted(env.nb_metadata.items()):
+        taken = (data.get("exec_data") or {}).get("runtime")
+        if taken:
+            print(f"{name} ran in {taken:.0f} s")
+
+
+# Stars before the name of an argument in a list of such.
+STARS = re.compile(r"(?<![\\\w*`])(\*{1,2})(?=\w+(, |: ))")
+
+
+def before_napoleon(app, what, name, obj, options, lines):
+    """Two things that Napoleon would take otherwise.
+
+    What stands before a colon in "Returns:" is a sentence, not a type; ``rngs, *args: ...`` names
+    two arguments, without emphasis.
+    """
+    for number in range(len(lines) - 1):
+        lines[number] = STARS.sub(lambda m: m[1].replace("*", r"\*"), lines[number])
+        if lines[number].strip() in ("Returns:", "Yields:"):
+            text = lines[number + 1]
+            indent = len(text) - len(text.lstrip())
+            lines[number + 1] = f"{text[:indent]}: {text[indent:]}"
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", before_napoleon, priority=400)
+    app.connect("env-updated", say_seconds)
