@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -125,3 +126,10 @@ def test_each_public_name_has_an_example():
             value.__module__.startswith("liftax")
         ):
             assert ">>> " in (inspect.getdoc(value) or ""), name
+
+
+def test_the_figures_are_drawn_from_the_tables():
+    """Where the tables were written anew: `python docs/images/make_benchmarks.py`."""
+    drawn = runpy.run_path(str(ROOT / "docs/images/make_benchmarks.py"))["draw"]()
+    for name, picture in drawn.items():
+        assert (ROOT / "docs/images" / name).read_text(encoding="utf-8") == picture, name
