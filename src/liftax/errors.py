@@ -544,6 +544,7 @@ _NOTES = {
     "LX901": "Parameters stacked along a mapped axis: an ensemble",
     "LX902": "vmap inside scan where the variables would be those of scan inside vmap",
     "LX903": "A stream draws the same numbers in every iteration",
+    "LX904": "A loop stores for the backward pass what is cheap to compute again",
 }
 
 

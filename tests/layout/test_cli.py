@@ -120,7 +120,7 @@ WRONG = {
     "no directory": (["netfile:Net", "--args", "f32[2]", "--html", "a/b.html"], "no directory 'a'"),
     "no such finding": (
         ["netfile:Net", "--fail-on", "LX909"],
-        "has that code; did you mean 'LX903'",
+        "has that code; did you mean 'LX904'",
     ),
     "no stream": (["netfile:Net", "--rngs", "a b"], "expected names of streams"),
     "values of a model": (["netfile:Net", "--values"], "a model has no numbers yet"),

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from liftax.layout.data import human_bytes, human_count, short_file_line
 from liftax.layout.fold import fold
 from liftax.layout.shown import Layout
+from liftax.layout.wording import human_bytes, human_count, short_file_line
 
 from . import samples
 

@@ -60,3 +60,8 @@ def test_a_layout():
     assert said.startswith("Layout( module='VmapDense', parameters=30,")
     assert "'0: vmap × 3 over Dense': {}" in said
     assert "'kernel': 'float32 (vmap 3, in 4, out 2)'" in said and "LX901" in said
+
+
+def test_a_layout_with_what_a_gradient_keeps():
+    said = text(nn.layout(nn.Dense(3), KEY, X, grads=True))
+    assert "'in all': '0 B kept, 0 B of it cheap'" in said

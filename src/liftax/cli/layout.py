@@ -83,6 +83,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cost", action="store_true", help="compile one forward pass and add what it costs"
     )
+    parser.add_argument(
+        "--grads", action="store_true", help="add what a backward pass keeps, and what is cheap"
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -144,7 +147,8 @@ def read(target: str, args: argparse.Namespace) -> Layout:
     module = build(target, given, fields)
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
-        found = layout(module, dict.fromkeys(streams(args.rngs), key), *positional, **named)
+        rngs = dict.fromkeys(streams(args.rngs), key)
+        found = layout(module, rngs, *positional, grads=args.grads, **named)
         return found.with_cost() if args.cost else found
     except Exception as error:  # whatever the user's module raises is what the user must read
         raise CommandError(f"{type(module).__name__}({args.args}): {in_one_line(error)}") from error
@@ -155,8 +159,9 @@ def read_checkpoint(source: str, args: argparse.Namespace) -> Layout:
     from ..checkpoint.layouts import read_layout
     from ..errors import LiftaxError
 
-    if args.cost:
-        raise CommandError("--cost is for a model: a checkpoint has no forward pass")
+    for option in ("cost", "grads"):
+        if getattr(args, option):
+            raise CommandError(f"--{option} is for a model: a checkpoint has no forward pass")
     try:
         return read_layout(source, values=args.values)
     except (LiftaxError, OSError) as error:

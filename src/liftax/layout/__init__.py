@@ -11,6 +11,8 @@ from .data import (
     Finding,
     LiftNode,
     LiftTotal,
+    Residual,
+    Residuals,
     StackNode,
     VariableLayout,
 )
@@ -27,6 +29,8 @@ __all__ = [
     "Layout",
     "LiftNode",
     "LiftTotal",
+    "Residual",
+    "Residuals",
     "Rule",
     "StackNode",
     "VariableLayout",

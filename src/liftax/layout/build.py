@@ -30,11 +30,12 @@ from .data import Along, Axis, Enclosing, LiftNode, Measured, ModuleNode, StackN
 from .labels import axis_labels
 from .notes import findings_of
 from .progress import said
+from .residuals import residuals_of
 from .shapes import described
 from .shown import Layout
 
 
-def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:
+def layout(module: Any, rngs: Any, *args: Any, grads: bool = False, **kwargs: Any) -> Layout:
     """Where every variable of a model would lie, before anything runs.
 
     The model is initialised abstractly, with one trace: no array is made, nothing is computed.
@@ -43,6 +44,8 @@ def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:
       module: the model, not bound.
       rngs: a key, or a mapping of stream to key, as for `module.init`; shapes will do.
       *args: arguments of the model; arrays or `jax.ShapeDtypeStruct`.
+      grads: whether to trace a gradient of the outputs too, and to tell what its backward pass
+        keeps, module by module, and what of that is cheap to compute again: `kept`.
       **kwargs: further arguments, as for `module.init` (`method` and `mutable` included).
 
     Returns:
@@ -83,6 +86,11 @@ def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:
         recorder.reset(token)
     lifts, modules = record.lifts(variables), record.modules()
 
+    kept = None
+    if grads:
+        with said("tracing a gradient"):
+            kept = residuals_of(*call.forward(variables), call.mutable(variables) is not False)
+
     def measure() -> Measured:
         with said("compiling one forward pass"):
             cost = forward_cost(*call.forward(variables))
@@ -98,6 +106,7 @@ def layout(module: Any, rngs: Any, *args: Any, **kwargs: Any) -> Layout:
         file_line=class_line(type(module)),
         modules=modules,
         absent=tuple(sorted(record.asked - {*call.streams()})),
+        kept=kept,
         measure=measure,
     )
     return found.replace(findings=findings_of(found))
@@ -135,13 +144,18 @@ class _Call:
 
         return jax.eval_shape(init, self.arrays)
 
+    def mutable(self, variables: Mapping[str, Any]) -> Any:
+        """What a forward pass may write: all but the parameters, where nothing else was said."""
+        states = [name for name in variables if name != "params"]
+        return self.filled(list(self.arrays))[2].get("mutable", states or False)
+
     def forward(self, variables: Mapping[str, Any]) -> tuple[Callable[..., Any], Any, Any]:
         """The forward pass as a function of variables and arrays, and both as shapes."""
-        states = [name for name in variables if name != "params"]
+        mutable = self.mutable(variables)
 
         def apply(variables: Any, arrays: list[Any]) -> Any:
             rngs, args, kwargs = self.filled(arrays)
-            kwargs = {"mutable": states or False, **kwargs}
+            kwargs = {**kwargs, "mutable": mutable}
             streams = dict(rngs) if isinstance(rngs, Mapping) else {"params": rngs}
             return self.module.apply(variables, *args, rngs=streams, **kwargs)
 

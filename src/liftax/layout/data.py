@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from ..words import did_you_mean
+from .wording import human_bytes, short_file_line
 
 Role = Literal["stacked", "shared", "carried", "through", "mapped", "differentiated", "absent"]
 
@@ -268,6 +268,96 @@ Measured = tuple[Cost, Mapping[tuple[str, ...], float]]
 
 
 @dataclass(frozen=True)
+class Residual:
+    """An array that is kept.
+
+    Attributes:
+      module: the path of the module that computed it.
+      operation: what computed it, in JAX's word; ``"carry"`` for what enters an iteration.
+      shape: its shape, the axes of the loops around it first.
+      dtype: its dtype.
+      bytes: what it takes, of all iterations.
+      loops: the lengths of those loops, outermost first.
+      dear: whether it would take long to compute again: a product, or what a kernel returns.
+      loop: the outermost of those loops, as an index into `Residuals.loops`; None in no loop.
+    """
+
+    module: str
+    operation: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    loops: tuple[int, ...]
+    dear: bool
+    loop: int | None = None
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop of a forward pass, in no other.
+
+    Attributes:
+      place: the path of the module in which it stands.
+      length: how often it runs.
+      products: the bytes of all that is dear in it, and of what enters each iteration: what
+        `Remat("products")` keeps at most.
+    """
+
+    place: str
+    length: int
+    products: int
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """All that a backward pass keeps, besides the variables themselves.
+
+    Attributes:
+      rows: the residuals, in the order in which they are computed.
+      loops: the outermost loops that they come from.
+    """
+
+    rows: tuple[Residual, ...]
+    loops: tuple[Loop, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """What all take together."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def cheap_bytes(self) -> int:
+        """What those take that are cheap to compute again."""
+        return sum(row.bytes for row in self.rows if not row.dear)
+
+    @property
+    def total(self) -> str:
+        """`7.5 KiB kept, 0 B of it cheap`."""
+        return f"{human_bytes(self.bytes)} kept, {human_bytes(self.cheap_bytes)} of it cheap"
+
+    def by_module(self) -> dict[str, int]:
+        """The bytes of each module, by its path."""
+        found: dict[str, int] = {}
+        for row in self.rows:
+            found[row.module] = found.get(row.module, 0) + row.bytes
+        return found
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                f"{row.dtype}[{','.join(map(str, row.shape))}]",
+                human_bytes(row.bytes),
+                row.operation if row.dear else f"{row.operation}, cheap",
+                row.module,
+            )
+            for row in self.rows
+        ]
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
+        lines = ["  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([*(line.rstrip() for line in lines), self.total])
+
+
+@dataclass(frozen=True)
 class CollectionTotal:
     """The sum over one collection."""
 
@@ -298,7 +388,8 @@ class LayoutData:
     """What a `Layout` knows: see shown.py for what it shows.
 
     `traced` says whether a trace of the model told of lifts; arrays and files do not tell.
-    `absent` are the streams that were asked for and not given, so that `params` stood in.
+    `absent` are the streams that were asked for and not given, so that `params` stood in. `kept` is
+    what a backward pass keeps, of a layout that was made with `grads=True`.
     """
 
     module: str
@@ -312,6 +403,7 @@ class LayoutData:
     traced: bool = True
     modules: tuple[ModuleNode, ...] = ()
     absent: tuple[str, ...] = ()
+    kept: Residuals | None = None
     measure: Callable[[], Measured] | None = field(default=None, compare=False)
 
     # What measures the cost holds the model and a trace; it stays where it was made.
@@ -483,50 +575,20 @@ class LayoutData:
                 for m in plain.get("modules", ())
             ),
             absent=tuple(plain.get("absent", ())),
+            kept=_residuals(plain["kept"]) if plain.get("kept") else None,
         )
 
 
-# --- wording shared by the table, the page and the findings -------------------
-
-
-def human_bytes(count: float) -> str:
-    """`1536` -> `"1.5 KiB"`."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(count) < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-
-
-def human_count(count: float) -> str:
-    """`1234567` -> `"1.23 M"`; small numbers are written out."""
-    if abs(count) < 100_000:
-        return f"{count:,.0f}"
-    for unit in ("k", "M", "G", "T"):
-        count /= 1000
-        if abs(count) < 1000 or unit == "T":
-            break
-    return f"{count:.3g} {unit}"
-
-
-def short_file_line(file_line: str | None) -> str:
-    """The last parts of a file name, enough to find it: `pkg/model.py:12`."""
-    if not file_line:
-        return ""
-    file, _, line = file_line.rpartition(":")
-    path = Path(file)
-    try:
-        path = path.relative_to(Path.cwd())
-    except ValueError:
-        pass
-    parts = path.parts
-    if path.is_absolute() or len(parts) > 3:
-        parts = parts[-2:]
-    return f"{'/'.join(parts)}:{line}"
+# --- read back -----------------------------------------------------------------
 
 
 def _tuples(plain: Mapping[str, Any], *names: str) -> dict[str, tuple[Any, ...]]:
     return {name: tuple(plain[name]) for name in names if name in plain}
+
+
+def _residuals(plain: Mapping[str, Any]) -> Residuals:
+    rows = (Residual(**{**r, **_tuples(r, "shape", "loops")}) for r in plain["rows"])
+    return Residuals(tuple(rows), tuple(Loop(**one) for one in plain["loops"]))
 
 
 def _stack_node(plain: Mapping[str, Any]) -> StackNode:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..errors import RULES
-from .data import Finding, LayoutData, LiftNode, VariableLayout, human_count
+from .data import Finding, LayoutData, LiftNode, Loop, Residual, VariableLayout
+from .kept import operations
+from .wording import human_bytes, human_count
 
 
 def findings_of(layout: LayoutData) -> tuple[Finding, ...]:
@@ -27,6 +29,7 @@ def findings_of(layout: LayoutData) -> tuple[Finding, ...]:
         )
         if finding.code not in lift.quiet
     ]
+    found += _cheap(layout)
     return tuple(sorted(found, key=lambda f: (f.severity != "warning", f.code)))
 
 
@@ -105,6 +108,54 @@ def _same_numbers(lift: LiftNode) -> Iterator[Finding]:
             )
 
 
+def _cheap(layout: LayoutData) -> Iterator[Finding]:
+    """Loops that keep more than twice their products for a backward pass."""
+    if layout.kept is None:
+        return
+    inside: dict[int, list[Residual]] = {}
+    for row in layout.kept.rows:
+        if row.loop is not None:
+            inside.setdefault(row.loop, []).append(row)
+    for index, rows in inside.items():
+        loop = layout.kept.loops[index]
+        kept = sum(row.bytes for row in rows)
+        lift = _lift_of(loop, rows, layout)
+        if kept <= 2 * loop.products or (lift is not None and "LX904" in lift.quiet):
+            continue
+        where = f"module /{loop.place}, a loop × {loop.length}" if lift is None else _place(lift)
+        remat = "nn.remat(Body, policy=nn.Remat('products').as_policy(), prevent_cse=False)"
+        if lift is not None and lift.kind == "stack":
+            remat = "remat=nn.Remat('products')"
+        yield _finding(
+            "LX904",
+            f"{where}: a backward pass keeps {human_bytes(kept)} of it,\n"
+            f"each array written into one of all {loop.length} iterations and read out of it:\n"
+            f"{operations(rows)}.\n"
+            f"Of products, with what enters each iteration, it is at most "
+            f"{human_bytes(loop.products)}. With\n{remat}\nthese are kept, and the rest is "
+            f"computed again.",
+            lift,
+            (),
+        )
+
+
+def _lift_of(loop: Loop, rows: list[Residual], layout: LayoutData) -> LiftNode | None:
+    """The lift that a loop of the program was made by."""
+    found = None
+    modules = [tuple(row.module.split("/")) for row in rows if row.operation != "carry"]
+    for lift in layout.lifts:
+        # A lifted class stands in the module that calls it, and its layers below it; a stack at its
+        # first layer, and its loop may go by groups.
+        stack = lift.kind == "stack"
+        here = "/".join(lift.path) == loop.place and not stack
+        below = "/".join(lift.path[:-1]) == loop.place and len(lift.path) > 0
+        around = stack or all(names[: len(lift.path)] == lift.path for names in modules)
+        if (stack or (lift.kind == "scan" and lift.size == loop.length)) and around:
+            if (here or below) and (found is None or len(lift.path) > len(found.path)):
+                found = lift
+    return found
+
+
 def _stacked_params(lift: LiftNode, inside: _Inside) -> list[VariableLayout]:
     along = inside.get(lift.index, [])
     return [v for v, role in along if v.collection == "params" and role == "stacked"]
@@ -136,8 +187,9 @@ def _some(variables: list[VariableLayout]) -> str:
 
 
 def _finding(
-    code: str, message: str, lift: LiftNode, variables: list[VariableLayout] | tuple[()]
+    code: str, message: str, lift: LiftNode | None, variables: list[VariableLayout] | tuple[()]
 ) -> Finding:
     rule = RULES[code]
     names = tuple(f"{v.collection}/{v.name}" for v in variables)
-    return Finding(code, rule.severity, rule.title, message, (lift.index,), names, rule.page)
+    lifts = () if lift is None else (lift.index,)
+    return Finding(code, rule.severity, rule.title, message, lifts, names, rule.page)

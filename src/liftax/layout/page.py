@@ -13,10 +13,12 @@ from html import escape
 from importlib.resources import files
 
 from ..errors import RULES
-from .data import LayoutData, human_bytes, human_count, short_file_line
+from .data import LayoutData
 from .fold import fold_findings
-from .page_nest import Nest, bar, html_table
+from .kept import by_module
+from .page_nest import Nest, bar, breakable, html_table
 from .page_rows import Rows
+from .wording import human_bytes, human_count, short_file_line
 
 _CELL_ROWS = 200
 
@@ -34,6 +36,7 @@ def page(layout: LayoutData) -> str:
             draw.findings(),
             draw.modules(),
             draw.variables(),
+            draw.kept(),
             draw.values(),
             draw.totals(),
             "</div>",
@@ -62,6 +65,7 @@ def fragment(layout: LayoutData) -> str:
         draw.findings(),
         draw.modules(),
         draw.variables(_CELL_ROWS),
+        draw.kept(),
         draw.values(_CELL_ROWS),
         draw.totals(),
     )
@@ -114,6 +118,8 @@ class _Page(Nest, Rows):
                 tiles.append((human_bytes(cost.bytes_accessed), "read and written", on))
             if cost.peak_temporary_bytes is not None:
                 tiles.append((human_bytes(cost.peak_temporary_bytes), "temporary memory", on))
+        if layout.kept is not None:
+            tiles.append((human_bytes(layout.kept.bytes), "kept for a gradient", layout.kept.total))
         boxes = "".join(
             f'<div class="tile num" title="{escape(title)}"><b>{value}</b><span>{what}</span></div>'
             for value, what, title in tiles
@@ -144,6 +150,24 @@ class _Page(Nest, Rows):
                 f'<pre class="mono">{escape(RULES[f.code].text())}</pre></details></div>'
             )
         return f"<section><h2>Findings</h2>{''.join(cards)}</section>"
+
+    def kept(self) -> str:
+        """What the backward pass keeps, module by module; a bar shows how much of it is cheap."""
+        rows = by_module(self.layout.kept) if self.layout.kept is not None else []
+        if not rows:
+            return ""
+        drawn = "".join(
+            f"<tr><td><code>{breakable(one.name) or 'the model itself'}</code>"
+            f"{f' <em class=times>×{one.times:,}</em>' if one.times > 1 else ''}"
+            f"{bar(one.cheap / (one.bytes or 1))}</td>"
+            f"<td>{human_bytes(one.bytes)}</td><td>{human_bytes(one.cheap) if one.cheap else ''}"
+            f'</td><td class="shapes mono">{escape(one.made_by)}</td></tr>'
+            for one in rows[:_CELL_ROWS]
+        )
+        more = len(rows) - _CELL_ROWS
+        drawn += f'<tr><td class="soft">and {more:,} more</td></tr>' if more > 0 else ""
+        table = html_table(("Module", "bytes", "of it cheap", "made by"), drawn)
+        return f"<section><h2>Kept for the backward pass</h2>{table}</section>"
 
     def totals(self) -> str:
         layout = self.layout

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
-from .data import (
-    ROLE_WORDS,
-    LayoutData,
-    LiftNode,
-    Stats,
-    VariableLayout,
-    human_bytes,
-    short_file_line,
-)
+from .data import ROLE_WORDS, LayoutData, LiftNode, Stats, VariableLayout
 from .fold import alike_lifts, fold
 from .table import STATS, stats_texts
+from .wording import human_bytes, short_file_line
 
 _HUES = (255, 55, 150, 330, 205, 100)
 _SLICES = 48

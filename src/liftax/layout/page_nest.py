@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from html import escape
 
-from .data import LiftNode, VariableLayout, human_bytes, human_count, short_file_line
+from .data import LiftNode, VariableLayout
 from .fold import common_name, numberless
 from .modules import module_tree
 from .page_details import Details
 from .table import lift_where
+from .wording import human_bytes, human_count, short_file_line
 
 _CHIPS = 24
 _MODULES = 400

@@ -7,11 +7,12 @@ from collections.abc import Collection
 from html import escape
 
 from .columns import text_of
-from .data import VariableLayout, human_bytes
+from .data import VariableLayout
 from .fold import Fold
 from .page_details import MEMBERS, Details, counted
 from .page_nest import breakable, html_table
 from .table import STATS, axes_segments, stats_texts
+from .wording import human_bytes
 
 _DRAWN = 400
 """So many rows are drawn, with details; what comes after them is said in text."""

@@ -8,8 +8,7 @@ Vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,76 +17,10 @@ import jax.numpy as jnp
 from .. import equations, jax_private
 from ..module import Module
 from ..pytrees import is_array, split
-from .data import human_bytes
+from .data import Loop, Residual, Residuals
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
-
-
-@dataclass(frozen=True)
-class Residual:
-    """An array that is kept.
-
-    Attributes:
-      module: the path of the module that computed it.
-      operation: what computed it, in JAX's word; ``"carry"`` for what enters an iteration.
-      shape: its shape, the axes of the loops around it first.
-      dtype: its dtype.
-      bytes: what it takes, of all iterations.
-      loops: the lengths of those loops, outermost first.
-      dear: whether it would take long to compute again.
-    """
-
-    module: str
-    operation: str
-    shape: tuple[int, ...]
-    dtype: str
-    bytes: int
-    loops: tuple[int, ...]
-    dear: bool
-
-
-@dataclass(frozen=True)
-class Residuals:
-    """All that a backward pass keeps, besides the variables themselves.
-
-    Attributes:
-      rows: the residuals, in the order in which they are computed.
-    """
-
-    rows: tuple[Residual, ...]
-
-    @property
-    def bytes(self) -> int:
-        """What all take together."""
-        return sum(row.bytes for row in self.rows)
-
-    @property
-    def cheap_bytes(self) -> int:
-        """What those take that are cheap to compute again."""
-        return sum(row.bytes for row in self.rows if not row.dear)
-
-    def by_module(self) -> dict[str, int]:
-        """The bytes of each module, by its path."""
-        found: dict[str, int] = {}
-        for row in self.rows:
-            found[row.module] = found.get(row.module, 0) + row.bytes
-        return found
-
-    def __str__(self) -> str:
-        rows = [
-            (
-                f"{row.dtype}[{','.join(map(str, row.shape))}]",
-                human_bytes(row.bytes),
-                row.operation if row.dear else f"{row.operation}, cheap",
-                row.module,
-            )
-            for row in self.rows
-        ]
-        widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
-        lines = ["  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) for row in rows]
-        total = f"{human_bytes(self.bytes)} kept, {human_bytes(self.cheap_bytes)} of it cheap"
-        return "\n".join([*(line.rstrip() for line in lines), total])
 
 
 def saved_residuals(
@@ -95,8 +28,8 @@ def saved_residuals(
 ) -> Residuals:
     """What the backward pass keeps, by module, name, shape and bytes, before anything runs.
 
-    The gradient is that of the outputs with respect to ``variables['params']``; the model is
-    traced once, and nothing is computed.
+    The gradient is that of the outputs with respect to ``variables['params']``; what becomes of
+    mutable collections is not differentiated. The model is traced once, and nothing is computed.
 
     Args:
       module: the model, not bound.
@@ -126,48 +59,78 @@ def saved_residuals(
       >>> kept[None].cheap_bytes > 5 * kept[None].bytes // 6
       True
     """
-    params = variables["params"]
-    others = {name: value for name, value in variables.items() if name != "params"}
-
     arrays, call = split((args, kwargs), is_array)
 
-    def residuals(params: Any, others: Any, arrays: list[Any]) -> list[Any]:
+    def apply(variables: Mapping[str, Any], arrays: list[Any]) -> Any:
         args, kwargs = call.filled(arrays)
+        return module.apply(variables, *args, **kwargs)
 
+    return residuals_of(apply, variables, arrays, kwargs.get("mutable", False) is not False)
+
+
+def residuals_of(
+    apply: Callable[[Mapping[str, Any], Any], Any],
+    variables: Mapping[str, Any],
+    arrays: Any,
+    with_state: bool,
+) -> Residuals:
+    """As `saved_residuals`, of a function of variables and arrays, both given as arrays or shapes.
+
+    Args:
+      apply: the forward pass.
+      variables: collection -> variables; the gradient is with respect to ``"params"``.
+      arrays: a pytree.
+      with_state: whether it returns a pair, of outputs and of what it wrote to variables.
+    """
+
+    def residuals(params: Any, others: dict[str, Any], arrays: Any) -> list[Any]:
         def forward(params: Any) -> list[Any]:
-            out = module.apply({**others, "params": params}, *args, **kwargs)
-            return [
-                y for y in jax.tree.leaves(out) if jnp.issubdtype(jnp.result_type(y), jnp.inexact)
-            ]
+            out = apply({**others, "params": params}, arrays)
+            outputs = jax.tree.leaves(out[0] if with_state else out)
+            return [y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.inexact)]
 
         return jax.tree.leaves(jax.vjp(forward, params)[1])
 
-    closed = jax.make_jaxpr(residuals)(params, others, arrays)
-    order = {out: n for n, eqn in enumerate(closed.jaxpr.eqns) for out in eqn.outvars}
+    others = {name: value for name, value in variables.items() if name != "params"}
+    program = jax.make_jaxpr(residuals)(variables.get("params", {}), others, arrays).jaxpr
+    order = {out: n for n, eqn in enumerate(program.eqns) for out in eqn.outvars}
     # A variable, or an input, is there anyway; and what is kept twice is one array.
-    kept = [atom for atom in dict.fromkeys(_variables(closed.jaxpr.outvars)) if atom in order]
-    return Residuals(tuple(_residual(closed.jaxpr, v) for v in sorted(kept, key=order.__getitem__)))
+    kept = [atom for atom in dict.fromkeys(_variables(program.outvars)) if atom in order]
+    makers, loops = _Makers(), dict(_loops(program, []))
+    rows = [_residual(program, v, makers, loops) for v in sorted(kept, key=order.__getitem__)]
+    return Residuals(tuple(rows), tuple(loops.values()))
 
 
 def _variables(atoms: Any) -> Iterator[Any]:
     return (atom for atom in atoms if jax_private.is_variable(atom))
 
 
-def _residual(program: jex.Jaxpr, variable: Any) -> Residual:
+class _Makers(dict["jex.Jaxpr", "dict[Any, jex.JaxprEqn]"]):
+    """Program -> its values -> the equation that makes each; each program is read once."""
+
+    def __missing__(self, program: jex.Jaxpr) -> dict[Any, jex.JaxprEqn]:
+        self[program] = {out: eqn for eqn in program.eqns for out in eqn.outvars}
+        return self[program]
+
+
+def _residual(
+    program: jex.Jaxpr, variable: Any, makers: _Makers, known: Mapping[int, Loop]
+) -> Residual:
     """Finds what computed a value, in the programs that equations call."""
-    aval, loops, places = variable.aval, [], []
+    aval, loops, names, outermost = variable.aval, [], [], None
     while True:
-        eqn = next((e for e in program.eqns if variable in e.outvars), None)
+        eqn = makers[program].get(variable)
         if eqn is None:  # it came into a loop's body
             operation, dear = "carry", True
             break
         if equations.is_handed_on(eqn):  # as what a checkpoint keeps is
             (variable,) = eqn.invars
             continue
-        places.append(equations.place_of(eqn))
+        names.append(equations.place_of(eqn))
         index = eqn.outvars.index(variable)
         scan = equations.as_scan(eqn)
         if scan is not None:
+            outermost = list(known).index(id(eqn)) if outermost is None else outermost
             loops.append(scan.length)
             inner = scan.body.jaxpr
         else:
@@ -181,10 +144,60 @@ def _residual(program: jex.Jaxpr, variable: Any) -> Residual:
         if not jax_private.is_variable(variable):
             operation, dear = "constant", False
             break
-    # The scope of the model itself has the name of its class, which is in no path.
-    path = "/".join(filter(None, places)).partition("/")[2]
-    size = aval.size * aval.dtype.itemsize
-    return Residual(path, operation, aval.shape, str(aval.dtype), size, tuple(loops), dear)
+    return Residual(
+        module=_path(names),
+        operation=operation,
+        shape=aval.shape,
+        dtype=str(aval.dtype),
+        bytes=_bytes(aval),
+        loops=tuple(loops),
+        dear=dear,
+        loop=outermost,
+    )
+
+
+def _path(names: list[str]) -> str:
+    """The path of a module, from the names of the scopes around what it computes."""
+    path: list[str] = []
+    method = False
+    for name in "/".join(filter(None, names)).split("/"):
+        module, dot, _ = name.partition(".")
+        # `Block.body` is a method of Block, inside of Block or around it.
+        if not (path and path[-1] == module and (dot or method)):
+            path.append(module)
+        method = bool(dot)
+    return "/".join(path[1:])  # the scope of the model itself is called as its class
+
+
+def _loops(program: jex.Jaxpr, names: list[str]) -> Iterator[tuple[int, Loop]]:
+    """The outermost loops of a program that is held, each with the id of its equation."""
+    for eqn in program.eqns:
+        inside = [*names, equations.place_of(eqn)]
+        scan = equations.as_scan(eqn)
+        if scan is None:
+            for called in equations.programs_of(eqn):
+                yield from _loops(called.jaxpr, inside)
+            continue
+        body = scan.body.jaxpr
+        carried = body.invars[scan.shared : scan.shared + scan.carried]
+        once = _products(body) + sum(_bytes(atom.aval) for atom in carried)
+        yield id(eqn), Loop(_path(inside), scan.length, scan.length * once)
+
+
+def _products(program: jex.Jaxpr) -> int:
+    found = 0
+    for eqn in program.eqns:
+        if _is_dear(eqn):
+            found += sum(_bytes(out.aval) for out in eqn.outvars)
+        else:
+            scan = equations.as_scan(eqn)
+            inside = sum(_products(called.jaxpr) for called in equations.programs_of(eqn))
+            found += inside * (scan.length if scan is not None else 1)
+    return found
+
+
+def _bytes(aval: Any) -> int:
+    return int(aval.size * aval.dtype.itemsize)
 
 
 def _is_dear(eqn: jex.JaxprEqn) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from ..treescoped import shown
 from .columns import text_of
 from .data import LayoutData
+from .kept import by_module
 from .page import fragment, page
 from .table import Rich, as_text, axes_segments, lift_title
 from .values import measured
@@ -70,6 +71,9 @@ class Layout(LayoutData):
                 for v in self.variables
                 if v.collection == collection.collection
             }
+        if self.kept is not None:
+            named = {one.name or "the model itself": one.said for one in by_module(self.kept)}
+            parts["kept for the backward pass"] = {**named, "in all": self.kept.total}
         parts["findings"] = [f"{f.code}: {f.message}" for f in self.findings]
         return shown(self, parts, path, subtree_renderer)
 

@@ -11,17 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from .columns import Column, Line, Segment, folded, table, text_of, wrapped
-from .data import (
-    LayoutData,
-    LiftNode,
-    Stats,
-    VariableLayout,
-    human_bytes,
-    human_count,
-    short_file_line,
-)
+from .data import LayoutData, LiftNode, Residuals, Stats, VariableLayout
 from .fold import AlikeLifts, Fold, alike_lifts, fold, fold_findings
+from .kept import by_module
 from .modules import Branch, module_tree
+from .wording import human_bytes, human_count, short_file_line
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
@@ -62,6 +56,8 @@ def lines_of(layout: LayoutData, width: int) -> list[Line]:
         parts.append(_modules(tree, width))
     if layout.variables:
         parts.append(_variables(layout, alike, width))
+    if layout.kept is not None and layout.kept.rows:
+        parts.append(_kept(layout.kept, width))
     if any(v.stats for v in layout.variables):
         parts.append(_values(layout, width))
     if layout.by_lift:
@@ -252,6 +248,22 @@ def _values(layout: LayoutData, width: int) -> list[Line]:
     return _numbers(columns, rows, width)
 
 
+def _kept(kept: Residuals, width: int) -> list[Line]:
+    columns = (
+        Column("kept for the backward pass", path=True),
+        Column("bytes", right=True),
+        Column("of it cheap", right=True),
+        Column("made by", below=True),
+    )
+    rows = []
+    for one in by_module(kept):
+        times = f"  ×{one.times:,}" if one.times > 1 else ""
+        cheap = human_bytes(one.cheap) if one.cheap else ""
+        cells = ((one.name or "the model itself") + times, human_bytes(one.bytes), cheap)
+        rows.append([*([Segment(cell)] for cell in cells), [Segment(one.made_by, style="dim")]])
+    return table(columns, rows, width)
+
+
 def _by_lift(layout: LayoutData, alike: AlikeLifts, width: int) -> list[Line]:
     titles = ("parameters by lift", "in all", "one iteration", "shared", "if axis shared")
     columns = [Column(title, right=i > 0, path=i == 0) for i, title in enumerate(titles)]
@@ -300,6 +312,8 @@ def _summary(layout: LayoutData) -> Iterable[str]:
             f"stream{'s' * plural} not given, so 'params' stood in: {', '.join(layout.absent)}; "
             f"whether {'they are' if plural else 'it is'} split is not known"
         )
+    if layout.kept is not None:
+        yield f"a gradient: {layout.kept.total}"
     cost = layout.cost
     if cost is not None:
         parts = []

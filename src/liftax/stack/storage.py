@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -298,7 +298,7 @@ def _unheard(inner: Sequence[Scope]) -> None:
 
 
 def stack_layouts(
-    model: Module, rngs: object, *args: object, **kwargs: object
+    model: Module, rngs: object, *args: object, **kwargs: Any
 ) -> tuple[StackLayout, ...]:
     """Finds the stacks of a model, and where the variables of each lie.
 
