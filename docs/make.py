@@ -5,6 +5,7 @@ them, the changes and the contributing at the top. Here they are copied into one
 between them are turned so that each leads where it led.
 
     python docs/make.py              # build/docs/html/index.html, opens from disk
+    python docs/make.py --no-run     # the same without running the tutorials
     python docs/make.py --no-build   # the gathered sources alone
 """
 
@@ -119,6 +120,7 @@ def loose() -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--no-run", action="store_true", help="do not run the tutorials")
     parser.add_argument("--no-build", action="store_true", help="gather the sources alone")
     arguments = parser.parse_args()
     gather()
@@ -128,6 +130,8 @@ def main() -> int:
     shutil.rmtree(HTML, ignore_errors=True)
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     command += ["-d", str(BUILD / "doctrees"), "-E", str(SOURCE), str(HTML)]
+    if arguments.no_run:
+        command += ["-D", "nb_execution_mode=off", "-D", "suppress_warnings=myst-nb.lexer"]
     rc = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}).returncode
     broken = [] if rc else sorted(set(loose()))
     if broken:

@@ -27,7 +27,8 @@ class Block(nn.Module):
 
 Layers = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
 shapes = jax.eval_shape(Layers().init, jax.random.key(0), jnp.ones((2, 4)), None)
-print(nn.__file__, importlib.metadata.version("liftax"), shapes["params"]["Dense_0"]["kernel"].shape)
+kernel = shapes["params"]["Dense_0"]["kernel"]
+print(nn.__file__, importlib.metadata.version("liftax"), kernel.shape)
 """
 
 
