@@ -1,8 +1,12 @@
 """How Sphinx builds the pages that `make.py` gathers."""
 
+import ast
+import dataclasses
 import hashlib
 import importlib.metadata
+import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import liftax
@@ -50,7 +54,7 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Fields", "params_style")]
 default_role = "code"
 copybutton_exclude = ".linenos, .gp, .go"
 
@@ -68,19 +72,42 @@ STARS = re.compile(r"(?<![\\\w*`])(\*{1,2})(?=\w+(, |: ))")
 
 
 def before_napoleon(app, what, name, obj, options, lines):
-    """Two things that Napoleon would take otherwise.
+    """Three things that Napoleon would take otherwise.
 
     What stands before a colon in "Returns:" is a sentence, not a type; ``rngs, *args: ...`` names
-    two arguments, without emphasis.
+    two arguments, without emphasis; "Attributes:" would be headed "Variables".
     """
     for number in range(len(lines) - 1):
         lines[number] = STARS.sub(lambda m: m[1].replace("*", r"\*"), lines[number])
+        lines[number] = re.sub(r"^( *)Attributes:$", r"\1Fields:", lines[number])
         if lines[number].strip() in ("Returns:", "Yields:"):
             text = lines[number + 1]
             indent = len(text) - len(text.lstrip())
             lines[number + 1] = f"{text[:indent]}: {text[indent:]}"
 
 
+def as_typed(app, what, name, obj, options, signature, returns):
+    """A signature as it stands in the source, with the names that the types have there."""
+    try:
+        node = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(obj)))).body[0]
+    except (TypeError, OSError, SyntaxError):
+        return None
+    if isinstance(node, ast.FunctionDef):
+        if what == "method" and node.args.args and node.args.args[0].arg in ("self", "cls"):
+            del node.args.args[0]
+        return f"({ast.unparse(node.args)})", node.returns and ast.unparse(node.returns)
+    if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(obj):
+        typed = {}
+        for base in reversed([c for c in obj.__mro__ if c.__module__.startswith("liftax")]):
+            source = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+            typed |= {n.target.id: n for n in source.body if isinstance(n, ast.AnnAssign)}
+        fields = [f.name for f in dataclasses.fields(obj) if f.init and f.name in typed]
+        shown = [ast.unparse(typed[f]) for f in fields if f not in ("parent", "name")]
+        return f"({', '.join(re.sub(r' = field.*', '', text) for text in shown)})", None
+    return None
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", as_typed)
     app.connect("autodoc-process-docstring", before_napoleon, priority=400)
     app.connect("env-updated", say_seconds)
