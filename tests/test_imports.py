@@ -37,8 +37,9 @@ ORDER = [
     {"core.lift"},  # nothing else in core imports it
     {"module"},
     {"transforms"},
+    {"spmd"},
     {"layers"},
-    {"spmd", "layout"},
+    {"layout"},
     {"init_sharded"},
     {"stack"},
     {"checkpoint"},

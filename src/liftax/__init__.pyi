@@ -148,6 +148,8 @@ from .spmd import set_logical_axis_rules as set_logical_axis_rules
 from .spmd import with_logical_constraint as with_logical_constraint
 from .spmd import with_logical_partitioning as with_logical_partitioning
 from .stack.arguments import ByPosition as ByPosition
+from .stack.fsdp import FSDP as FSDP
+from .stack.fsdp import fsdp_sharding as fsdp_sharding
 from .stack.options import Remat as Remat
 from .stack.options import override_stacks as override_stacks
 from .stack.stack import Stack as Stack

@@ -43,7 +43,7 @@ def _default(value: Any) -> Any:
 def _fields(cls: type) -> list[tuple[str, Any]]:
     found = []
     for field in dataclasses.fields(cls):
-        if field.name in ("parent", "name"):
+        if field.name in ("parent", "name", "out_sharding"):  # the last is ours alone
             continue
         default = field.default
         if field.default_factory is not dataclasses.MISSING:

@@ -13,8 +13,14 @@ import pytest
 import liftax as nn
 from liftax.core import lift
 
+# These layers are told how their output lies on a mesh.
+OUT_SHARDING = (
+    *("Dense", "DenseGeneral", "Einsum", "Embed", "Conv", "ConvLocal", "ConvTranspose", "RNN"),
+    *("MultiHeadAttention", "MultiHeadDotProductAttention", "SelfAttention"),
+)
 # What ours takes besides, after all of Linen's.
 MORE = {"jit": ["inline"], "remat": ["static_argnames"], "checkpoint": ["static_argnames"]}
+MORE |= dict.fromkeys(OUT_SHARDING, ["out_sharding"])
 # Of Linen's module, and no lifts.
 NO_LIFTS = {"id_fn", "pack", "set_from_dict", "tree_map_rngs"}
 

@@ -125,6 +125,10 @@ def test_a_saved_value_is_not_computed_again(remat3):
         return  # knows no offloading
     text = str(jax.make_jaxpr(jax.grad(loss(stack.clone(remat=nn.Remat(offload="h")))))(variables))
     assert "Host" in text or "host" in text
+    carried = str(
+        jax.make_jaxpr(jax.grad(loss(stack.clone(remat=nn.Remat(offload="carry")))))(variables)
+    )
+    assert carried.count("name[name=carry]") >= 1 and ("Host" in carried or "host" in carried)
 
 
 def deep(depth, **options):

@@ -434,17 +434,17 @@ def constrain(value: T, spec: PartitionSpec, mesh: Mesh | AbstractMesh | None = 
     return laid_out
 
 
+def part_of(spec: PartitionSpec, mesh: Mesh | AbstractMesh, kind: AxisType) -> NamedSharding:
+    """Return what `spec` says of the axes of one kind."""
+    keep = {n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == kind}
+    return NamedSharding(mesh, PartitionSpec(*(_keep(entry, keep) for entry in spec)))
+
+
 def _lay_out(x: jax.Array, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> jax.Array:
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-
-    def part(kind: AxisType) -> NamedSharding:
-        keep = {name for name, t in types.items() if t == kind}
-        return NamedSharding(mesh, PartitionSpec(*(_keep(entry, keep) for entry in spec)))
-
-    if AxisType.Explicit in types.values():
-        x = jax.sharding.reshard(x, part(AxisType.Explicit))
-    if AxisType.Auto in types.values():
-        x = jax.lax.with_sharding_constraint(x, part(AxisType.Auto))
+    if AxisType.Explicit in mesh.axis_types:
+        x = jax.sharding.reshard(x, part_of(spec, mesh, AxisType.Explicit))
+    if AxisType.Auto in mesh.axis_types:
+        x = jax.lax.with_sharding_constraint(x, part_of(spec, mesh, AxisType.Auto))
     return x
 
 

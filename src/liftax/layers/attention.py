@@ -23,6 +23,7 @@ from .dtypes import (
     cast,
     promote_dtype,
 )
+from .sharded import bernoulli_as
 
 Einsum = Callable[..., Array]
 
@@ -199,7 +200,9 @@ def dot_product_attention_weights(
         if broadcast_dropout:
             # The key's draws are these alone: that is what broadcasting saves.
             shape = (1,) * (key.ndim - 2) + weights.shape[-2:]
-        keep = jax.random.bernoulli(dropout_rng, kept, shape)
+            keep = jax.random.bernoulli(dropout_rng, kept, shape)
+        else:
+            keep = bernoulli_as(weights, dropout_rng, kept, shape)
         weights = weights * (keep.astype(dtype) / jnp.asarray(kept, dtype=dtype))
     return weights
 

@@ -27,6 +27,7 @@ from .dtypes import (
     promote_dtype,
 )
 from .linear import default_kernel_init
+from .sharded import OutSharding, asked, following, out_sharding_field
 
 PaddingLike = str | int | Sequence[int | tuple[int, int]]
 Pads = tuple[tuple[int, int], ...]
@@ -158,6 +159,7 @@ class _Conv(Module):
     promote_dtype: PromoteDtypeFn = promote_dtype
     conv_general_dilated: Convolution | None = None
     conv_general_dilated_cls: Callable[[], Convolution] | None = None
+    out_sharding: OutSharding = out_sharding_field()
 
     shared_weights = True
 
@@ -236,10 +238,15 @@ class _Conv(Module):
             bias = self.param("bias", self.bias_init, bias_shape, self.param_dtype)
 
         x, kernel, bias = self.promote_dtype(pad(x), kernel, bias, dtype=self.dtype)
-        y = convolve(x, kernel, strides, padding, **options)
+
+        def convolved(x: Array, kernel: Array) -> Array:
+            return convolve(x, kernel, strides, padding, **options)
+
+        place = asked(self.out_sharding)
+        y = following(convolved, place, x, kernel, len(batch))
         if bias is not None:
             y = add_bias(y, bias)
-        return y if len(batch) == 1 else jnp.reshape(y, (*batch, *y.shape[1:]))
+        return place(y if len(batch) == 1 else jnp.reshape(y, (*batch, *y.shape[1:])))
 
     @nowrap
     def _convolution(self) -> Convolution:
@@ -324,6 +331,8 @@ class Conv(_Conv):
       promote_dtype: ``(inputs, kernel, bias, dtype=) -> the three, cast``.
       conv_general_dilated: used in place of ``jax.lax.conv_general_dilated``.
       conv_general_dilated_cls: a class or function that makes it at each call.
+      out_sharding: how the output lies on a mesh, see `sharded.OutSharding`. On explicit axes
+        it lies as the input does, with the kernel's features, where nothing is said.
 
     Raises:
       LayerError: options do not fit each other or the input.
@@ -392,6 +401,7 @@ class ConvTranspose(Module):
         then the gradient of :class:`Conv` with the same kernel.
       promote_dtype: ``(inputs, kernel, bias, dtype=) -> the three, cast``.
       preferred_element_type: dtype in which to accumulate and return.
+      out_sharding: as of :class:`Conv`.
 
     Raises:
       LayerError: options do not fit each other or the input.
@@ -419,6 +429,7 @@ class ConvTranspose(Module):
     transpose_kernel: bool = False
     promote_dtype: PromoteDtypeFn = promote_dtype
     preferred_element_type: Dtype | None = None
+    out_sharding: OutSharding = out_sharding_field()
 
     @compact
     def __call__(self, inputs: ArrayLike) -> Array:
@@ -440,23 +451,30 @@ class ConvTranspose(Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         x, kernel, bias = self.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = lax.conv_transpose(
-            x,
-            kernel,
-            strides,
-            # All that the kernel reaches; what lies outside is then added where it belongs.
-            "VALID" if padding == "CIRCULAR" else padding,
-            rhs_dilation=dilation,
-            transpose_kernel=self.transpose_kernel,
-            precision=self.precision,
-            preferred_element_type=self.preferred_element_type,
-        )
-        if padding == "CIRCULAR":
-            y = self._wrap(y, tuple(n * s for n, s in zip(x.shape[1:-1], strides, strict=True)))
+
+        def convolved(x: Array, kernel: Array) -> Array:
+            y = lax.conv_transpose(
+                x,
+                kernel,
+                strides,
+                # All that the kernel reaches; what lies outside is then added where it belongs.
+                "VALID" if padding == "CIRCULAR" else padding,
+                rhs_dilation=dilation,
+                transpose_kernel=self.transpose_kernel,
+                precision=self.precision,
+                preferred_element_type=self.preferred_element_type,
+            )
+            if padding != "CIRCULAR":
+                return y
+            return self._wrap(y, tuple(n * s for n, s in zip(x.shape[1:-1], strides, strict=True)))
+
+        place = asked(self.out_sharding)
+        y = following(convolved, place, x, kernel, len(batch))
         if bias is not None:
             y = add_bias(y, bias)
-        return y if len(batch) == 1 else jnp.reshape(y, (*batch, *y.shape[1:]))
+        return place(y if len(batch) == 1 else jnp.reshape(y, (*batch, *y.shape[1:])))
 
+    @nowrap
     def _wrap(self, y: Array, periods: tuple[int, ...]) -> Array:
         """Adds up what lies a multiple of the period apart, in each dimension.
 

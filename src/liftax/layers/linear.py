@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ..module import Module, compact, nowrap
 from . import initializers
@@ -32,6 +34,7 @@ from .dtypes import (
     PromoteDtypeFn,
     promote_dtype,
 )
+from .sharded import Asked, OutSharding, asked, entries, on_mesh_of, out_sharding_field, split_of
 
 default_kernel_init: Initializer = initializers.lecun_normal()
 default_embed_init: Initializer = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
@@ -73,11 +76,14 @@ def _check_dots(module: Dense | DenseGeneral) -> None:
         raise fail(module, "both dot_general and dot_general_cls are set.", "Pass one of them.")
 
 
-def _dot_of(module: Dense | DenseGeneral) -> DotGeneral:
+def _dot_of(module: Dense | DenseGeneral, place: Asked) -> DotGeneral:
     """The contraction that the module's options ask for."""
     if module.dot_general_cls is not None:
         return module.dot_general_cls()
-    return dot_general if module.dot_general is None else module.dot_general
+    if module.dot_general is not None:
+        return module.dot_general
+    # One of the user's own is called as Linen calls it.
+    return partial(lax.dot_general, **place.options) if place.options else dot_general
 
 
 class Dense(Module):
@@ -98,6 +104,8 @@ class Dense(Module):
       promote_dtype: ``(inputs, kernel, bias, dtype=) -> the three, cast``.
       dot_general: used in place of ``jax.lax.dot_general``.
       dot_general_cls: a class or function that makes ``dot_general`` at each call.
+      out_sharding: how the output lies on a mesh, see `sharded.OutSharding`; needed on explicit
+        axes where the inputs leave it open.
 
     Raises:
       LayerError: the input is a scalar, ``features`` is no size, or both ways to set
@@ -120,6 +128,7 @@ class Dense(Module):
     promote_dtype: PromoteDtypeFn = promote_dtype
     dot_general: DotGeneral | None = None
     dot_general_cls: Callable[[], DotGeneral] | None = None
+    out_sharding: OutSharding = out_sharding_field()
 
     @compact
     def __call__(self, inputs: ArrayLike) -> Array:
@@ -137,12 +146,13 @@ class Dense(Module):
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         x, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         # `lax.dot_general` itself, by a shorter way.
-        if self.dot_general is None and self.dot_general_cls is None:
+        if self.out_sharding is None and self.dot_general is None and self.dot_general_cls is None:
             y = matmul(x, kernel, self.precision)
-        else:
-            contract = (((x.ndim - 1,), (0,)), ((), ()))
-            y = _dot_of(self)(x, kernel, contract, precision=self.precision)
-        return y if bias is None else add_bias(y, bias)
+            return y if bias is None else add_bias(y, bias)
+        place = asked(self.out_sharding)
+        contract = (((x.ndim - 1,), (0,)), ((), ()))
+        y = _dot_of(self, place)(x, kernel, contract, precision=self.precision)
+        return place(y if bias is None else add_bias(y, bias))
 
 
 class _Flattened:
@@ -183,6 +193,8 @@ class DenseGeneral(Module):
       promote_dtype: ``(inputs, kernel, bias, dtype=) -> the three, cast``.
       dot_general: used in place of ``jax.lax.dot_general``.
       dot_general_cls: a class or function that makes ``dot_general`` at each call.
+      out_sharding: how the output lies on a mesh, see `sharded.OutSharding`; needed on explicit
+        axes where the inputs leave it open.
 
     Raises:
       LayerError: ``axis`` or ``batch_dims`` do not fit the input or each other.
@@ -207,6 +219,7 @@ class DenseGeneral(Module):
     promote_dtype: PromoteDtypeFn = promote_dtype
     dot_general: DotGeneral | None = None
     dot_general_cls: Callable[[], DotGeneral] | None = None
+    out_sharding: OutSharding = out_sharding_field()
 
     @compact
     def __call__(self, inputs: ArrayLike) -> Array:
@@ -251,14 +264,15 @@ class DenseGeneral(Module):
         n = len(batch)
         # The kernel has its axes in the order batch, contracted, features.
         contract = ((axis, tuple(range(n, n + len(axis)))), (batch, batch))
-        y = _dot_of(self)(inputs, kernel, contract, precision=self.precision)
+        place = asked(self.out_sharding)
+        y = _dot_of(self, place)(inputs, kernel, contract, precision=self.precision)
         if bias is None:
-            return y
+            return place(y)
         if batch:
             # The bias has not the axes that are left over, which lie between its own.
             rest = (1,) * (y.ndim - len(bias_shape))
             bias = jnp.reshape(bias, batch_shape + rest + features)
-        return add_bias(y, bias)
+        return place(add_bias(y, bias))
 
 
 class Einsum(Module):
@@ -280,6 +294,8 @@ class Einsum(Module):
       bias_init: initializer of the bias.
       promote_dtype: ``(inputs, kernel, bias, dtype=) -> the three, cast``.
       preferred_element_type: dtype in which the contraction accumulates and returns.
+      out_sharding: how the output lies on a mesh, see `sharded.OutSharding`; needed on explicit
+        axes where the inputs leave it open.
 
     Raises:
       LayerError: the equation is missing, given twice, not explicit, not of two
@@ -303,6 +319,7 @@ class Einsum(Module):
     bias_init: Initializer = initializers.zeros
     promote_dtype: PromoteDtypeFn = promote_dtype
     preferred_element_type: Dtype | None = None
+    out_sharding: OutSharding = out_sharding_field()
 
     @compact
     def __call__(self, inputs: ArrayLike, einsum_str: str | None = None) -> Array:
@@ -315,6 +332,7 @@ class Einsum(Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, bias_shape, self.param_dtype)
         inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        place = asked(self.out_sharding)
         # `jnp.einsum` itself, which finds the contraction: an equation may be any.
         y = jnp.einsum(
             equation,
@@ -322,8 +340,9 @@ class Einsum(Module):
             kernel,
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
+            **place.options,
         )
-        return y if bias is None else add_bias(y, jnp.reshape(bias, broadcast_shape))
+        return place(y if bias is None else add_bias(y, jnp.reshape(bias, broadcast_shape)))
 
     def _get_bias_shape(
         self, einsum_str: str, lhs: Any, rhs: Any
@@ -412,6 +431,8 @@ class Embed(Module):
       param_dtype: dtype of the table.
       embedding_init: initializer of the table.
       promote_dtype: casts the table, or the query and the table.
+      out_sharding: how the vectors lie on a mesh, see `sharded.OutSharding`. On explicit axes
+        they lie as the indices do, then as the table's features, where nothing is said.
 
     Raises:
       LayerError: the input is not of an integer dtype.
@@ -432,6 +453,7 @@ class Embed(Module):
     param_dtype: Dtype = jnp.float32
     embedding_init: Initializer = default_embed_init
     promote_dtype: PromoteDtypeFn = promote_dtype
+    out_sharding: OutSharding = out_sharding_field()
 
     # Not compact, so that `attend` can be called alone.
     def setup(self) -> None:
@@ -454,9 +476,17 @@ class Embed(Module):
             )
         # The table alone: indices are to stay integers.
         (table,) = self.promote_dtype(self.embedding, dtype=self.dtype, inexact=False)
+        place = asked(self.out_sharding)
+        lies = place.explicit
+        if lies is None and not (split_of(inputs) is split_of(table) is None):
+            lies = on_mesh_of(table, (*entries(inputs), entries(table)[1]))
         if self.num_embeddings == 1:
-            return jnp.broadcast_to(table, (*jnp.shape(inputs), self.features))
-        return jnp.take(table, inputs, axis=0)
+            shape = (*jnp.shape(inputs), self.features)
+            return place(jnp.broadcast_to(table, shape, out_sharding=lies))
+        if lies is None:
+            return place(jnp.take(table, inputs, axis=0))
+        # As `jnp.take`, which cannot be told how its result lies.
+        return place(table.at[inputs].get(mode="fill", out_sharding=lies))
 
     def attend(self, query: ArrayLike) -> Array:
         """The inner product of each query with every vector, ``query @ embedding.T``.

@@ -20,6 +20,7 @@ from .attention import check_rate, combine_masks, dot_product_attention
 from .dtypes import Array, DotGeneral, Dtype, Initializer, PrecisionLike
 from .linear import DenseGeneral, default_kernel_init
 from .normalization import LayerNorm
+from .sharded import OutSharding, lay_as, out_sharding_field, zeros_as
 
 
 @functools.lru_cache(maxsize=128)
@@ -86,6 +87,8 @@ class MultiHeadDotProductAttention(Module):
       out_dot_general_cls: makes ``out_dot_general`` at each call.
       qk_attn_weights_einsum_cls: makes the einsum of the attention weights.
       attn_weights_value_einsum_cls: makes the einsum of weights and values.
+      out_sharding: how the output lies on a mesh, see `sharded.OutSharding`; needed on explicit
+        axes where the last kernel is split along the axes of the heads.
 
     Raises:
       LayerError: options or shapes do not fit each other; ``attention_fn`` does not take
@@ -127,6 +130,7 @@ class MultiHeadDotProductAttention(Module):
     out_dot_general_cls: Callable[[], DotGeneral] | None = None
     qk_attn_weights_einsum_cls: Callable[..., Callable[..., Array]] | None = None
     attn_weights_value_einsum_cls: Callable[..., Callable[..., Array]] | None = None
+    out_sharding: OutSharding = out_sharding_field()
 
     @compact
     def __call__(
@@ -242,6 +246,7 @@ class MultiHeadDotProductAttention(Module):
             precision=self.precision,
             dot_general=self.out_dot_general,
             dot_general_cls=self.out_dot_general_cls,
+            out_sharding=self.out_sharding,
             name="out",
         )(y)
 
@@ -282,8 +287,9 @@ class MultiHeadDotProductAttention(Module):
     ) -> tuple[Array, Array, Array | None]:
         """Adds the position to the cache; what is in the cache, and the mask of what is."""
         ready = self.has_variable("cache", "cached_key")
-        keys = self.variable("cache", "cached_key", jnp.zeros, key.shape, key.dtype)
-        values = self.variable("cache", "cached_value", jnp.zeros, value.shape, value.dtype)
+        zeros = zeros_as(key), zeros_as(value)
+        keys = self.variable("cache", "cached_key", zeros[0], key.shape, key.dtype)
+        values = self.variable("cache", "cached_value", zeros[1], value.shape, value.dtype)
         index = self.variable("cache", "cache_index", lambda: jnp.array(0, jnp.int32))
         # In init the cache is made, for as many positions as there are; it is used afterwards.
         if not ready:
@@ -307,6 +313,7 @@ class MultiHeadDotProductAttention(Module):
         zero = np.zeros((), now.dtype)  # with 64 bits a plain 0 would be an index of another type
         # One position of all batch entries and heads is written in place.
         place = (zero,) * len(batch) + (now, zero, zero)
+        key, value = lay_as(key, keys.value), lay_as(value, values.value)
         keys.value = key = lax.dynamic_update_slice(keys.value, key, place)
         values.value = value = lax.dynamic_update_slice(values.value, value, place)
         index.value = now + 1

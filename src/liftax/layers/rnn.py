@@ -9,12 +9,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..module import Module, compact
+from ..module import Module, compact, nowrap
 from ..transforms import scan
 from ..words import class_or_type, shown
 from ._util import fail
 from .cells import RNNCellBase
 from .dtypes import Array
+from .sharded import (
+    Asked,
+    Entry,
+    OutSharding,
+    asked,
+    auto,
+    entries,
+    lay_as,
+    lay_out,
+    on_mesh_of,
+    out_sharding_field,
+    split_of,
+)
 
 
 def flip_sequences(
@@ -57,11 +70,16 @@ def _last(history: Any, seq_lengths: Array) -> Any:
     # Carries are stacked along the first axis, whatever the inputs' time axis is.
     index = seq_lengths - 1
 
-    def pick(x: Array) -> Array:
+    def pick(x: Array, index: Array) -> Array:
         batch = jnp.meshgrid(*map(jnp.arange, index.shape), indexing="ij", sparse=True)
         return x[(index, *batch)]
 
-    return jax.tree.map(pick, history)
+    def picked(x: Array) -> Array:
+        if split_of(x) is None:
+            return pick(x, index)
+        return auto(pick, on_mesh_of(x, entries(x)[1:]))(x, index)
+
+    return jax.tree.map(picked, history)
 
 
 class RNN(Module):
@@ -90,6 +108,9 @@ class RNN(Module):
       variable_broadcast: collections that are the same at each step.
       variable_carry: collections that are carried from step to step.
       split_rngs: streams with a key of its own for each step, or not.
+      out_sharding: how the outputs lie on a mesh, see `sharded.OutSharding`. On explicit axes the
+        batch of the first carry lies as that of the inputs, and its features as the outputs' are
+        asked to; each carry lies as the first.
 
     Raises:
       LayerError: the input has too few axes, or ``seq_lengths`` does not have the shape
@@ -118,6 +139,7 @@ class RNN(Module):
     variable_broadcast: Any = "params"
     variable_carry: Any = False
     split_rngs: Mapping[Any, bool] = dataclasses.field(default_factory=lambda: {"params": False})
+    out_sharding: OutSharding = out_sharding_field()
 
     @compact
     def __call__(
@@ -183,16 +205,23 @@ class RNN(Module):
 
         if reverse:
             inputs = jax.tree.map(flip, inputs)
+        place = asked(self.out_sharding)
+        lies = self._lies(inputs, place, batch_dims, axis)
         carry = initial_carry
         if carry is None:
             # The first carry is zeros for nearly every cell, whatever the key.
             key = jax.random.key(0) if init_key is None else init_key
             carry = self.cell.initialize_carry(key, step_shape)
+            if lies is not None:
+                carry = jax.tree.map(lambda x: lay_out(x, lies[: x.ndim], inputs), carry)
         # With padding each sequence ends at a step of its own: all carries are kept, to pick from.
         keep_history = seq_lengths is not None and return_carry and inputs.shape[axis] != 0
 
         def scan_fn(cell: RNNCellBase, carry: Any, x: Array) -> Any:
+            before = carry
             carry, y = cell(carry, x)
+            if lies is not None:
+                carry = jax.tree.map(lay_as, carry, before)
             return carry, ((carry, y) if keep_history else y)
 
         # The same cell at each step; what else its collections do in time, the fields say.
@@ -213,7 +242,22 @@ class RNN(Module):
             carry = _last(history, jnp.asarray(seq_lengths))
         if reverse and keep_order:
             outputs = jax.tree.map(flip, outputs)
+        outputs = place(outputs)
         return (carry, outputs) if return_carry else outputs
+
+    @nowrap
+    def _lies(
+        self, inputs: Array, place: Asked, batch_dims: int, axis: int
+    ) -> tuple[Entry, ...] | None:
+        """How a first carry is split, axis by axis; None where nothing is split."""
+        asked_for = () if place.explicit is None else tuple(place.explicit.spec)
+        if split_of(inputs) is None and not asked_for:
+            return None
+        asked_for += (None,) * (inputs.ndim - len(asked_for))
+        of_inputs = entries(inputs)
+        rest = self.cell.num_feature_axes
+        batch = [of_inputs[i] for i in range(inputs.ndim) if i != axis][:batch_dims]
+        return (*batch, *asked_for[inputs.ndim - rest :])
 
 
 def _concatenate(a: Array, b: Array) -> Array:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ..module import Module, compact
 from ._util import fail, merge_option, normalize_axes
 from .dtypes import Array, as_array
+from .sharded import bernoulli_as
 
 
 class Dropout(Module):
@@ -76,5 +76,5 @@ class Dropout(Module):
             shape = tuple(1 if i in same else n for i, n in enumerate(shape))
         key = self.make_rng(self.rng_collection) if rng is None else rng
         kept = 1.0 - self.rate
-        mask = jnp.broadcast_to(jax.random.bernoulli(key, p=kept, shape=shape), inputs.shape)
+        mask = bernoulli_as(inputs, key, kept, shape)
         return lax.select(mask, inputs / kept, jnp.zeros_like(inputs))

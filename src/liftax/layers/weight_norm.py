@@ -16,6 +16,7 @@ from ..transforms import map_variables
 from . import initializers
 from ._util import fail, normalize_axes
 from .dtypes import Array, ArrayLike, Dtype, Initializer, as_array, canonicalize_dtype, cast
+from .sharded import lay_as, whole
 
 
 def _unit(x: Array, axes: tuple[int, ...] | None, epsilon: float) -> Array:
@@ -117,7 +118,7 @@ class SpectralNorm(Module):
                 "Pass error_on_non_matrix=False to merge all but the last.",
             )
         # A convolution's kernel is the matrix from its window to its features.
-        matrix = x.reshape(-1, x.shape[-1])
+        matrix = whole(x.reshape(-1, x.shape[-1]))
         # One name with slashes in it: so Linen stores it.
         prefix = _path_in(self.layer_instance, path) + "/"
 
@@ -129,7 +130,7 @@ class SpectralNorm(Module):
         kept_sigma = self.variable(
             self.collection_name, prefix + "sigma", jnp.ones, (), self.param_dtype
         )
-        u = kept_u.value
+        u = whole(kept_u.value)
         for _ in range(self.n_steps):
             v = _unit(jnp.matmul(u, matrix.T), None, self.epsilon)
             u = _unit(jnp.matmul(v, matrix), None, self.epsilon)
@@ -142,7 +143,7 @@ class SpectralNorm(Module):
             # One step a call is enough, since the next call goes on from here.
             kept_u.value, kept_sigma.value = u, sigma
         dtype = canonicalize_dtype(x, u, v, sigma, dtype=self.dtype)
-        return cast(matrix.reshape(x.shape), dtype)
+        return lay_as(cast(matrix.reshape(x.shape), dtype), x)
 
 
 class WeightNorm(Module):

@@ -11,7 +11,9 @@ from ..core.roles import InPlace, Roles, loop_roles
 from ..core.types import Path
 from ..errors import StackError
 from ..module import Module, nowrap
+from ..words import shown
 from .arguments import Block
+from .fsdp import FSDP
 from .options import Remat, check_remat, parse_run
 from .storage import StackLayout
 
@@ -39,6 +41,7 @@ class Declaration(Module):
     split_rngs: Mapping[str, bool] = dataclasses.field(default_factory=dict, kw_only=True)
     metadata_params: Mapping[str, object] = dataclasses.field(default_factory=dict, kw_only=True)
     frozen: bool | Sequence[int] = dataclasses.field(default=False, kw_only=True)
+    fsdp: FSDP | str | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         # Fields are set past `__setattr__`: what it checks and adopts is for users' assignments.
@@ -46,6 +49,8 @@ class Declaration(Module):
         if isinstance(self.per_layer, str):
             own["per_layer"] = (self.per_layer,)
         own["repeats"] = _repeats(self)
+        if isinstance(self.fsdp, str):
+            own["fsdp"] = FSDP(self.fsdp)
         self._check()
         super().__post_init__()
 
@@ -70,6 +75,27 @@ class Declaration(Module):
             raise StackError("Stack: the axis of 'params' is given by param_axis=")
         self._roles()
         self._frozen()
+        self._check_fsdp()
+
+    @nowrap
+    def _check_fsdp(self) -> None:
+        if self.fsdp is None:
+            return
+        if not isinstance(self.fsdp, FSDP):
+            raise StackError(
+                f"Stack: fsdp expected the name of a mesh axis, an FSDP or None; found "
+                f"{shown(self.fsdp)}"
+            )
+        if self.remat not in (None, "auto", Remat()):
+            raise StackError(
+                f"Stack: fsdp= runs each layer again in the backward pass, from what entered it; "
+                f"found remat={self.remat!r}, expected Remat(), or nothing"
+            )
+        if self.param_axis != 0:
+            raise StackError(
+                f"Stack: fsdp= takes layers from the first axis of their parameters; found "
+                f"param_axis={self.param_axis}"
+            )
 
     # --- what is declared -----------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from .. import equations, jax_private
 from ..core.lift.crossing import Opening
@@ -39,6 +40,7 @@ class Runner:
         self.run = run
         self.remat = remat
         self.seen: set[str] = set()
+        self.names_carry = remat is not None and "carry" in remat.names
 
     def __call__(
         self,
@@ -114,8 +116,16 @@ class Runner:
             return carry, parts[0]
         return carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
-    def checkpoint(self, fn: Callable[..., T], in_scan: bool = False) -> Callable[..., T]:
-        """Returns ``fn`` with its activations recomputed, as the options say."""
+    def checkpoint(
+        self, fn: Callable[..., T], in_scan: bool = False, stream: int = 0
+    ) -> Callable[..., T]:
+        """Returns ``fn`` with its activations recomputed, as the options say.
+
+        Args:
+          fn: the function.
+          in_scan: whether it runs in a loop of the compiled program.
+          stream: which of its arguments is the residual stream.
+        """
         remat = self.remat
         assert remat is not None
         # Without a loop between them, the compiler finds forward and recomputed work to be the
@@ -126,7 +136,7 @@ class Runner:
         def recomputed(*args: object) -> T:
             # A policy is asked when the program is differentiated, if it is; a name that no value
             # has must be an error in the forward pass already. So the program is looked through.
-            closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+            closed, shape = jax.make_jaxpr(self._with_name(fn, stream), return_shape=True)(*args)
             self.seen |= names_in(closed)
             # And what is computed twice is to be printed once.
             program = jax_private.consts_as_inputs(closed)
@@ -143,6 +153,23 @@ class Runner:
             return jax.tree.unflatten(jax.tree.structure(shape), out)
 
         return recomputed
+
+    def _with_name(self, fn: Callable[..., T], stream: int) -> Callable[..., T]:
+        """``fn``, in which the residual stream has the name ``carry`` if the options ask for it."""
+        if not self.names_carry:
+            return fn
+
+        def named(*args: object) -> T:
+            parts = list(args)
+            parts[stream] = jax.tree.map(_name_carry, parts[stream])
+            # In a group of steps only what enters the group is kept: no carry within has the name.
+            self.names_carry = False
+            try:
+                return fn(*parts)
+            finally:
+                self.names_carry = True
+
+        return named
 
     def layer(
         self, fn: Callable[..., T], scopes: Sequence[Scope], x: object, *, in_scan: bool
@@ -164,7 +191,7 @@ class Runner:
         def sealed(variables: Group, keys: Keyed, x: object) -> tuple[T, list[Group]]:
             return run([variables], [keys], (x,))
 
-        again = self.checkpoint(sealed, in_scan)
+        again = self.checkpoint(sealed, in_scan, stream=2)
         y, written = again(opening.values(THROUGH), opening.keys(False), x)
         opening.write_back(*written)
         return y
@@ -174,6 +201,12 @@ class Runner:
         """The names in the options that no recomputed layer gave to a value."""
         names = self.remat.names if self.remat is not None else ()
         return [name for name in names if name not in self.seen]
+
+
+def _name_carry(x: jax.Array) -> jax.Array:
+    # Keys of random numbers are not moved to the host.
+    is_array = not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+    return checkpoint_name(x, "carry") if is_array else x
 
 
 def _cut(xs: object, at: int, length: int) -> tuple[object, object]:

@@ -65,7 +65,8 @@ class Remat:
       positions: the positions of the pattern whose layers are recomputed, one by
         one; None for the whole pattern.
       save: names given by ``jax.ad_checkpoint.checkpoint_name`` to values that are
-        stored.
+        stored. What enters a step that is recomputed, the residual stream, has the name
+        ``"carry"``.
       offload: names of values that are stored in the host's memory. Under JAX's flag
         ``jax_remat3`` release 0.10 of JAX offloads nothing, and looks at names only where
         there is no ``policy``; later ones do both.
@@ -80,6 +81,8 @@ class Remat:
       Remat(policy='dots_saveable', every=4)
       >>> Remat(save="attention").save
       ('attention',)
+      >>> Remat(offload="carry")  # the residual stream waits in the host's memory
+      Remat(offload=('carry',))
     """
 
     policy: str | Policy | None = None

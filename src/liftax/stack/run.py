@@ -19,6 +19,7 @@ from ..module.bound import whose
 from ..module.detach import Detached, without_modules
 from .arguments import Arguments, Block, ByPosition, Slices, gathered, split_pair
 from .declaration import Declaration
+from .fsdp import FSDP, Loop
 from .nest import Runner
 from .options import AUTO, Run, in_force, levels
 from .storage import StackLayout
@@ -158,7 +159,10 @@ def _pattern(
         metadata_params=stack.metadata_params,
         check_constancy_invariants=False,
     )
-    run = Plan(options, stack._roles(), runner, shared).over(_named(turn, blocks))
+    # Where the layers are written out, or grouped, the compiler alone says what is gathered when.
+    fsdp = stack.fsdp if runner.run == Run() else None
+    loop = Loop(fsdp, runner) if isinstance(fsdp, FSDP) else runner
+    run = Plan(options, stack._roles(), loop, shared).over(_named(turn, blocks))
     return run(detached.scopes, x, call.xs)
 
 

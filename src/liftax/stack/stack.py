@@ -102,6 +102,9 @@ class Stack(Declaration):
       split_rngs: stream -> False for the same key in every repeat.
       metadata_params: handed to boxed variables for the axis of the repeats:
         ``{nn.PARTITION_NAME: "layers"}``.
+      fsdp: a mesh axis, or an `FSDP`: the parameters lie split over it (see `fsdp_sharding`)
+        and are gathered a layer ahead of the one that computes. The backward pass gathers them
+        again and runs each layer again.
       frozen: True, or the numbers of layers whose parameters get no gradient.
       shared: modules that stand in fields of the layers, or in the pattern itself, and
         are one module for all of them: unbound ones, or ones that lie outside.

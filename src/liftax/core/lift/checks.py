@@ -216,15 +216,23 @@ def checked_carry(at: Placed, before: list[Any], before_def: PyTreeDef, carry: T
 
 def _fits(old: ArrayLike, new: ArrayLike) -> bool:
     a, b = jax.typeof(old), jax.typeof(new)
-    if a.shape != b.shape:
+    # On explicit axes of a mesh the split is part of the type, and JAX holds the loop to it.
+    if a.shape != b.shape or a.sharding.spec != b.sharding.spec:
         return False
     # A weakly typed carry begins in the dtype that the body makes of it.
     return a.dtype == b.dtype or (a.weak_type and jnp.result_type(old, new) == b.dtype)
 
 
 def _changes(at: Placed, name: str, old: object, new: object) -> CarryError:
-    """A leaf that comes out with another shape or dtype."""
+    """A leaf that comes out with another shape or dtype, or split in another way."""
     a, b = jax.typeof(old), jax.typeof(new)
+    if a.shape == b.shape and a.dtype == b.dtype and a.sharding.spec != b.sharding.spec:
+        before, after = (f"{describe(x)} split as {x.sharding.spec}" for x in (a, b))
+        hint = (
+            "give the layer that returns it out_sharding=, lay it out by jax.sharding.reshard, "
+            "or hand in one that is split as it comes out"
+        )
+        return carry_error(at.place, f"{name} changes its sharding", before, after, hint)
     if a.shape == b.shape:
         hint = "cast it to the dtype that comes in, or hand in the wider one"
     # The last axis is the features of nearly every layer: which argument to change is known.
