@@ -133,3 +133,36 @@ def test_the_figures_are_drawn_from_the_tables():
     drawn = runpy.run_path(str(ROOT / "docs/images/make_benchmarks.py"))["draw"]()
     for name, picture in drawn.items():
         assert (ROOT / "docs/images" / name).read_text(encoding="utf-8") == picture, name
+
+
+def test_each_command_is_in_the_reference():
+    page = (ROOT / "docs/reference/command.md").read_text(encoding="utf-8")
+    commands = {m.name for m in pkgutil.iter_modules([str(ROOT / "src/liftax/cli")])}
+    shown = set(re.findall(r'^show\("(\w+)"\)$', page, re.MULTILINE))
+    assert shown == {name for name in commands if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("folder", ["guides", "tutorials", "reference"])
+def test_each_page_stands_in_the_contents(folder):
+    """In the `toctree` of its index, which Sphinx asks for, too, in `make docs`."""
+    index = (ROOT / "docs" / folder / "index.md").read_text(encoding="utf-8")
+    listed = re.search(r"```\{toctree\}\n(?:.*\n)*?\n((?:[\w-]+\n)+)```", index)[1].split()
+    pages = {page.stem for page in (ROOT / "docs" / folder).glob("*.md")} - {"index"}
+    assert sorted(listed) == sorted(pages)
+
+
+def test_links_lead_where_they_led_when_pages_are_gathered():
+    """A page may lie elsewhere in the site than in the repository: `docs/make.py`."""
+    make = runpy.run_path(str(ROOT / "docs/make.py"))
+    known = make["places"]() | make["ALIASES"]
+    for page, text, turned in [
+        ("docs/guides/stacks.md", "[a](performance.md#b)", "[a](performance.md#b)"),
+        ("docs/guides/stacks.md", "[a](../../examples)", "[a](../examples.md)"),
+        ("docs/internals.md", "[a](../CONTRIBUTING.md)", "[a](contributing.md)"),
+        ("CONTRIBUTING.md", "[a](docs/internals.md)", "[a](internals.md)"),
+        ("src/liftax/findings/README.md", "[a](LX101.md)", "[a](LX101.md)"),
+        ("src/liftax/findings/README.md", "[a](../../../docs/index.md)", "[a](../index.md)"),
+        ("docs/index.md", "[a](https://jax.dev) `](b.md)`", "[a](https://jax.dev) `](b.md)`"),
+        ("docs/index.md", "```\n[a](../README.md)\n```", "```\n[a](../README.md)\n```"),
+    ]:
+        assert make["turned"](text, ROOT / page, known[ROOT / page], known) == turned
