@@ -32,6 +32,7 @@ TABLES: dict[str, tuple[str, str, str]] = {
     "stack": ("stack", "run", "every way to run a stack: trace, compile, step, memory"),
     "decode": ("decode", "run", "one token through a stack with a cache, by run and storage"),
     "growth": ("growth", "run", "what grows with values, leaves and layers"),
+    "convert": ("convert", "run", "liftax convert beside cp"),
     "gpu": ("gpu", "run", "a 300M-parameter transformer; needs a GPU"),
 }
 

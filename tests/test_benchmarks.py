@@ -14,6 +14,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import (
     checks,
+    convert,
     depth,
     eager,
     gpu,
@@ -190,6 +191,11 @@ def test_gpu_script_on_any_device() -> None:
     assert table.notes == [f"skipped: needs a GPU, and there is {jax.devices()[0].device_kind}"]
     gpu.fill(table, {BASELINE: [found] * 3, "liftax": [found] * 3})
     assert table.cells["training step"]["liftax"].ratio == 1.0
+
+
+def test_conversions_are_timed_beside_cp() -> None:
+    (table,) = convert.run(Settings(rounds=1), width=32)
+    assert set(convert.CASES) < set(table.cells) and "cp" in table.cells["layers to axis 1"]
 
 
 def test_interleaving_takes_turns() -> None:

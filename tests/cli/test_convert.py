@@ -16,6 +16,7 @@ import safetensors.numpy
 import liftax as nn
 from liftax.checkpoint import write as writing
 from liftax.cli import main
+from liftax.stack import arrays
 
 rng = np.random.default_rng(0)
 BLOCKS = {
@@ -225,6 +226,23 @@ def test_one_tensor_in_memory_at_a_time(folder):
         tracemalloc.stop()
         assert peak < 2.5 * 4 * size, (form, axis, peak)  # of 32 in all
     assert nn.load_checkpoint("big.safetensors", verify=True)["params"]["net"]["h"].shape[0] == 4
+
+
+def test_memory_is_flat_in_the_size_of_a_tensor(folder, monkeypatch):
+    """Along any axis: rearranged by rows, of which a few are in memory."""
+    monkeypatch.setattr(arrays, "BLOCK", 1 << 16)
+    tensor = np.random.default_rng(0).integers(0, 255, (4, 64, 1 << 15), np.uint8)
+    tree = {"params": {"net": {"w": tensor}}}
+    nn.save_checkpoint("big.safetensors", tree, layout=nn.Stacking.of("net", 4))
+    for form, axis in (("layers", 0), ("stacked", 1), ("layers", 1), ("stacked", 2), ("layers", 2)):
+        tracemalloc.start()
+        convert("big.safetensors", "big.safetensors", "--layout", form, "--axis", axis)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 21, (form, axis, peak)  # of 8 MiB
+    found = nn.load_checkpoint("big.safetensors", verify=True)["params"]["net"]
+    for i, layer in enumerate(found.values()):
+        np.testing.assert_array_equal(layer["w"], tensor[i])
 
 
 # -- what is refused ---------------------------------------------------------------------------

@@ -6,7 +6,9 @@ import abc
 import hashlib
 import math
 import mmap
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +99,7 @@ class Mapped(Lazy):
 
     def __init__(self, data: np.ndarray, start: int, dtype: np.dtype, shape: Shape):
         self.data, self.start, self.dtype, self.shape = data, start, dtype, shape
-        self.order = (start,)
+        self.order, self.in_file = (start,), True
 
     def read(self) -> np.ndarray:
         """A read-only view of the file.
@@ -135,12 +137,45 @@ class ToSave(Kept):
         return super().read()
 
 
+class Summing:
+    """Takes checksums beside what else is done, on a few threads.
+
+    What is to be summed in order follows what came before; arrays apart go at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._waiting: deque[Future[None]] = deque()
+
+    def later(
+        self, digest: hashlib.blake2b, data: memoryview, before: Future[None] | None
+    ) -> Future[None]:
+        """Adds bytes to a checksum after those before; waits where too many are to be added."""
+        while len(self._waiting) >= _THREADS:
+            self._waiting.popleft().result()
+        # Those that wait for others were given in later: there is always one that does not.
+        self._pool = self._pool or ThreadPoolExecutor(_THREADS)
+        self._waiting.append(self._pool.submit(_update, digest, data, before))
+        return self._waiting[-1]
+
+
+_THREADS = 8
+
+
+def _update(digest: hashlib.blake2b, data: memoryview, before: Future[None] | None) -> None:
+    if before is not None:
+        before.result()
+    digest.update(data)
+
+
 class Summed(Lazy):
     """An array whose checksum is known once it has been read."""
 
-    def __init__(self, base: Lazy):
+    def __init__(self, base: Lazy, summing: Summing):
         self.base, self.shape, self.dtype, self.order = base, base.shape, base.dtype, base.order
-        self.digest: str | None = None
+        self.summing = summing
+        self._digest: hashlib.blake2b | None = None
+        self._last: Future[None] | None = None
 
     def read(self) -> np.ndarray:
         """The array, its checksum taken on the way."""
@@ -151,28 +186,59 @@ class Summed(Lazy):
         """The pieces of the array, its checksum taken on the way."""
         return self._summed(self.base.chunks())
 
+    def blocks(self, rows: int) -> Iterator[np.ndarray]:
+        """The array by rows, its checksum taken on the way."""
+        return self._summed(self.base.blocks(rows))
+
     def _summed(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         # The same bytes mean something else under another dtype or shape, so these count too.
         digest = hashlib.blake2b(digest_size=8)
         digest.update(f"{self.dtype.name}{list(self.shape)}".encode())
+        last = None
         for chunk in chunks:
             chunk = np.asarray(chunk, order="C")
-            digest.update(_bytes_of(chunk))
+            last = self.summing.later(digest, _bytes_of(chunk), last)
             yield chunk
-        self.digest = digest.hexdigest()
+        if last is not None and not self.base.in_file:
+            last.result()  # it is in memory: another one may not fit beside it
+        self._digest, self._last = digest, last
+
+    def begin(self) -> None:
+        """Reads the array where that has not been done; the checksum may take longer."""
+        if self._digest is None:
+            for _ in self.chunks():
+                pass
 
     def checksum(self) -> str:
         """The checksum; reads the array where that has not been done."""
-        if self.digest is None:
-            for _ in self.chunks():
-                pass
-        assert self.digest is not None
-        return self.digest
+        self.begin()
+        if self._last is not None:
+            self._last.result()
+        assert self._digest is not None
+        return self._digest.hexdigest()
+
+    def same_as(self, other: Summed) -> bool:
+        """Whether another array has the same shape, dtype and bytes; both are read for that."""
+        if (self.shape, self.dtype) != (other.shape, other.dtype):
+            return False
+        pairs = zip(self.base.chunks(), other.base.chunks(), strict=True)
+        return all(
+            np.array_equal(_bytes_of(np.asarray(a, order="C")), _bytes_of(np.asarray(b, order="C")))
+            for a, b in pairs
+        )
+
+
+def checksums(variables: Mapping[str, Summed]) -> dict[str, str]:
+    """The checksum of each; what is slices of one array is read one after the other."""
+    for name in sorted(variables, key=lambda name: variables[name].order):
+        variables[name].begin()
+    return {name: leaf.checksum() for name, leaf in variables.items()}
 
 
 def summed(tree: object) -> object:
     """Nested dicts with every array's checksum known once it is read."""
-    return mapped(lambda leaf: Summed(leaf) if isinstance(leaf, Lazy) else leaf, tree)
+    summing = Summing()
+    return mapped(lambda leaf: Summed(leaf, summing) if isinstance(leaf, Lazy) else leaf, tree)
 
 
 def read_all(tree: object) -> object:

@@ -2,7 +2,7 @@
 
 The layers form is the common ground: each of its variables is read once, its checksum is taken
 while it is written, and the new file, read back and brought to the layers form, must have the
-same checksums before it takes the place of anything.
+same bytes, or checksums, before it takes the place of anything.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .msgpack_out import write_msgpack
 from .orbax import BESIDE, read_orbax, write_orbax
 from .roots import find_trees
 from .safetensors import KEY, file_size, header_of, read_safetensors, tensors_of, write_safetensors
-from .tensors import Summed, combined, escape, flat, nested, summed
+from .tensors import Summed, checksums, combined, escape, flat, nested, summed
 
 _PARTS = {"version", "stackings", "values", "empty", "layers", "variables"}
 OUTSIDE = "outside of any stack"
@@ -59,8 +59,7 @@ class Plan:
 
     def checksums(self) -> dict[str, str]:
         """The checksum of each variable in the layers form; reads what was not read before."""
-        found = {name: self.variables[name].checksum() for name in _in_order(self.variables)}
-        return {name: found[name] for name in self.variables}
+        return checksums(self.variables)
 
     def by_layer(self) -> dict[str, str]:
         """One checksum for each layer."""
@@ -72,11 +71,6 @@ class Plan:
             layer: combined({name: sums[name] for name in names})
             for layer, names in self.layers.items()
         }
-
-
-def _in_order(variables: Mapping[str, Summed]) -> list[str]:
-    """The names, so that what is slices of one array is read one after the other."""
-    return sorted(variables, key=lambda name: variables[name].order)
 
 
 def planned(
@@ -353,8 +347,12 @@ def _verify(tree: object, metadata: dict[str, str], plan: Plan, sums: Mapping[st
         raise CheckpointError(
             f"{name_of(name)} is in only one of what was read and what was written"
         )
-    for name in _in_order(found):
-        if found[name].checksum() != sums[name]:
+    read = plan.variables
+    # Bytes that lie in two files are compared in a tenth of the time that another sum takes.
+    mapped = {n for n, leaf in found.items() if leaf.base.in_file and read[n].base.in_file}
+    summed_again = checksums({n: leaf for n, leaf in found.items() if n not in mapped})
+    for name, leaf in found.items():
+        if not (leaf.same_as(read[name]) if name in mapped else summed_again[name] == sums[name]):
             raise CheckpointError(
                 f"{name_of(name)} was not written as it was read: is the disk damaged, or the "
                 f"memory?"

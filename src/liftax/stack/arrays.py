@@ -28,6 +28,10 @@ Index = tuple["slice | int | EllipsisType", ...]
 Change = Callable[[tuple[object, ...]], tuple[object, ...]]
 
 
+BLOCK = 8 << 20
+"""About so many bytes of an array are rearranged at one time, and no less than a row of it."""
+
+
 class Lazy(abc.ABC):
     """An array that is not in memory: its shape and dtype are known, `read` brings the rest.
 
@@ -35,11 +39,13 @@ class Lazy(abc.ABC):
       shape: its shape.
       dtype: its dtype.
       order: where in its file it comes from; arrays are read in this order.
+      in_file: whether `read` is a view of the file, which takes no memory.
     """
 
     shape: Shape
     dtype: np.dtype
     order: Shape = ()
+    in_file: bool = False
 
     @abc.abstractmethod
     def read(self) -> np.ndarray:
@@ -57,7 +63,16 @@ class Lazy(abc.ABC):
 
     def chunks(self) -> Iterator[np.ndarray]:
         """The array in C order, in pieces that need not be in memory at one time."""
-        yield self.read()
+        return self.blocks(_rows(self))
+
+    def blocks(self, rows: int) -> Iterator[np.ndarray]:
+        """The array in pieces of so many rows, of its first axis; whole where it has no row."""
+        array = self.read()
+        if not array.size or not array.ndim:
+            yield array
+        else:
+            for start in range(0, len(array), rows):
+                yield array[start : start + rows]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.dtype}{list(self.shape)})"
@@ -72,7 +87,7 @@ class View(Lazy):
 
     def __init__(self, base: Lazy, shape: Shape, see: Callable[[np.ndarray], np.ndarray]):
         self.base, self.shape, self.see = base, shape, see
-        self.dtype, self.order = base.dtype, base.order
+        self.dtype, self.order, self.in_file = base.dtype, base.order, base.in_file
 
     def read(self) -> np.ndarray:
         """A view of the array that it is taken from."""
@@ -95,12 +110,19 @@ class Joined(Lazy):
         return made
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Part by part along the first axis; whole along any other."""
+        """Part by part along the first axis; a few rows of all parts along any other."""
         if self.axis == 0:
             for part in self.parts:
                 yield from part.chunks()
         else:
-            yield self.read()
+            for rows in zip(*(part.blocks(_rows(self)) for part in self.parts), strict=True):
+                yield np.stack(rows, self.axis)
+
+
+def _rows(array: Lazy) -> int:
+    """How many rows of an array are a block."""
+    rows = array.shape[0] if array.shape else 1
+    return max(1, BLOCK * rows // max(array.nbytes, 1))
 
 
 class Places(NamedTuple):
