@@ -9,6 +9,8 @@ import functools
 import hashlib
 import sys
 import tempfile
+import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -39,17 +41,20 @@ def show_model(module, *args, rngs=KEYS, mutable=False, method=None, **kwargs):
     """Variables, outputs, gradients and changed collections of a module."""
     name = type(module).__name__
     options = {"method": method, **kwargs}
-    variables = jax.jit(lambda: module.init(rngs, *args, **options))()
+    # Keys and inputs are arguments: XLA takes minutes to fold what it can compute of constants.
+    variables = jax.jit(lambda rngs, args: module.init(rngs, *args, **options))(rngs, args)
     show(f"{name} variables", variables)
 
-    def loss(params):
+    def loss(params, rest, rngs, args):
         out = module.apply(
-            {**variables, "params": params}, *args, rngs=rngs, mutable=mutable, **options
+            {**rest, "params": params}, *args, rngs=rngs, mutable=mutable, **options
         )
         floats = [x for x in jax.tree.leaves(out) if jnp.issubdtype(x.dtype, jnp.inexact)]
         return sum(jnp.sum(jnp.abs(jnp.asarray(x)).astype(jnp.float32) ** 2) for x in floats), out
 
-    (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, out), grads = grad(variables["params"], rest, rngs, args)
     show(f"{name} outputs", out)
     show(f"{name} gradients", grads)
     return variables
@@ -101,7 +106,7 @@ def netket():
     show_model(nk.models.MLP(hidden_dims=(8,), output_activation=nk.nn.log_cosh), spins)
     graph = nk.graph.Chain(8)
     show_model(nk.models.GCNN(symmetries=graph, layers=2, features=(2, 2)), spins)
-    for made in (nk.models.ARNNDense, nk.models.ARNNConv1D, nk.models.FastARNNDense):
+    for made in (nk.models.ARNNDense, nk.models.ARNNConv1D):
         kwargs = {"kernel_size": 3} if "Conv" in made.__name__ else {}
         module = made(hilbert=hilbert, layers=2, features=4, **kwargs)
         state = nk.vqs.MCState(nk.sampler.ARDirectSampler(hilbert), module, n_samples=16, seed=1)
@@ -113,7 +118,7 @@ def netket():
         hamiltonian, nk.optimizer.Sgd(0.1), variational_state=state,
         preconditioner=nk.optimizer.SR(diag_shift=0.1),
     )  # fmt: skip
-    driver.advance(3)
+    driver.run(3, show_progress=False)
     show("VMC", state.variables)
 
 
@@ -162,14 +167,12 @@ def flaxmodels():
     net = fm.ResNet18(output="logits", pretrained=None, num_classes=5)
     show_model(net, x, mutable=["batch_stats"])
     show_model(fm.VGG16(output="activations", pretrained=None, include_head=False), x, train=False)
-    generator = fm.stylegan2.Generator(
-        resolution=16, num_channels=3, z_dim=8, c_dim=0, w_dim=8, mapping_layer_features=8,
-        fmap_base=64, fmap_max=8, rng=KEY,
+    config = types.SimpleNamespace(
+        vocab_size=16, n_positions=8, n_embd=8, n_layer=2, n_head=2, n_inner=None, embd_pdrop=0.1,
+        attn_pdrop=0.1, resid_pdrop=0.1, layer_norm_epsilon=1e-5, scale_attn_weights=True,
+        activation_function="gelu_new", use_cache=True,
     )  # fmt: skip
-    keys = {**KEYS, "noise": KEY}
-    show_model(generator, array(2, 8), None, rngs=keys, mutable=["moving_stats"])
-    critic = fm.stylegan2.Discriminator(resolution=16, fmap_base=64, fmap_max=8, rng=KEY)
-    show_model(critic, array(2, 16, 16, 3))
+    show_model(fm.gpt2.GPT2Model(config), jnp.arange(6).reshape(1, 6), training=True)
 
 
 def transformers():
@@ -341,6 +344,14 @@ def aqtp():
 
 def gemma():
     import dataclasses
+
+    # kauldron, gemma's trainer, is imported for a few annotations and base classes. It asks for
+    # tensorflow, which nothing here calls, and has renamed a class that gemma knows as before.
+    sys.modules["tensorflow"] = mock.MagicMock(__spec__=None)
+    from kauldron import kd
+
+    kd.train = mock.MagicMock()
+    kd.ckpts.AbstractPartialLoader = kd.ckpts.InitTransform
 
     from gemma import gm, peft
 
