@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import jax
 from jax.sharding import PartitionSpec
@@ -31,6 +31,7 @@ from .spmd import LogicalPartitionSpec as LogicalPartitionSpec
 from .spmd import LogicalRules as LogicalRules
 from .spmd import RulesFallback as RulesFallback
 from .spmd import get_logical_axis_rules as get_axis_rules
+from .spmd import is_names
 from .spmd import logical_axis_rules as axis_rules
 from .spmd import logical_to_mesh as logical_to_mesh
 from .spmd import logical_to_mesh_axes as logical_to_mesh_axes
@@ -62,18 +63,21 @@ __all__ = [
 ]
 
 Target = TypeVar("Target", bound=Function)
+Names: TypeAlias = Any
+"""A logical name or None for each axis of an array; for a tree of arrays, a tree of these."""
 _SUFFIX = "_axes"
 
 
 @dataclasses.dataclass(frozen=True)
 class AxisMetadata:
-    """The logical names of one array's axes; a pytree node without leaves.
+    """The logical names of one variable's axes; a pytree node without leaves.
 
     Args:
-      names: one name or None per axis, or None for an array without names.
+      names: one name or None per axis, or None for an array without names; for a variable that is
+        a tree of arrays, a tree of these.
     """
 
-    names: tuple[str | None, ...] | None
+    names: Names
 
     def replace(self, **updates: Any) -> AxisMetadata:
         """Returns the same with other names."""
@@ -87,6 +91,11 @@ def _is_metadata(x: object) -> TypeGuard[AxisMetadata]:
     return isinstance(x, AxisMetadata)
 
 
+def _as_names(axes: Any) -> Any:
+    """Names as they are kept, where a list would be a tree."""
+    return tuple(axes) if isinstance(axes, list) else axes
+
+
 def _the_module(module: Module | None, what: str) -> Module:
     found = local.stack[-1] if module is None else module
     if found is None:
@@ -97,7 +106,7 @@ def _the_module(module: Module | None, what: str) -> Module:
     return found
 
 
-def _note_names(module: Module, col: str, name: str, axes: tuple[str, ...]) -> None:
+def _note_names(module: Module, col: str, name: str, axes: Names) -> None:
     """Stores the names of a variable's axes beside it."""
 
     def keep(known: object, new: AxisMetadata) -> AxisMetadata:
@@ -117,7 +126,7 @@ def param_with_axes(
     name: str,
     init_fn: Function,
     *init_args: object,
-    axes: tuple[str, ...] | None = None,
+    axes: Names = None,
     module: Module | None = None,
     **init_kwargs: Any,
 ) -> Any:
@@ -125,7 +134,8 @@ def param_with_axes(
 
     Args:
       name, init_fn, *init_args, **init_kwargs: as in `Module.param`.
-      axes: a logical name for each axis; None declares a parameter without names.
+      axes: a logical name for each axis, for a tree of arrays a tree of these; None declares a
+        parameter without names.
       module: the module; the one whose method runs where None.
 
     Returns:
@@ -151,8 +161,9 @@ def param_with_axes(
     value = owner.param(name, init_fn, *init_args, **init_kwargs)
     if axes is None:
         return value
+    axes = _as_names(axes)
     _note_names(owner, "params", name, axes)
-    return with_sharding_constraint(value, PartitionSpec(*axes))
+    return with_sharding_constraint(value, axes)
 
 
 class PartitionedVariable(Variable):
@@ -160,7 +171,7 @@ class PartitionedVariable(Variable):
 
     Args:
       scope, collection, name: where it is.
-      axes: a logical name for each axis, or None.
+      axes: a logical name for each axis, a tree of these, or None.
       fallback: what is done with a name to which no rule applies.
     """
 
@@ -171,7 +182,7 @@ class PartitionedVariable(Variable):
         scope: Scope,
         collection: str,
         name: str,
-        axes: tuple[str, ...] | None = None,
+        axes: Names = None,
         fallback: RulesFallback = RulesFallback.AXIS_IS_UNSHARDED,
     ):
         super().__init__(scope, collection, name)
@@ -179,9 +190,7 @@ class PartitionedVariable(Variable):
         self.fallback = fallback
 
     def _laid_out(self, value: object) -> Any:
-        if self.axes is None:
-            return value
-        return with_sharding_constraint(value, PartitionSpec(*self.axes), fallback=self.fallback)
+        return with_sharding_constraint(value, self.axes, fallback=self.fallback)
 
     @property
     def value(self) -> Any:
@@ -198,7 +207,7 @@ def variable_with_axes(
     name: str,
     init_fn: Function,
     *init_args: object,
-    axes: tuple[str, ...] | None = None,
+    axes: Names = None,
     module: Module | None = None,
     fallback: RulesFallback = RulesFallback.AXIS_IS_UNSHARDED,
     **init_kwargs: Any,
@@ -207,7 +216,8 @@ def variable_with_axes(
 
     Args:
       collection, name, init_fn, *init_args, **init_kwargs: as in `Module.variable`.
-      axes: a logical name for each axis; None declares a variable without names.
+      axes: a logical name for each axis, for a tree of arrays a tree of these; None declares a
+        variable without names.
       module: the module; the one whose method runs where None.
       fallback: what is done with a name to which no rule applies.
 
@@ -217,6 +227,7 @@ def variable_with_axes(
     """
     owner = _the_module(module, "variable_with_axes")
     made = owner.variable(collection, name, init_fn, *init_args, **init_kwargs)
+    axes = _as_names(axes)
     if axes is not None:
         _note_names(owner, collection, name, axes)
     return PartitionedVariable(made.scope, collection, name, axes, fallback)
@@ -229,19 +240,17 @@ def get_axis_names(axes_metadata: Mapping[str, Any]) -> dict[str, Any]:
       axes_metadata: nested mapping ``{name}_axes`` -> AxisMetadata.
 
     Returns:
-      nested dict ``{name}`` -> PartitionSpec, or None where there are no names; it fits the
-      variables where each has names.
+      nested dict ``{name}`` -> PartitionSpec, None where there are no names, or a tree of these for
+      a tree of arrays; it fits the variables where each has names.
     """
-
-    def spec(names: Iterable[str | None] | None) -> PartitionSpec | None:
-        return None if names is None else PartitionSpec(*names)
 
     found: dict[str, Any] = {}
     for key, value in axes_metadata.items():
         if isinstance(value, Mapping):
             found[key] = get_axis_names(value)
         else:
-            found[key.removesuffix(_SUFFIX)] = spec(value.names)
+            specs = jax.tree.map(lambda names: PartitionSpec(*names), value.names, is_leaf=is_names)
+            found[key.removesuffix(_SUFFIX)] = specs
     return found
 
 
@@ -260,7 +269,7 @@ class _Renamed:
         def one(x: object) -> object:
             if not _is_metadata(x) or x.names is None:
                 return x
-            return x.replace(names=self._names(tuple(x.names)))
+            return x.replace(names=jax.tree.map(self._names, x.names, is_leaf=is_names))
 
         return jax.tree.map(one, tree, is_leaf=_is_metadata)
 

@@ -11,7 +11,7 @@ import flax.linen
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers.compare import ON_FLAX
+from helpers.compare import ON_FLAX, Library, linen, ours
 
 import liftax
 from liftax import absent
@@ -129,6 +129,43 @@ def test_helpers_that_public_code_calls() -> None:
         lib.Einsum((3, 4))._get_bias_shape("ab,bc->ac", a, b) for lib in (liftax, flax.linen)
     )
     assert tuple(map(tuple, found)) == tuple(map(tuple, wanted))
+
+
+def test_what_an_interceptor_of_public_code_asks() -> None:
+    """AQT's: whether the module may declare variables now."""
+
+    def run(lib: Library) -> list[tuple[str, str, bool]]:
+        nn = lib.nn
+        heard: list[tuple[str, str, bool]] = []
+
+        class Inner(nn.Module):
+            def setup(self):
+                self.dense = nn.Dense(2)
+
+            def __call__(self, x):
+                heard.append(("Inner", "body", self._initialization_allowed))
+                return self.dense(x)
+
+        class Outer(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return Inner()(x)
+
+        def hear(next_fun, args, kwargs, context):
+            module = context.module
+            heard.append(
+                (type(module).__name__, context.method_name, module._initialization_allowed)
+            )
+            return next_fun(*args, **kwargs)
+
+        assert Outer()._initialization_allowed
+        with nn.intercept_methods(hear):
+            variables = Outer().init(jax.random.key(0), jnp.ones((1, 2)))
+            Outer().apply(variables, jnp.ones((1, 2)))
+        return heard
+
+    theirs = run(linen())
+    assert run(ours()) == theirs and {allowed for *_, allowed in theirs} == {True, False}
 
 
 def test_what_runs_now_is_in_the_context() -> None:

@@ -19,7 +19,7 @@ from ..core.scope import Scope, Variable
 from ..core.types import Function
 from ..errors import NameInUseError, PerturbationNotFoundError, UnboundModuleError, UndeclaredError
 from ..tracebacks import boundary
-from .state import Standing, State
+from .state import DONE, Standing, State
 
 T = TypeVar("T")
 M = TypeVar("M", bound="Variables")
@@ -82,6 +82,13 @@ class Variables:
                 f"{whose(self)}: the name {name!r} is in use and cannot also be {what} {name!r}"
             )
         return scope
+
+    @property
+    def _initialization_allowed(self) -> bool:
+        # Linen's name, which interceptors of public code ask: the setup ran, and no compact method
+        # runs, so nothing can be declared.
+        state = self._state
+        return state.setup != DONE or state.in_setup or state.in_compact
 
     def param(
         self,

@@ -46,9 +46,7 @@ def show_model(module, *args, rngs=KEYS, mutable=False, method=None, **kwargs):
     show(f"{name} variables", variables)
 
     def loss(params, rest, rngs, args):
-        out = module.apply(
-            {**rest, "params": params}, *args, rngs=rngs, mutable=mutable, **options
-        )
+        out = module.apply({**rest, "params": params}, *args, rngs=rngs, mutable=mutable, **options)
         floats = [x for x in jax.tree.leaves(out) if jnp.issubdtype(x.dtype, jnp.inexact)]
         return sum(jnp.sum(jnp.abs(jnp.asarray(x)).astype(jnp.float32) ** 2) for x in floats), out
 
