@@ -7,10 +7,12 @@ runs in flax's place, a code base that is rewritten.
 from __future__ import annotations
 
 import difflib
+import importlib
 import sys
 from collections.abc import Iterable
 from opcode import opmap
 from types import FrameType
+from typing import Any
 
 _DICTS = (
     "plain dicts go in and come out here, and any mapping goes in; flax's own one is "
@@ -21,6 +23,8 @@ _FP8 = (
     "nn.from_linen(flax.linen.{name})"
 )
 _SCOPES = "variables and keys go in by apply and bind, and what a scope has is read from it"
+_CORE = "it is liftax.core.{name}"
+_TABLES = "nn.tabulate makes the table as text, nn.layout shows the same as data"
 _TRACE = "jax itself refuses a tracer that leaves its transformation, and liftax says where"
 
 _SCOPE_NAMES = ("TestScope", "fork_rngs", "clean_clone")
@@ -41,6 +45,34 @@ ADVICE: dict[str, str] = {
         _FP8,
     ),
     **dict.fromkeys((*_SCOPE_NAMES, "LazyRng"), _SCOPES),
+    **dict.fromkeys(
+        [
+            "CollectionFilter",
+            "DenyList",
+            "FrozenVariableDict",
+            "MutableVariableDict",
+            "PRNGSequenceFilter",
+            "VariableDict",
+            "apply",
+            "group_collections",
+            "in_filter",
+            "init",
+        ],
+        _CORE,
+    ),
+    **dict.fromkeys(
+        [
+            "Table",
+            "_ArrayRepresentation",
+            "_ObjectRepresentation",
+            "_get_module_table",
+            "_process_inputs",
+            "_tabulate_context",
+        ],
+        _TABLES,
+    ),
+    "spmd": "it is liftax.spmd",
+    "_add_axis_to_metadata": "liftax.partitioning.scan_with_axes and vmap_with_axes do that",
     **dict.fromkeys(["check_trace_level", "current_trace"], _TRACE),
 }
 """Name -> what to use."""
@@ -57,6 +89,24 @@ def told(package: str, name: str, known: Iterable[str]) -> str:
         return f"{text}, which flax has: {ADVICE[name].format(name=name)}"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return f"{text}; did you mean {near[0]!r}?" if near else text
+
+
+def flaxs_own(package: str, name: str, home: str, instead: str) -> Any:
+    """What flax has under a name, and liftax only where flax is installed.
+
+    Args:
+      package: who is asked.
+      home: the module of flax that has it.
+      instead: a sentence for those who have no flax.
+    """
+    try:
+        return getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "flax":
+            raise
+        raise AttributeError(
+            f"{package}.{name} is flax's own, and flax is not installed. {instead}"
+        ) from None
 
 
 def refusal(package: str, name: str, known: Iterable[str], depth: int = 1) -> Exception:

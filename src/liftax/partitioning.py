@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeGuard, TypeVar
 import jax
 from jax.sharding import PartitionSpec
 
+from .absent import refusal
 from .core.filters import union
 from .core.linen_names import CollectionFilter as CollectionFilter
 from .core.linen_names import InOutAxis as InOutAxis
@@ -386,3 +387,7 @@ def vmap_with_axes(
         if isinstance(col, str) and col in partitioning_axis_names:
             lifted = _with_axis_name(lifted, axis, partitioning_axis_names[col], col + _SUFFIX)
     return lifted
+
+
+def __getattr__(name: str) -> Any:
+    raise refusal(__name__, name, __all__)

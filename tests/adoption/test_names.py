@@ -19,7 +19,7 @@ from liftax import absent
 pytestmark = pytest.mark.skipif(ON_FLAX, reason="about liftax's own names")
 LINEN = [m.name for m in pkgutil.iter_modules(flax.linen.__path__) if m.name != "experimental"]
 # What modules of flax define and liftax has not: parts of how flax does it, which no page of its
-# documentation names. All of fp8_ops is left out; the page on differences says what to use.
+# documentation names.
 LEFT_OUT = {
     "batch_apply": """arbitrary_mergeable_leaf merge_leading_dims ndim_at_least
         split_leading_dim""",
@@ -28,7 +28,7 @@ LEFT_OUT = {
         tuple_init tuple_reduce wrap_descriptor_once""",
     "partitioning": "core_remat_static",
     "recurrent": "RNNBase",
-    "summary": "Row Table",
+    "summary": "Row",
     "transforms": "InstancePlaceholder VariablePlaceholder",
 }
 
@@ -49,7 +49,7 @@ def test_each_submodule_is_an_address(name: str) -> None:
     ours = importlib.import_module(f"liftax.{name}")
     held = getattr(liftax, name)
     assert held is ours or (name == "summary" and callable(held))
-    if name == "fp8_ops":
+    if name == "fp8_ops":  # flax's own functions, and operators that are left out
         return
     public = defined(importlib.import_module(f"flax.linen.{name}"))
     missing = {n for n in public if not hasattr(ours, n) and n not in absent.ADVICE}
@@ -90,12 +90,23 @@ def test_flaxs_own_dicts_are_flaxs() -> None:
     assert "FrozenDict" not in liftax.core.__all__  # a star import goes without flax
 
 
+def test_flaxs_own_products_in_eight_bits_are_flaxs() -> None:
+    theirs = importlib.import_module("flax.linen.fp8_ops")
+    for name in "in_qdq out_qdq in_q out_dq qdq fm32 quantized_dot fp8_scaled_dot_general".split():
+        assert getattr(liftax.fp8_ops, name) is getattr(theirs, name)
+
+
 @pytest.mark.parametrize(
     ("module", "name", "said"),
     [
         ("liftax", "FrozenDict", "plain dicts go in and come out"),
         ("liftax", "Fp8DotGeneralOp", "dot_general_cls= of your own"),
         ("liftax.fp8_ops", "Fp8Einsum", "dot_general"),
+        ("liftax.core.scope", "CollectionFilter", "it is liftax.core.CollectionFilter"),
+        ("liftax.core", "spmd", "liftax.spmd"),
+        ("liftax.summary", "_process_inputs", "nn.tabulate"),
+        ("liftax.module", "_tabulate_context", "nn.layout"),
+        ("liftax.partitioning", "_add_axis_to_metadata", "scan_with_axes"),
         ("liftax", "LayerNom", "did you mean 'LayerNorm'"),
         ("liftax.transforms", "clean_clone", "apply and bind"),
         ("liftax.core.frozen_dict", "freez", "did you mean 'freeze'"),

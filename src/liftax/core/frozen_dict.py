@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from ..absent import refusal
+from ..absent import flaxs_own, refusal
 
 NAMES = ("FrozenDict", "copy", "freeze", "pop", "pretty_repr", "unfreeze")
 __all__ = [*NAMES]
@@ -13,13 +12,9 @@ __all__ = [*NAMES]
 
 def __getattr__(name: str) -> Any:
     if name in NAMES:
-        try:
-            return getattr(importlib.import_module("flax.core.frozen_dict"), name)
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "flax":
-                raise
-            raise AttributeError(
-                f"{__name__}.{name} is flax's own, and flax is not installed. Plain dicts go in "
-                f"and come out of liftax, so it is rarely needed; pip install flax otherwise"
-            ) from None
+        instead = (
+            "Plain dicts go in and come out of liftax, so it is rarely needed; pip install flax "
+            "otherwise"
+        )
+        return flaxs_own(__name__, name, "flax.core.frozen_dict", instead)
     raise refusal(__name__, name, NAMES)

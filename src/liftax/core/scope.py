@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import jax
 
 from .. import jax_private
+from ..absent import refusal
 from ..errors import InvalidNameError, NameInUseError, where
 from ..treescoped import shown
 from ..words import describe
@@ -612,3 +613,7 @@ class Variable:
     def is_mutable(self) -> bool:
         """Tells whether the collection may be written in this call."""
         return self.scope.is_mutable_collection(self.collection)
+
+
+def __getattr__(name: str) -> Any:
+    raise refusal(__name__, name, ["Scope", "Variable"])
