@@ -57,6 +57,16 @@ def test_the_version_has_a_section_of_its_own():
     assert re.search(r"^## (\S+)", changes, re.MULTILINE)[1] == VERSION
 
 
+def test_the_page_on_installing_names_the_versions_that_are_tested():
+    page = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    for version in re.findall(r"^(?:jax|flax)==([\d.]+)", pins, re.MULTILINE):
+        assert f"| {version} |" in page
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra in extras["optional-dependencies"]:
+        assert f"`liftax[{extra}]`" in page
+
+
 def test_the_sdist_has_what_the_tests_need(built):
     inside, _ = built
     for name in ("src", "tests", "docs", "examples", "benchmarks", "tools", "constraints.txt"):
