@@ -67,8 +67,8 @@ def say_seconds(app, env):
             print(f"{name} ran in {taken:.0f} s")
 
 
-# Stars before the name of an argument in a list of such.
-STARS = re.compile(r"(?<![\\\w*`])(\*{1,2})(?=\w+(, |: ))")
+# Several arguments on one line of "Args:", of which some have stars.
+NAMES = re.compile(r"^\s+(?:\*{0,2}\w+, )+\*{0,2}\w+: ")
 
 
 def before_napoleon(app, what, name, obj, options, lines):
@@ -78,7 +78,7 @@ def before_napoleon(app, what, name, obj, options, lines):
     two arguments, without emphasis; "Attributes:" would be headed "Variables".
     """
     for number in range(len(lines) - 1):
-        lines[number] = STARS.sub(lambda m: m[1].replace("*", r"\*"), lines[number])
+        lines[number] = NAMES.sub(lambda m: m[0].replace("*", r"\*"), lines[number])
         lines[number] = re.sub(r"^( *)Attributes:$", r"\1Fields:", lines[number])
         if lines[number].strip() in ("Returns:", "Yields:"):
             text = lines[number + 1]
@@ -103,7 +103,9 @@ def as_typed(app, what, name, obj, options, signature, returns):
             typed |= {n.target.id: n for n in source.body if isinstance(n, ast.AnnAssign)}
         fields = [f.name for f in dataclasses.fields(obj) if f.init and f.name in typed]
         shown = [ast.unparse(typed[f]) for f in fields if f not in ("parent", "name")]
-        return f"({', '.join(re.sub(r' = field.*', '', text) for text in shown)})", None
+        # What a factory makes is no default that says anything.
+        shown = [re.sub(r" = (dataclasses\.)?field\(.*", " = ...", text) for text in shown]
+        return f"({', '.join(shown)})", None
     return None
 
 
