@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import operator
 import pkgutil
 import re
 import runpy
@@ -133,6 +134,16 @@ def test_the_figures_are_drawn_from_the_tables():
     drawn = runpy.run_path(str(ROOT / "docs/images/make_benchmarks.py"))["draw"]()
     for name, picture in drawn.items():
         assert (ROOT / "docs/images" / name).read_text(encoding="utf-8") == picture, name
+
+
+@pytest.mark.parametrize(
+    ("page", "short", "library"),
+    [("haiku", "hk", "haiku"), ("equinox", "eqx", "equinox"), ("nnx", "nnx", "flax.nnx")],
+)
+def test_names_of_other_libraries_exist(page, short, library):
+    text = (ROOT / "docs/guides" / f"{page}.md").read_text(encoding="utf-8")
+    for name in set(re.findall(rf"\b{short}\.([\w.]*\w)", text)):
+        operator.attrgetter(name)(importlib.import_module(library))
 
 
 def test_each_command_is_in_the_reference():
