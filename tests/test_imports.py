@@ -43,7 +43,7 @@ ORDER = [
     {"init_sharded"},
     {"stack"},
     {"checkpoint"},
-    {"debug"},
+    {"debug", "training"},
     {  # the addresses that flax.linen has for what stands in the rooms
         "activation",
         "attention",

@@ -43,6 +43,8 @@ from .core.roles import InPlace as InPlace
 from .core.roles import Out as Out
 from .core.roles import broadcast as broadcast
 from .core.scope import Variable as Variable
+from .debug.check import Checked as Checked
+from .debug.check import check as check
 from .debug.finder import nan_finder as nan_finder
 from .debug.nonfinite import NonFinite as NonFinite
 from .debug.nonfinite import find_nonfinite as find_nonfinite
@@ -156,6 +158,8 @@ from .stack.stack import Stack as Stack
 from .stack.stacking import Stacking as Stacking
 from .stack.storage import StackLayout as StackLayout
 from .stack.storage import stack_layouts as stack_layouts
+from .training.per_layer import PerLayerState as PerLayerState
+from .training.per_layer import per_layer as per_layer
 from .transforms.branches import cond as cond
 from .transforms.branches import switch as switch
 from .transforms.derivatives import custom_vjp as custom_vjp

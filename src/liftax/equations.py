@@ -46,6 +46,10 @@ _SUMS = _PRODUCTS | {
     *("cumsum", "cumprod", "cumlogsumexp", "scatter-add", "scatter_add", "scatter_mul"),
 }
 _KEYS = frozenset({"random_fold_in", "random_split", "random_seed"})
+_NUMBERS = frozenset({"random_bits", "random_gamma"})
+_DRAWS = _KEYS - {"random_seed"} | _NUMBERS | {"threefry2x32"}
+SAME_KEY = frozenset({"random_wrap", "random_unwrap", "reshape", "squeeze", "convert_element_type"})
+"""What hands a key on in another form."""
 
 
 class Scan(NamedTuple):
@@ -190,6 +194,24 @@ def programs_of(eqn: jex.JaxprEqn) -> Iterator[jex.ClosedJaxpr]:
             program = jax_private.as_program(part)
             if program is not None:
                 yield program
+
+
+def all_of(program: jex.Jaxpr) -> Iterator[jex.JaxprEqn]:
+    """Yields the equations of a program and of all that it calls, as often as they stand there."""
+    for eqn in program.eqns:
+        yield eqn
+        for inner in programs_of(eqn):
+            yield from all_of(inner.jaxpr)
+
+
+def draws(eqn: jex.JaxprEqn) -> bool:
+    """Tells whether an equation makes random numbers, or another key, of a key."""
+    return eqn.primitive.name in _DRAWS
+
+
+def draws_numbers(eqn: jex.JaxprEqn) -> bool:
+    """Tells whether an equation makes random numbers of its first input, a key."""
+    return eqn.primitive.name in _NUMBERS
 
 
 def with_programs(eqn: jex.JaxprEqn, change: Callable[[jex.Jaxpr], jex.Jaxpr]) -> jex.JaxprEqn:

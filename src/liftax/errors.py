@@ -506,6 +506,12 @@ class NonFiniteError(LiftaxError, FloatingPointError):
         self.found = found
 
 
+class PerLayerError(LiftaxError, ValueError):
+    """A transformation of optax that cannot act layer by layer."""
+
+    code, title = "LX602", "An optimizer that cannot act layer by layer"
+
+
 # --- the table of codes and pages ---------------------------------------------
 
 
@@ -545,6 +551,10 @@ _NOTES = {
     "LX902": "vmap inside scan where the variables would be those of scan inside vmap",
     "LX903": "A stream draws the same numbers in every iteration",
     "LX904": "A loop stores for the backward pass what is cheap to compute again",
+    "LX905": "Parameters that reach no output",
+    "LX906": "Parameters that get no gradient",
+    "LX907": "One key for two draws",
+    "LX908": "A module widens what goes through it",
 }
 
 

@@ -29,6 +29,9 @@ from ..words import described
 from .roots import Root, find_trees
 from .tensors import unboxed
 
+BY_LAYER = "by_layer"
+"""The field of `nn.PerLayerState`."""
+
 Shapes = Mapping[Path, Array]
 """By place in the layers form: an array there."""
 
@@ -73,6 +76,8 @@ def check_states(tree: object, stackings: Stackings, collection: str | None) -> 
     states: list[Root] = []
     others: list[Root] = []
     for root in find_trees(tree, stackings, collection):
+        if BY_LAYER in root.path:
+            continue  # has the axis of the layers in all that it keeps for them
         like = root.collection == name and root.path and root.path[-1] != name
         (states if like else others).append(root)
     if not states:

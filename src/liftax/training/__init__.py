@@ -1,0 +1,1 @@
+"""Training a stacked model as one that was written layer by layer."""
