@@ -58,6 +58,11 @@ def test_by_path_in_a_stack(kind, found):
     assert codes(deep(kind), noise=KEY) == found
 
 
+def test_what_is_meant_is_silenced():
+    with nn.silenced("LX906"):
+        assert codes(deep("cut")) == {}
+
+
 def test_two_modules_with_one_key():
     class Model(nn.Module):
         @nn.compact

@@ -49,6 +49,7 @@ def check(module: Module, rngs: Any, *args: Any, **kwargs: Any) -> Checked:
     Besides the findings of `nn.layout`: parameters that reach no output
     (LX905), parameters that reach one and get no gradient (LX906), keys that two draws use (LX907),
     and modules that give a wider dtype than they were given without having been asked to (LX908).
+    What is meant is left out with ``with nn.silenced("LX906"):`` around the call.
 
     Args:
       module: the model, not bound.

@@ -60,6 +60,7 @@ class Arguments:
       at: the layers.
       place: the stack, for messages.
       args, kwargs: of the call.
+      method: the method of the layers that is called.
     """
 
     def __init__(
@@ -70,25 +71,26 @@ class Arguments:
         place: str,
         args: tuple[object, ...],
         kwargs: dict[str, object],
+        method: str = "__call__",
     ):
         self.args = args
         self.kwargs = kwargs
         self.sliced: dict[str, ByPosition] = {}
         # Positional arguments are known by the names that the first layer has for them: a call
         # does not say them, and all layers of a pattern get the same ones.
-        first, names = _positional(blocks[0]) if per_layer else ([], [])
+        first, names = _positional(blocks[0], method) if per_layer else ([], [])
         for wanted in per_layer:
             if wanted in kwargs:
                 key, value = wanted, kwargs[wanted]
             elif wanted in names[: len(args)]:
                 i = names.index(wanted)
                 key, value = str(i), args[i]
-            elif wanted not in first and any(_takes(block, wanted) for block in blocks):
+            elif wanted not in first and any(_takes(block, wanted, method) for block in blocks):
                 continue  # left to its default
             else:
                 raise StackError(
                     f"{place}: per_layer names {wanted!r}, which is no argument of this call nor "
-                    f"of {type(blocks[0]).__name__}.__call__; its arguments after the first are "
+                    f"of {type(blocks[0]).__name__}.{method}; its arguments after the first are "
                     f"{', '.join(names) or 'none'}"
                 )
             self.sliced[key] = by_position(value, at, f"{place}: argument {wanted!r}")
@@ -116,16 +118,16 @@ class Arguments:
         return tuple(parts), {k: slices.get(k, v) for k, v in kwargs.items()}
 
 
-def _positional(block: Block) -> tuple[list[str], list[str]]:
+def _positional(block: Block, method: str) -> tuple[list[str], list[str]]:
     """Returns the names of the positional arguments: the module and x, and what follows."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    found = inspect.signature(type(block).__call__).parameters.values()
+    found = inspect.signature(getattr(type(block), method)).parameters.values()
     names = [p.name for p in found if p.kind in kinds]
     return names[:2], names[2:]
 
 
-def _takes(block: Block, name: str) -> bool:
-    found = inspect.signature(type(block).__call__).parameters
+def _takes(block: Block, name: str, method: str) -> bool:
+    found = inspect.signature(getattr(type(block), method)).parameters
     return name in found or any(p.kind is p.VAR_KEYWORD for p in found.values())
 
 
@@ -208,17 +210,21 @@ def _is_like(value: object, x: object) -> bool:
     return bool(jax.tree.structure(value) == treedef)
 
 
-def gathered(ys: ByPosition, outputs: bool | str, at: StackLayout, place: str) -> object:
+def gathered(
+    ys: ByPosition, outputs: bool | str | Sequence[int], numbers: Sequence[int], place: str
+) -> object:
     """Returns the layers' outputs as the stack was asked to.
 
     Args:
       ys: the outputs; those of the pattern with an axis of the repeats.
-      outputs: ``"positions"`` leaves them, True stacks all along one axis of layers.
+      outputs: ``"positions"`` leaves them, True stacks all along one axis of layers, numbers of
+        layers take those of them.
+      numbers: the layers that ran, in order.
 
     Raises:
       StackError: they do not have one structure and shape.
     """
-    if outputs == "positions":
+    if isinstance(outputs, str):
         return ys
     every = [*ys.before, *ys.block, *ys.after]
     first: object = jax.tree.structure(every[0])
@@ -238,12 +244,19 @@ def gathered(ys: ByPosition, outputs: bool | str, at: StackLayout, place: str) -
             )
 
     def join(*parts: jax.Array) -> jax.Array:
-        b, p = len(ys.before), at.positions
+        b, p = len(ys.before), len(ys.block)
         # Repeat by repeat, in each position by position: the order in which the layers ran.
         pattern = jnp.stack(parts[b : b + p], axis=1)
-        pattern = pattern.reshape(at.repeats * p, *pattern.shape[2:])
+        pattern = pattern.reshape(len(pattern) * p, *pattern.shape[2:])
         ends = [[jnp.stack(some)] if some else [] for some in (parts[:b], parts[b + p :])]
         ordered = [*ends[0], pattern, *ends[1]]
         return jnp.concatenate(ordered) if len(ordered) > 1 else pattern
 
-    return jax.tree.map(join, *every)
+    joined = jax.tree.map(join, *every)
+    if isinstance(outputs, bool):
+        return joined
+    missing = [n for n in outputs if n not in numbers]
+    if missing:
+        raise StackError(f"{place}: outputs has layer {missing[0]}, which does not run here")
+    places = jnp.asarray([list(numbers).index(n) for n in outputs])
+    return jax.tree.map(lambda x: x[places], joined)

@@ -28,7 +28,7 @@ class Declaration(Module):
     repeats: int | None = dataclasses.field(default=None, kw_only=True)
     before: Sequence[Module] = dataclasses.field(default=(), kw_only=True)
     after: Sequence[Module] = dataclasses.field(default=(), kw_only=True)
-    outputs: bool | str = dataclasses.field(default=False, kw_only=True)
+    outputs: bool | str | Sequence[int] = dataclasses.field(default=False, kw_only=True)
     per_layer: Sequence[str] = dataclasses.field(default=(), kw_only=True)
     run: str = dataclasses.field(default="scan", kw_only=True)
     unroll: int | bool = dataclasses.field(default=1, kw_only=True)
@@ -56,10 +56,8 @@ class Declaration(Module):
 
     @nowrap
     def _check(self) -> None:
-        if self.outputs not in (True, False, "positions"):
-            raise StackError(
-                f"Stack: outputs expected True, False or 'positions'; found {self.outputs!r}"
-            )
+        if not isinstance(self.outputs, bool) and self.outputs != "positions":
+            self._check_outputs(self.outputs)
         if self.store not in ("stacked", "layers"):
             raise StackError(f"Stack: store expected 'stacked' or 'layers'; found {self.store!r}")
         parse_run(self.run, self.unroll)
@@ -96,6 +94,17 @@ class Declaration(Module):
                 f"Stack: fsdp= takes layers from the first axis of their parameters; found "
                 f"param_axis={self.param_axis}"
             )
+
+    @nowrap
+    def _check_outputs(self, outputs: object) -> None:
+        if not outputs or not _are_numbers(outputs):
+            raise StackError(
+                f"Stack: outputs expected True, False, 'positions' or the numbers of layers; "
+                f"found {outputs!r}"
+            )
+        wrong = [i for i in outputs if not 0 <= i < len(self)]  # type: ignore[attr-defined]
+        if wrong:
+            raise StackError(f"Stack: outputs has layer {wrong[0]}; there are {len(self)} layers")
 
     # --- what is declared -----------------------------------------------------
 

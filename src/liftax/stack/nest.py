@@ -22,6 +22,7 @@ from ..core.scope import Scope
 from ..core.streams import Keyed
 from ..core.types import Group
 from .arrays import unstack
+from .chosen import Chosen
 from .options import AUTO, Level, Remat, Run, levels, names_in
 
 T = TypeVar("T")
@@ -34,11 +35,13 @@ class Runner:
     Args:
       run: how the loop is written.
       remat: what is recomputed.
+      chosen: which of the repeats run, None for all.
     """
 
-    def __init__(self, run: Run, remat: Remat | None):
+    def __init__(self, run: Run, remat: Remat | None, chosen: Chosen | None = None):
         self.run = run
         self.remat = remat
+        self.chosen = chosen
         self.seen: set[str] = set()
         self.names_carry = remat is not None and "carry" in remat.names
 
@@ -64,6 +67,14 @@ class Runner:
         # JAX knows what comes out of no steps; there is nothing to group or to recompute.
         if length == 0:
             return jax.lax.scan(step, init, xs, length=0)
+        loop = functools.partial(self._loop, reverse=reverse)
+        if self.chosen is None:
+            return loop(step, init, xs, length)
+        return self.chosen.over(loop, step, init, xs, length)
+
+    def _loop(
+        self, step: Step, init: object, xs: object, length: int, *, reverse: bool
+    ) -> tuple[object, object]:
         nest = levels(self.run, self.remat, length)
         # Turned around here, once: groups of steps, and what is left over, would be others else.
         if reverse:

@@ -18,6 +18,7 @@ from ..errors import StackError
 from ..module.bound import whose
 from ..module.detach import Detached, without_modules
 from .arguments import Arguments, Block, ByPosition, Slices, gathered, split_pair
+from .chosen import Chosen, Way, chosen, kept
 from .declaration import Declaration
 from .fsdp import FSDP, Loop
 from .nest import Runner
@@ -42,7 +43,7 @@ def check_outside(stack: Declaration, scopes: Sequence[Scope]) -> None:
 
 
 def run_stacked(
-    stack: Declaration, x: object, args: tuple[object, ...], kwargs: dict[str, object]
+    stack: Declaration, x: object, args: tuple[object, ...], kwargs: dict[str, object], way: Way
 ) -> object:
     """Runs a stack whose variables are stacked."""
     place = whose(stack)
@@ -53,16 +54,24 @@ def run_stacked(
     if _is_made(stack):
         levels(run, remat, stack.repeats)  # what does not fit is told now, not when it runs
         run, remat = Run(), None if remat is AUTO else remat
-    runner = Runner(run, remat)
-    call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs)
-    ys_before, ys_after = [], []
-    for j, layer in enumerate(stack.before):
-        x, ys = _single(stack, runner, layer, x, call, call.single("before", j))
-        ys_before.append(ys)
-    x, ys_block = _pattern(stack, runner, x, call)
-    for j, layer in enumerate(stack.after):
-        x, ys = _single(stack, runner, layer, x, call, call.single("after", j))
-        ys_after.append(ys)
+    some = _chosen(stack, at, way, place)
+    runner = Runner(run, remat, some)
+    blocks = [*stack.before, *stack._pattern, *stack.after]
+    _check_method(blocks, way.method, place)
+    call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs, way.method)
+    before, rows, after = range(at.before), range(at.repeats), range(at.after)
+    if some is not None:
+        before, rows, after = some.before, some.rows, some.after
+    ys: dict[str, dict[int, object]] = {"before": {}, "after": {}}
+    ys_block: list[object] = []
+    parts = [("before", before), ("block", rows), ("after", after)]
+    for part, numbers in parts[:: -1 if way.reverse else 1]:
+        if part == "block":
+            x, ys_block = _pattern(stack, runner, x, call, way)
+            continue
+        for j in numbers[:: -1 if way.reverse else 1]:
+            layer, slices = getattr(stack, part)[j], call.single(part, j)
+            x, ys[part][j] = _single(stack, runner, layer, x, call, slices, way.method)
     # Only now: the names that values have are known once all layers have been traced.
     if runner.unseen:
         known = ", ".join(sorted(runner.seen)) or "none"
@@ -74,8 +83,32 @@ def run_stacked(
         )
     if not stack.outputs:
         return x
-    ys = ByPosition(tuple(ys_before), tuple(ys_block), tuple(ys_after))
-    return x, gathered(ys, stack.outputs, at, place)
+    if some is not None and some.on is None:
+        ys_block = jax.tree.map(lambda y: y[rows.start : rows.stop], ys_block)
+    ends = [tuple(y for _, y in sorted(ys[part].items())) for part in ("before", "after")]
+    first = at.before + at.positions * at.repeats
+    in_block = [at.before + n for n in range(rows.start * at.positions, rows.stop * at.positions)]
+    ran = [*before, *in_block, *(first + j for j in after)]
+    found = ByPosition(ends[0], tuple(ys_block), ends[1])
+    return x, gathered(found, stack.outputs, ran, place)
+
+
+def _chosen(stack: Declaration, at: StackLayout, way: Way, place: str) -> Chosen | None:
+    """Returns which layers run, None for all of them."""
+    assert stack.scope is not None
+    call, roles = stack.scope.call, stack._roles()
+    # Whoever makes variables makes those of all layers.
+    if way.layers is None or call.flags.get("initializing"):
+        return None
+    rows = {col: roles.of(col) for col in stack.scope.collections() if call.is_mutable(col)}
+    kept({c: r.in_place for c, r in rows.items() if r and isinstance(r.role, int)}, place)
+    return chosen(way.layers, at, place)
+
+
+def _check_method(layers: Sequence[object], method: str, place: str) -> None:
+    for layer in layers:
+        if not callable(getattr(type(layer), method, None)):
+            raise StackError(f"{place}: {type(layer).__name__} has no method {method!r}")
 
 
 def _is_made(stack: Declaration) -> bool:
@@ -92,13 +125,20 @@ def _is_made(stack: Declaration) -> bool:
 
 
 def _single(
-    stack: Declaration, runner: Runner, layer: Any, x: object, call: Arguments, slices: Slices
+    stack: Declaration,
+    runner: Runner,
+    layer: Any,
+    x: object,
+    call: Arguments,
+    slices: Slices,
+    method: str,
 ) -> tuple[object, object]:
     """Runs a layer before or after the pattern."""
     if runner.remat is None or runner.remat is AUTO or runner.remat.positions is not None:
         # Positions are those of the pattern: this layer has none, so nothing of it is recomputed.
         args, kwargs = call.filled(slices, call.args, call.kwargs)
-        return split_pair(layer(x, *args, **kwargs), bool(stack.outputs), layer, whose(stack))
+        out = getattr(layer, method)(x, *args, **kwargs)
+        return split_pair(out, bool(stack.outputs), layer, whose(stack))
     plain, fill, taken = without_modules(call.args, call.kwargs)
     detached = Detached([layer, *taken])
     check_outside(stack, detached.scopes[1:])
@@ -106,7 +146,7 @@ def _single(
     def body(scopes: Sequence[Scope], x: object) -> tuple[object, object]:
         rebuilt = detached.rebuild(scopes)
         args, kwargs = call.filled(slices, *fill(plain, rebuilt[1:]))
-        out = rebuilt[0](x, *args, **kwargs)
+        out = getattr(rebuilt[0], method)(x, *args, **kwargs)
         return split_pair(out, bool(stack.outputs), layer, whose(stack))
 
     body.__name__ = type(layer).__name__
@@ -114,7 +154,7 @@ def _single(
 
 
 def _pattern(
-    stack: Declaration, runner: Runner, x: object, call: Arguments
+    stack: Declaration, runner: Runner, x: object, call: Arguments, way: Way
 ) -> tuple[object, list[object]]:
     """Runs the repeats of the pattern."""
     plain, fill, taken = without_modules(call.args, call.kwargs)
@@ -129,14 +169,15 @@ def _pattern(
 
     def layer(p: int, rebuilt: Sequence[Block], x: object, slices: Slices) -> tuple[object, object]:
         args, kwargs = call.filled(slices, *fill(plain, rebuilt[len(blocks) :]))
-        return split_pair(rebuilt[p](x, *args, **kwargs), paired, blocks[p], place, x)
+        out = getattr(rebuilt[p], way.method)(x, *args, **kwargs)
+        return split_pair(out, paired, blocks[p], place, x)
 
     def turn(
         scopes: Sequence[Scope], x: object, xs: Sequence[Slices]
     ) -> tuple[object, list[object]]:
         rebuilt = detached.rebuild(scopes)
-        outputs = []
-        for p in range(len(blocks)):
+        outputs: list[object] = [None] * len(blocks)
+        for p in range(len(blocks))[:: -1 if way.reverse else 1]:
             slices = xs[p] if xs else {}
             if positions is None or p not in positions:
                 x, ys = layer(p, rebuilt, x, slices)
@@ -149,13 +190,14 @@ def _pattern(
 
                 alone.__name__ = type(blocks[p]).__name__
                 x, ys = runner.layer(alone, scopes, x, in_scan=in_scan)
-            outputs.append(ys)
+            outputs[p] = ys
         return x, outputs
 
     # A body counts its keys once: a stack is no name of Linen's, so no second trace has to be
     # counted; it is the pattern as a whole that the lifted scan sees.
     options = Scan(
         length=stack.repeats,
+        reverse=way.reverse,
         metadata_params=stack.metadata_params,
         check_constancy_invariants=False,
     )

@@ -46,6 +46,7 @@ from ..errors import (
 )
 from ..module import nowrap
 from ..module.detach import Detached, without_modules
+from .chosen import Way
 from .declaration import Declaration
 from .foreign import check_names, told_by
 from .run import check_outside, layer_scope, run_stacked
@@ -85,7 +86,8 @@ class Stack(Declaration):
       after: layers that run after it.
       outputs: True where each layer returns a pair ``(x, ys)``; the stack then
         returns ``(x, ys)`` with the layers' ys stacked in order. ``"positions"``
-        returns them as a `ByPosition`, for layers whose ys differ in shape.
+        returns them as a `ByPosition`, for layers whose ys differ in shape; the numbers of
+        layers, ``[3, 7]``, keep the ys of those.
       per_layer: the names of arguments that have a leading axis of layers (or are a
         `ByPosition`), of which each layer gets its slice. All other arguments of the
         call go to every layer as they are.
@@ -154,10 +156,65 @@ class Stack(Declaration):
         Returns:
           ``x``, or ``(x, ys)`` with ``outputs``.
         """
+        return self._run(x, args, kwargs, Way())
+
+    def run_layers(
+        self,
+        x: object,
+        *args: object,
+        call: str = "__call__",
+        layers: Any = None,
+        reverse: bool = False,
+        **kwargs: object,
+    ) -> Any:
+        """Runs another method of the layers, some of the layers, or all of them from the last on.
+
+        Args:
+          x: what goes through the layers, as for a call of the stack.
+          *args, **kwargs: for every layer, as for a call of the stack.
+          call: the method of every layer that runs.
+          layers: which layers run. A slice, or an int for the first ones: a scan over these
+            alone. A traced int, or a bool for each layer (traced or not): a scan over all, in which
+            a layer that does not run costs nothing; that is for a stack of one repeated layer. What
+            does not run leaves x and the variables as they are, and its outputs are left out or,
+            where only values know it, zero. `init` runs all layers, so that all have variables.
+          reverse: whether the last layer runs first. Outputs stay in the order of the layers.
+
+        Returns:
+          as a call of the stack.
+
+        Raises:
+          StackError: a layer lacks the method, or ``layers`` does not fit the stack.
+
+        Example:
+          >>> import jax, liftax as nn
+          >>> class Block(nn.Module):
+          ...     def setup(self):
+          ...         self.dense = nn.Dense(4)
+          ...     def __call__(self, x):
+          ...         return x + self.dense(x)
+          ...     def undo(self, x):
+          ...         return x - self.dense(x)
+          >>> stack = nn.Stack(Block(), depth=6)
+          >>> x = jax.numpy.ones(4)
+          >>> variables = stack.init(jax.random.key(0), x)
+          >>> def run(x, **how):
+          ...     return stack.apply(variables, x, method="run_layers", **how)
+          >>> halves = run(run(x, layers=slice(0, 3)), layers=slice(3, 6))
+          >>> early = jax.jit(lambda n: run(x, layers=n))(3)
+          >>> back = run(x, call="undo", reverse=True)
+          >>> same = jax.numpy.allclose
+          >>> bool(same(halves, run(x))), bool(same(early, run(x, layers=3))), back.shape
+          (True, True, (4,))
+        """
+        return self._run(x, args, kwargs, Way(call, layers, reverse))
+
+    @nowrap
+    def _run(self, x: object, args: tuple[object, ...], kwargs: dict[str, object], way: Way) -> Any:
         at = self._stack_layout(self.path)
         check_names(self, at)
         try:
-            return self._run_all(at, x, args, kwargs)
+            return self._run_all(at, x, args, kwargs, way)
         except _MAY_BE_FOREIGN as error:
             told = told_by(self, at)
             if told is None or isinstance(error, StackError) and at.store == "stacked":
@@ -166,11 +223,16 @@ class Stack(Declaration):
 
     @nowrap
     def _run_all(
-        self, at: StackLayout, x: object, args: tuple[object, ...], kwargs: dict[str, object]
+        self,
+        at: StackLayout,
+        x: object,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        way: Way,
     ) -> Any:
         frozen_layers = self._frozen()
         if self.store == "stacked" and not frozen_layers:
-            return run_stacked(self, x, args, kwargs)
+            return run_stacked(self, x, args, kwargs, way)
         layered = self.store == "layers"
 
         # The loop knows stacked variables alone; what is stored otherwise is brought there and
@@ -189,7 +251,7 @@ class Stack(Declaration):
         def body(scopes: Sequence[Scope], x: object) -> object:
             rebuilt = detached.rebuild(scopes)
             args, kwargs = fill(plain, rebuilt[1:])
-            return run_stacked(rebuilt[0], x, args, kwargs)
+            return run_stacked(rebuilt[0], x, args, kwargs, way)
 
         body.__name__ = type(self).__name__
         return restored(body, into, back)(detached.scopes, x)
