@@ -73,7 +73,7 @@ def run_stacked(
             layer, slices = getattr(stack, part)[j], call.single(part, j)
             x, ys[part][j] = _single(stack, runner, layer, x, call, slices, way.method)
     # Only now: the names that values have are known once all layers have been traced.
-    if runner.unseen:
+    if runner.unseen and (some is None or rows):
         known = ", ".join(sorted(runner.seen)) or "none"
         raise StackError(
             f"{place}: remat names {runner.unseen[0]!r}, but no recomputed layer gives a value "
@@ -201,8 +201,10 @@ def _pattern(
         metadata_params=stack.metadata_params,
         check_constancy_invariants=False,
     )
-    # Where the layers are written out, or grouped, the compiler alone says what is gathered when.
-    fsdp = stack.fsdp if runner.run == Run() else None
+    # Where the layers are written out, or grouped, or do not all run in their order, the compiler
+    # alone says what is gathered when.
+    plain = runner.run == Run() and runner.chosen is None and not way.reverse
+    fsdp = stack.fsdp if plain else None
     loop = Loop(fsdp, runner) if isinstance(fsdp, FSDP) else runner
     run = Plan(options, stack._roles(), loop, shared).over(_named(turn, blocks))
     return run(detached.scopes, x, call.xs)
