@@ -555,6 +555,7 @@ _NOTES = {
     "LX906": "Parameters that get no gradient",
     "LX907": "One key for two draws",
     "LX908": "A module widens what goes through it",
+    "LX909": "An optimizer that takes stacked layers for one parameter",
 }
 
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import liftax as nn
@@ -30,8 +31,7 @@ class Block(nn.Module):
             return jnp.where(gain > 0, y, x)
         if self.kind == "one key":
             key = self.make_rng("noise")
-            first, _ = jax.random.split(key)
-            again = jax.random.split(key)[0]
+            first, again = jax.random.split(key)[0], jax.random.split(key)[0]
             return y * gain + jax.random.normal(first, x.shape) * jax.random.uniform(again)
         if self.kind == "two keys":
             first, second = jax.random.split(self.make_rng("noise"))
@@ -100,6 +100,21 @@ def test_the_innermost_module_that_widens():
     assert codes(Model(), narrow) == {"LX908": ("dense",)}
     assert codes(Model(jnp.bfloat16), narrow) == {}
     assert codes(Model(jnp.float32), narrow) == {"LX908": ("",)}  # asked for within
+
+
+@pytest.mark.parametrize(
+    ("tx", "mixes"),
+    [
+        (optax.lamb(optax.linear_schedule(0.0, 1e-3, 100)), True),
+        (optax.adamw(1e-3), False),
+        (optax.chain(optax.clip_by_global_norm(1.0), optax.lamb(1e-3)), False),  # cannot be told
+        (nn.per_layer(optax.lamb(1e-3), nn.Stack(nn.Dense(4), depth=3)), False),
+    ],
+)
+def test_an_optimizer_bare_on_a_stack(tx, mixes):
+    found = nn.check(nn.Stack(nn.Dense(4), depth=3), KEY, X, tx=tx).findings
+    assert [f.code for f in found] == ["LX909"] * mixes
+    assert not nn.check(nn.Dense(4), KEY, X, tx=tx if mixes else None)
 
 
 def test_what_a_layout_finds_and_what_is_written():

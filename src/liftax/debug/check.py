@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import equations, jax_private
+from ..checkpoint.find import from_layout
 from ..core.events import quiet
 from ..errors import RULES
 from ..layout.build import layout
@@ -17,6 +18,7 @@ from ..layout.data import Finding
 from ..module import Module, intercept_methods
 from ..pytrees import is_array, split
 from ..stack.trees import names_of
+from ..training.per_layer import mixed_layers
 from .steps import Atom, Literal, Place, Steps
 
 if TYPE_CHECKING:
@@ -43,12 +45,13 @@ class Checked:
         return "\n\n".join(found) or "nothing found"
 
 
-def check(module: Module, rngs: Any, *args: Any, **kwargs: Any) -> Checked:
+def check(module: Module, rngs: Any, *args: Any, tx: Any = None, **kwargs: Any) -> Checked:
     """Looks for what may be a slip, by path, before anything runs.
 
     Besides the findings of `nn.layout`: parameters that reach no output
     (LX905), parameters that reach one and get no gradient (LX906), keys that two draws use (LX907),
     and modules that give a wider dtype than they were given without having been asked to (LX908).
+    With ``tx`` also an optimizer that takes the layers of a stack for one parameter (LX909).
     What is meant is left out with ``with nn.silenced("LX906"):`` around the call.
 
     Args:
@@ -56,6 +59,8 @@ def check(module: Module, rngs: Any, *args: Any, **kwargs: Any) -> Checked:
       rngs: a key, or a mapping of stream to key, as for ``module.init``; streams that ``apply``
         needs are among them.
       *args: arguments of the model; arrays or `jax.ShapeDtypeStruct`.
+      tx: the transformation of optax that the model is trained with, as it is used. It is tried on
+        small arrays.
       **kwargs: further arguments of the model.
 
     Returns:
@@ -103,7 +108,8 @@ def check(module: Module, rngs: Any, *args: Any, **kwargs: Any) -> Checked:
     lost = ["/".join(at) for at, is_used in zip(names, reached, strict=True) if not is_used]
     moves = zip(names, reached, _with_gradient(forward, params, others, arrays), strict=True)
     still = ["/".join(at) for at, is_used, is_moved in moves if is_used and not is_moved]
-    found = [*layout(module, rngs, *args, **kwargs).findings]
+    at = layout(module, rngs, *args, **kwargs)
+    found = [*at.findings]
     if lost:
         found.append(_finding("LX905", f"no output depends on {_listed(lost)}.", lost))
     if still:
@@ -116,6 +122,18 @@ def check(module: Module, rngs: Any, *args: Any, **kwargs: Any) -> Checked:
             )
         )
     found += [*_keys_twice(Steps(closed)), *wider.findings()]
+    if tx is not None and from_layout(at):
+        mixed = mixed_layers(tx, params, at)
+        if mixed:
+            found.append(
+                _finding(
+                    "LX909",
+                    f"the optimizer takes stacked layers for one parameter: {_listed(mixed)}\n"
+                    f"would get other updates, were the layers apart.\n"
+                    f"Use nn.per_layer(tx, nn.stackings_of(model, rngs, *args)).",
+                    mixed,
+                )
+            )
     return Checked(tuple(f for f in found if f.code not in quiet.get()))
 
 

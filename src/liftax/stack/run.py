@@ -203,8 +203,8 @@ def _pattern(
     )
     # Where the layers are written out, or grouped, or do not all run in their order, the compiler
     # alone says what is gathered when.
-    plain = runner.run == Run() and runner.chosen is None and not way.reverse
-    fsdp = stack.fsdp if plain else None
+    in_order = runner.run == Run() and runner.chosen is None and not way.reverse
+    fsdp = stack.fsdp if in_order else None
     loop = Loop(fsdp, runner) if isinstance(fsdp, FSDP) else runner
     run = Plan(options, stack._roles(), loop, shared).over(_named(turn, blocks))
     return run(detached.scopes, x, call.xs)

@@ -12,6 +12,7 @@ right for whatever treats each parameter for itself, which is read from its prog
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -143,6 +144,67 @@ def per_layer(
 
     return optax.GradientTransformationExtraArgs(init, update)
 
+
+def mixed_layers(tx: optax.GradientTransformation, params: Any, layout: Any) -> list[str]:
+    """Finds the stacked parameters that a transformation takes for one where they are many.
+
+    It is tried on small arrays in the place of the parameters: two layers, and no axis over 128.
+
+    Args:
+      tx: the transformation, as it is used.
+      params: the parameters, or their shapes.
+      layout: as for `per_layer`.
+
+    Returns:
+      the paths of those whose update is another one layer by layer. None for a transformation
+      that acts on several parameters at once, of which this cannot be told, and for one of
+      `per_layer`.
+    """
+    view = _View.of_parameters(params, as_stackings(layout))
+    numbers = np.random.default_rng(0)
+
+    def made(i: int) -> jax.Array:
+        shape = [min(n, _SMALL) for n in np.shape(view.leaves[i])]
+        # The axes are those of the array that the outer ones have left.
+        whole = list(range(len(shape)))
+        for axis in view.axes(i):
+            shape[whole.pop(axis)] = 2
+        spread = np.linspace(0.1, 3.0, max(math.prod(shape), 1)).reshape(shape)
+        return jnp.asarray(numbers.normal(size=shape) * spread, jnp.result_type(view.leaves[i]))
+
+    def tree() -> Any:
+        return jax.tree.unflatten(view.treedef, list(map(made, range(len(view.leaves)))))
+
+    def steps(tx: Any, weights: Any, grads: list[Any]) -> list[Any]:
+        found, state = [], tx.init(weights)
+        for grad in grads:  # several: the first ones of a warm-up move nothing
+            updates, state = tx.update(grad, state, weights)
+            found.append(jax.tree.leaves(updates))
+        return found
+
+    weights, grads = tree(), [tree() for _ in range(3)]
+    state = jax.eval_shape(tx.init, weights)
+    if any(map(_is_ours, jax.tree.leaves(state, is_leaf=_is_ours))):
+        return []  # who uses `per_layer` has said what acts on each layer, and what on all
+    try:
+        apart = steps(per_layer(tx, layout), weights, grads)
+    except PerLayerError:
+        return []
+    bare = steps(tx, weights, grads)
+
+    def differs(i: int) -> bool:
+        pairs = [(np.asarray(a[i]), np.asarray(b[i])) for a, b in zip(apart, bare, strict=True)]
+        return any(np.abs(a - b).max() > 1e-3 * np.abs(a).max() for a, b in pairs)
+
+    stacked = [i for i, chain in enumerate(view.chains) if chain]
+    return [name_of(view.paths[i]) for i in stacked if differs(i)]
+
+
+def _is_ours(node: object) -> bool:
+    return isinstance(node, PerLayerState)
+
+
+_SMALL = 128  # adafactor keeps factors of axes from here on
 
 Group = tuple[int, ...]
 """How many layers each of the stacks around a parameter has, outermost first."""
