@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import re
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -34,16 +35,19 @@ myst_heading_anchors = 4
 def digest(package):
     """What the tutorials printed holds for one state of the package."""
     found = hashlib.sha256()
-    for file in sorted(Path(package).rglob("*.py")):
-        found.update(file.read_bytes())
+    for file in sorted(Path(package).rglob("*")):
+        if file.is_file() and file.suffix != ".pyc":
+            found.update(file.read_bytes())
     return found.hexdigest()[:16]
 
 
 # Tutorials run when they are built, unless neither they nor the package have changed.
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(
-    Path(__file__).parents[1] / "cache" / digest(Path(liftax.__file__).parent)
-)
+caches = Path(__file__).parents[1] / "cache"
+nb_execution_cache_path = str(caches / digest(Path(liftax.__file__).parent))
+for old in caches.glob("*/"):
+    if str(old) != nb_execution_cache_path:
+        shutil.rmtree(old)
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_execution_timeout = 300

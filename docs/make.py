@@ -37,6 +37,8 @@ ELSEWHERE = {
 ALIASES = {ROOT / "README.md": "index.md", ROOT / "examples": "examples.md"}
 CONTENTS = "\n```{toctree}\n:hidden:\n:glob:\n\nLX*\n```\n"
 
+INSTALL = "%pip install --quiet 'liftax[train,practice]'  # or, in a checkout, '.[train,practice]'"
+
 LINK = re.compile(r"(\]\()([^)#\s]+)([^)]*\))")
 FENCE = re.compile(r"^( *)(```+|~~~+).*?^\1\2[ \t]*$", re.DOTALL | re.MULTILINE)
 
@@ -76,8 +78,7 @@ def with_notebook(text: str, target: str) -> str:
     from myst_parser.config.main import MdParserConfig
 
     book = read_myst_markdown_notebook(text, MdParserConfig(), add_source_map=False)
-    install = "%pip install --quiet 'liftax[train,practice]'"
-    book.cells.insert(0, nbformat.v4.new_code_cell(install, id="install"))
+    book.cells.insert(0, nbformat.v4.new_code_cell(INSTALL, id="install"))
     for number, cell in enumerate(book.cells):
         cell["id"] = f"cell-{number}"
     name = Path(target).with_suffix(".ipynb").name
