@@ -3,7 +3,8 @@
 Each program in tests/adoption/packages/uses.py runs twice: with flax in one process, and in another
 by `liftax run`, with liftax in flax's place. What they print, a hash of the bits of each tree of
 arrays, must be the same. Where a package ships tests of its modules, `--tests` runs them too: those
-that pass with flax must pass with `-p liftax.adopt.pytest`. Prints the table that stands in
+that pass with flax must pass with `-p liftax.adopt.pytest`. Tests of liftax's that use a package
+beside liftax run here, since they need it. Prints the table that stands in
 docs/guides/linen.md; `--docs` writes it there.
 
 The packages belong into an environment of their own, which `--install` fills: `make adoption` makes
@@ -42,6 +43,7 @@ class Package(NamedTuple):
         in `pins`.
       tests: its modules of tests.
       folders: of its source distribution, where the tests are not in what is installed.
+      beside: tests of liftax's that use it beside liftax, not on it.
     """
 
     pins: str
@@ -49,6 +51,7 @@ class Package(NamedTuple):
     alone: str = ""
     tests: str = ""
     folders: str = ""
+    beside: str = ""
 
 
 PACKAGES = {
@@ -56,6 +59,7 @@ PACKAGES = {
         "aqtp==0.9.0", "quantized dot products and einsums in layers, frozen, under scan and remat",
         tests="aqt.jax.v2.flax.aqt_flax_test aqt.jax.v2.flax.freezer_test "
         "aqt.jax.v2.flax.intercept.aqt_intercept_methods_test",
+        beside="tests/adoption/test_operators.py",
     ),
     "brax": Package(
         "brax==0.14.2", "PPO's networks, CNN, spectral norm",
@@ -113,7 +117,7 @@ def pip(*args: str) -> None:
 def install(names: list[str]) -> None:
     """Installs packages into this environment, and liftax with flax."""
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    own = "jax|jaxlib|flax|numpy|optax|orbax-checkpoint|pytest"
+    own = "jax|jaxlib|flax|numpy|optax|orbax-checkpoint|pytest|hypothesis"
     wanted = [line for line in pins if re.match(rf"({own})==", line)]
     wanted += [pin for name in names if name != "flax" for pin in PACKAGES[name].pins.split()]
     known = ["--constraint", str(CONSTRAINTS)] if sys.version_info[:2] == (3, 11) else []
@@ -133,15 +137,18 @@ def python(*args: str, cwd: Path = USES.parent) -> subprocess.CompletedProcess[s
 def passed(package: Package, *options: str) -> set[str]:
     """The tests of a package that pass."""
     call = ["-m", "pytest", "-q", "-rp", "--tb=no", "-p", "no:cacheprovider", *options]
-    if package.folders:
-        with tempfile.TemporaryDirectory() as folder:
-            pip("download", "--no-deps", "--no-binary", ":all:", "-d", folder, package.pins)
-            (archive,) = Path(folder).iterdir()
+    # In a folder of its own, where no conftest of liftax's is.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if package.folders:
+            pip("download", "--no-deps", "--no-binary", ":all:", "-d", name, package.pins)
+            (archive,) = folder.iterdir()
             shutil.unpack_archive(archive, folder)
-            (source,) = (path for path in Path(folder).iterdir() if path.is_dir())
+            (source,) = (path for path in folder.iterdir() if path.is_dir())
             done = python(*call, *package.folders.split(), cwd=source)
-    else:
-        done = python(*call, "-c", os.devnull, "--rootdir", "/", "--pyargs", *package.tests.split())
+        else:
+            place = ["-c", os.devnull, "--rootdir", "/", "--pyargs", *package.tests.split()]
+            done = python(*call, *place, cwd=folder)
     return set(re.findall(r"^PASSED (.+)$", done.stdout, re.MULTILINE))
 
 
@@ -162,6 +169,10 @@ def run(name: str, tests: bool) -> Found:
         elif ours.stdout != theirs.stdout:
             both = zip(lines, ours.stdout.splitlines(), strict=False)
             differs = next((f"{a} / {b}" for a, b in both if a != b), "another number of lines")
+        if package.beside and not differs:
+            call = ["-m", "pytest", "-q", "-p", "no:cacheprovider", package.beside]
+            beside = python(*call, cwd=ROOT)
+            differs = beside.stdout.strip()[-400:] if beside.returncode else ""
         found = Found(len(lines), arrays, differs)
     if tests and (package.tests or package.folders):
         expected = passed(package)

@@ -118,7 +118,8 @@ def _value(value: Any) -> Hashable:
     program = jax_private.as_program(value)
     if program is not None:
         return _program(program.jaxpr, program.consts)
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
+    # Types of arrays and classes of them, as in Pallas's parameters, have a dtype and a shape too.
+    if hasattr(value, "__array__") and not isinstance(value, type):
         if isinstance(value, jax.core.Tracer) or is_key(value) or value.nbytes > _LITTLE:
             raise _Unequalled
         # NumPy's arrays change in place: their value is what was traced.
