@@ -33,6 +33,12 @@ class Checked:
 
     Attributes:
       findings: each with a code, of which `liftax explain` shows a page; those of the layout first.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> found = nn.check(nn.Dense(2), jax.random.key(0), jax.ShapeDtypeStruct((2, 4), "float32"))
+      >>> bool(found), str(found)
+      (False, 'nothing found')
     """
 
     findings: tuple[Finding, ...]

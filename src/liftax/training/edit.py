@@ -34,6 +34,13 @@ class LayerEdit:
       given: the variables.
       stacking: the layers as they are.
       sources: for each layer that there will be, what it is made of.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> stack = nn.Stack(nn.Dense(4), depth=6)
+      >>> edit = nn.edit_layers(stack.init(jax.random.key(0), jnp.ones(4)), stack)
+      >>> edit.depth, edit.drop(0).drop(0).depth  # the second was layer 1
+      (6, 4)
     """
 
     given: Any = dataclasses.field(repr=False)

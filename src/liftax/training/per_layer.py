@@ -42,6 +42,14 @@ class PerLayerState(NamedTuple):
     Attributes:
       by_layer: the transformation's own state. Where it keeps something for a parameter of a stack,
         the layers have an axis in it where they have one in the parameter.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, liftax as nn
+      >>> stack = nn.Stack(nn.Dense(4), depth=3)
+      >>> params = stack.init(jax.random.key(0), jnp.ones(4))["params"]
+      >>> state = nn.per_layer(optax.trace(0.9), stack).init(params)
+      >>> state.by_layer.trace["block_0"]["kernel"].shape
+      (3, 4, 4)
     """
 
     by_layer: Any
