@@ -1,6 +1,7 @@
 """Remat("products"): what a stack keeps for the backward pass, by shape and dtype."""
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -149,6 +150,46 @@ def test_it_is_what_a_scanned_stack_does_by_itself():
         assert recomputes(stack.clone(remat=None), variables)
     with jax.disable_jit():
         assert stack.apply(variables, X).shape == X.shape
+
+
+@pytest.mark.parametrize("depth", [4, 5])
+def test_groups_keep_products_and_their_borders(depth):
+    """Of what lies between the layers of a group, nothing."""
+    stack = nn.Stack(KEPT["gated"][0], depth=depth, run="scan of 2")
+    found = nn.saved_residuals(stack, jax.eval_shape(stack.init, RNGS, X), X)
+    # Of the last turn what comes out is kept once, for the layers that fill no group.
+    in_loop = [r for r in found.rows if r.loop is not None and r.dear]
+    assert sum(r.loop is not None and not r.dear for r in found.rows) == depth % 2
+    assert {r.loops for r in in_loop} == {(2,)}
+    assert texts(jax.core.ShapedArray(r.shape[1:], r.dtype) for r in in_loop) == sorted(
+        [CARRY, CARRY] + 2 * [WIDE, WIDE]  # what enters, and the last product of the first
+    )
+    assert not any(r.operation in ("logistic", "rsqrt") for r in found.rows)
+
+
+def stored_inside(remat):
+    """The bytes that loops inside of the backward pass's loop hand on, of one group of four."""
+    stack = nn.Stack(KEPT["gelu"][0], depth=8, remat=remat)
+    variables = jax.eval_shape(stack.init, RNGS, X)
+    program = jax.make_jaxpr(jax.grad(loss(stack)))(variables)
+
+    def scans(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "scan":
+                yield eqn
+            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+                yield from scans(inner)
+
+    inner = [e for e in scans(program.jaxpr) if e.params["length"] == 4]
+    outs = [v.aval for e in inner for v in e.outvars if v.aval.shape[:1] == (4,)]
+    return sum(a.size * a.dtype.itemsize for a in outs)
+
+
+def test_a_group_is_computed_again_from_its_products():
+    """A scan in what is recomputed would store as any scan does."""
+    nested, groups = (stored_inside(nn.Remat(every=4, nested=n)) for n in (True, False))
+    wide = 4 * BATCH * LENGTH * 4 * WIDTH * 2  # of four layers, in bfloat16
+    assert groups <= nested + 2 * wide
 
 
 def test_a_layer_with_a_loop_of_its_own_keeps_less():

@@ -52,7 +52,12 @@ def test_no_plan_changes_a_gradient(run):
     ("run", "remat", "expected"),
     [
         ("scan", nn.Remat(), [Level(1, "scan", True)]),
-        ("scan", nn.Remat(every=4), [Level(4, "scan", True), Level(1, "scan")]),
+        ("scan", nn.Remat(every=4), [Level(4, "scan", True), Level(1, "scan", products=True)]),
+        (
+            "scan",
+            nn.Remat(every=4, save="branch"),
+            [Level(4, "scan", True), Level(1, "scan")],
+        ),
         ("loop", nn.Remat(every=4), [Level(4, "loop", True), Level(1, "loop")]),
         (
             "scan of 2",

@@ -23,7 +23,7 @@ from ..core.streams import Keyed
 from ..core.types import Group
 from .arrays import unstack
 from .chosen import Chosen
-from .options import AUTO, Level, Remat, Run, levels, names_in
+from .options import Auto, Level, Policy, Remat, Run, levels, names_in
 
 T = TypeVar("T")
 Step = Callable[[object, object], tuple[object, object]]
@@ -107,6 +107,8 @@ class Runner:
                 def body(carry: object, xs: object) -> tuple[object, object]:
                     return self._nest(inner, step, carry, xs, size, in_scan)
 
+            if level.products and in_scan:
+                return self.checkpoint(body, in_scan, policy=equations.keeps_products)
             return self.checkpoint(body, in_scan) if level.remat else body
 
         # Whole groups in one loop, then the steps that fill no group, as one of their own.
@@ -128,7 +130,11 @@ class Runner:
         return carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
     def checkpoint(
-        self, fn: Callable[..., T], in_scan: bool = False, stream: int = 0
+        self,
+        fn: Callable[..., T],
+        in_scan: bool = False,
+        stream: int = 0,
+        policy: Policy | None = None,
     ) -> Callable[..., T]:
         """Returns ``fn`` with its activations recomputed, as the options say.
 
@@ -136,13 +142,15 @@ class Runner:
           fn: the function.
           in_scan: whether it runs in a loop of the compiled program.
           stream: which of its arguments is the residual stream.
+          policy: what may be stored, where the options do not say it.
         """
         remat = self.remat
         assert remat is not None
         # Without a loop between them, the compiler finds forward and recomputed work to be the
         # same, does it once, and keeps the activations after all.
         prevent = remat.prevent_cse if remat.prevent_cse is not None else not in_scan
-        again = functools.partial(jax.checkpoint, policy=remat.as_policy(), prevent_cse=prevent)
+        policy = policy or remat.as_policy()
+        again = functools.partial(jax.checkpoint, policy=policy, prevent_cse=prevent)
 
         def recomputed(*args: object) -> T:
             # A policy is asked when the program is differentiated, if it is; a name that no value
@@ -154,7 +162,7 @@ class Runner:
             silent, loud = equations.in_two(program) or (program, None)
             run: Callable[..., list[jax.Array]] = functools.partial(jax_private.evaluate, silent)
             # JAX recomputes no callback that returns a value; nobody asked here to recompute it.
-            if not (remat is AUTO and any(map(equations.acts, silent.eqns))):
+            if not (isinstance(remat, Auto) and any(map(equations.acts, silent.eqns))):
                 run = again(run)
             inputs = [*closed.consts, *jax.tree.leaves(args)]
             found = run(inputs)

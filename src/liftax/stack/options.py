@@ -49,7 +49,9 @@ class Remat:
     With nothing said, each step of the stack is computed again from what entered it.
     With ``every=K`` that holds for groups of K steps; ``every="sqrt"`` chooses K so
     that what is stored grows with the square root of the depth (Chen et al. 2016,
-    https://arxiv.org/abs/1604.06174).
+    https://arxiv.org/abs/1604.06174). Such groups hold a copy of their weights while they are
+    computed again: where that is more than what enters the layers, ``Remat()`` is smaller and
+    faster.
 
     ``Remat("products")`` is the plan to begin with. A scan stores every intermediate of its body,
     a copy into a stack of all layers and one out of it; this stores what is dear, products with
@@ -254,12 +256,15 @@ class Level:
       kind: ``"scan"`` or ``"loop"``.
       remat: whether one turn is recomputed in the backward pass.
       unroll: as in `jax.lax.scan`.
+      products: whether a turn is recomputed from its products: a scan inside of what is recomputed
+        stores as a scan does.
     """
 
     size: int
     kind: str
     remat: bool = False
     unroll: int | bool = 1
+    products: bool = False
 
 
 def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
@@ -292,7 +297,9 @@ def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
     for size in sizes:
         kind = "loop" if run.kind == "loop" or size < group else "scan"
         again = whole and (size == every or (size == 1 and remat is not None and remat.nested))
-        nest.append(Level(size, kind, again))
+        inside = size == 1 < every and not again and kind == "scan"
+        products = inside and remat is not None and whole and not remat.names
+        nest.append(Level(size, kind, again, products=products))
     # `unroll` is said of single steps: it is for the innermost loop that is a scan.
     scans = [i for i, level in enumerate(nest) if level.kind == "scan"]
     if scans:
@@ -371,8 +378,11 @@ def check_remat(remat: object, place: str, *, off: bool = False) -> None:
     raise StackError(f"{place}: remat expected a Remat, 'auto' or None; found {remat!r}{hint}")
 
 
-AUTO = Remat("products")
-"""What ``remat="auto"`` is in a loop of the compiled program."""
+class Auto(Remat):
+    """What ``remat="auto"`` is in a loop of the compiled program: nobody asked for it."""
+
+
+AUTO = Auto("products")
 
 
 def in_force(
@@ -390,13 +400,10 @@ def in_force(
     if isinstance(remat, str):
         # Layers that are written out are fused and freed by the compiler as it likes, and without
         # a compiler nothing is gained.
-        looped = (
-            read.kind == "scan"
-            and read.group is None
-            and repeats > 1
-            and not jax_private.jit_is_disabled()
-        )
-        return read, AUTO if looped else None
+        group = _group(read.group, repeats)
+        looped = read.kind == "scan" and repeats >= 2 * group and not jax_private.jit_is_disabled()
+        # Of a group that is written out, a scan would store all that its layers do.
+        return read, dataclasses.replace(AUTO, every=group) if looped else None
     return read, remat
 
 

@@ -22,7 +22,7 @@ from .chosen import Chosen, Way, chosen, kept
 from .declaration import Declaration
 from .fsdp import FSDP, Loop
 from .nest import Runner
-from .options import AUTO, Run, in_force, levels
+from .options import Auto, Run, in_force, levels
 from .storage import StackLayout
 from .templates import shared_outside
 
@@ -53,7 +53,7 @@ def run_stacked(
     run, remat = in_force(stack.run, stack.unroll, stack.remat, stack.repeats)
     if _is_made(stack):
         levels(run, remat, stack.repeats)  # what does not fit is told now, not when it runs
-        run, remat = Run(), None if remat is AUTO else remat
+        run, remat = Run(), None if isinstance(remat, Auto) else remat
     some = _chosen(stack, at, way, place)
     runner = Runner(run, remat, some)
     blocks = [*stack.before, *stack._pattern, *stack.after]
@@ -134,7 +134,8 @@ def _single(
     method: str,
 ) -> tuple[object, object]:
     """Runs a layer before or after the pattern."""
-    if runner.remat is None or runner.remat is AUTO or runner.remat.positions is not None:
+    remat = runner.remat
+    if remat is None or isinstance(remat, Auto) or remat.positions is not None:
         # Positions are those of the pattern: this layer has none, so nothing of it is recomputed.
         args, kwargs = call.filled(slices, call.args, call.kwargs)
         out = getattr(layer, method)(x, *args, **kwargs)

@@ -95,7 +95,8 @@ class Stack(Declaration):
         written out together) or ``"scan of sqrt"``.
       unroll: as in `jax.lax.scan`.
       remat: what is recomputed in the backward pass: a `Remat`, None for nothing, or ``"auto"``:
-        ``Remat("products")`` where the layers are scanned, nothing where they are written out.
+        ``Remat("products")`` where the layers are scanned, of whole groups where they are scanned
+        by groups; nothing where they are written out.
       store: ``"stacked"``, or ``"layers"`` for one subtree of variables a layer.
       param_axis: the axis along which the parameters of the repeats are stacked.
       variable_axes: the axis of other collections, 0 where nothing is said.
