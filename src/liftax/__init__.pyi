@@ -48,6 +48,8 @@ from .debug.check import check as check
 from .debug.finder import nan_finder as nan_finder
 from .debug.nonfinite import NonFinite as NonFinite
 from .debug.nonfinite import find_nonfinite as find_nonfinite
+from .debug.watch import Watched as Watched
+from .debug.watch import watch as watch
 from .errors import LiftWarning as LiftWarning
 from .init_sharded import init_sharded as init_sharded
 from .layers.activation import PReLU as PReLU

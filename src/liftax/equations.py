@@ -146,6 +146,37 @@ def as_while(eqn: jex.JaxprEqn) -> While | None:
     return While(p["cond_jaxpr"], p["body_jaxpr"], p["cond_nconsts"], p["body_nconsts"])
 
 
+class Remat(NamedTuple):
+    """What the equation of a `jax.checkpoint` says.
+
+    Attributes:
+      program: what it computes.
+      policy: what of that is kept, as `jax.checkpoint` takes it.
+      prevent_cse: whether it keeps the compiler from finding the same work in the forward pass.
+      differentiated: whether it is part of a derivative already.
+    """
+
+    program: jex.ClosedJaxpr
+    policy: Callable[..., Any] | None
+    prevent_cse: bool
+    differentiated: bool
+
+
+def as_remat(eqn: jex.JaxprEqn) -> Remat | None:
+    """Returns what the equation of a checkpoint says; None for another one."""
+    if not is_remat(eqn):
+        return None
+    (program,), p = programs_of(eqn), eqn.params
+    # A tuple where each input has its own; any of them is reason enough.
+    prevent = p["prevent_cse"]
+    return Remat(
+        program,
+        p["policy"],
+        any(prevent) if isinstance(prevent, tuple) else bool(prevent),
+        bool(p["differentiated"]),
+    )
+
+
 def branches_of(eqn: jex.JaxprEqn) -> Sequence[jex.ClosedJaxpr]:
     """Returns the programs of which an equation's first input chooses one; none for another."""
     return eqn.params["branches"] if eqn.primitive.name == "cond" else ()
@@ -173,6 +204,11 @@ def place_of(eqn: jex.JaxprEqn) -> str:
 def is_backward(eqn: jex.JaxprEqn) -> bool:
     """Tells whether an equation was made by a derivative in reverse."""
     return "transpose(" in str(eqn.source_info.name_stack)
+
+
+def is_again(eqn: jex.JaxprEqn) -> bool:
+    """Tells whether a backward pass computes again what a forward pass did."""
+    return "rematted_computation" in str(eqn.source_info.name_stack)
 
 
 def is_handed_on(eqn: jex.JaxprEqn) -> bool:

@@ -243,6 +243,28 @@ def identity(name: str) -> _core.Primitive:
     return mark
 
 
+def both_ways(name: str) -> _core.Primitive:
+    """Makes a primitive that returns its input: it marks a value, and the gradient that comes back.
+
+    Its parameter ``kind`` is ``"value"`` where it was put, and ``"gradient"`` in a backward pass.
+    """
+    mark = identity(name)
+
+    def jvp(primals: Sequence[object], tangents: Sequence[Any], *, kind: str, **params: Any) -> Any:
+        (tangent,) = tangents
+        if not isinstance(tangent, ad.Zero):
+            tangent = mark.bind(tangent, kind="tangent", **params)
+        return mark.bind(*primals, kind=kind, **params), tangent
+
+    def transpose(ct: Any, _: object, *, kind: str, **params: Any) -> Any:
+        back = "gradient" if kind == "tangent" else kind
+        return [ct if isinstance(ct, ad.Zero) else mark.bind(ct, kind=back, **params)]
+
+    ad.primitive_jvps[mark] = jvp
+    ad.primitive_transposes[mark] = transpose
+    return mark
+
+
 def choice(name: str) -> _core.Primitive:
     """Makes a primitive of two values that whoever rewrites the program chooses from.
 

@@ -149,5 +149,8 @@ def test_layers_written_out_and_no_stack():
         tx.update(params, tx.init(params), params)[0],
         plain.update(params, plain.init(params), params)[0],
     )
+    stacked = stack.clone(store="stacked").init(KEY, X)["params"]
+    with pytest.raises(nn.errors.StackingError, match="where the layout has 4 layers for block_0"):
+        nn.per_layer(optax.lamb(1e-2), nn.Stack(nn.Dense(4), depth=4)).init(stacked)
     with pytest.raises(nn.errors.StackingError, match="no stack found"):
         tx.init({"kernel": X})

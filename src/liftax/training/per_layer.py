@@ -11,6 +11,7 @@ right for whatever treats each parameter for itself, which is read from its prog
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +27,12 @@ from .. import equations, jax_private
 from ..checkpoint.find import as_stackings
 from ..checkpoint.roots import find_roots
 from ..core.types import Path
-from ..errors import PerLayerError
+from ..errors import PerLayerError, StackingError
 from ..installed import needed
 from ..stack.convert import LayerAxis, form_of
-from ..stack.stacking import NONE_GONE, Stackings, name_of
+from ..stack.stacking import NONE_GONE, Stacking, Stackings, name_of
 from ..stack.trees import names_of
+from ..words import described
 
 if TYPE_CHECKING:
     import optax
@@ -168,7 +170,9 @@ def mixed_layers(tx: optax.GradientTransformation, params: Any, layout: Any) -> 
       that acts on several parameters at once, of which this cannot be told, and for one of
       `per_layer`.
     """
-    view = _View.of_parameters(params, as_stackings(layout))
+    stackings = as_stackings(layout)
+    view = _View.of_parameters(params, stackings)
+    two = tuple(map(_of_two, stackings))
     numbers = np.random.default_rng(0)
 
     def made(i: int) -> jax.Array:
@@ -176,7 +180,8 @@ def mixed_layers(tx: optax.GradientTransformation, params: Any, layout: Any) -> 
         # The axes are those of the array that the outer ones have left.
         whole = list(range(len(shape)))
         for axis in view.axes(i):
-            shape[whole.pop(axis)] = 2
+            at = whole.pop(axis)
+            shape[at] = min(np.shape(view.leaves[i])[at], 2)
         spread = np.linspace(0.1, 3.0, max(math.prod(shape), 1)).reshape(shape)
         return jnp.asarray(numbers.normal(size=shape) * spread, jnp.result_type(view.leaves[i]))
 
@@ -191,11 +196,11 @@ def mixed_layers(tx: optax.GradientTransformation, params: Any, layout: Any) -> 
         return found
 
     weights, grads = tree(), [tree() for _ in range(3)]
-    state = jax.eval_shape(tx.init, weights)
+    state = jax.eval_shape(tx.init, params)
     if any(map(_is_ours, jax.tree.leaves(state, is_leaf=_is_ours))):
         return []  # who uses `per_layer` has said what acts on each layer, and what on all
     try:
-        apart = steps(per_layer(tx, layout), weights, grads)
+        apart = steps(per_layer(tx, two), weights, grads)
     except PerLayerError:
         return []
     bare = steps(tx, weights, grads)
@@ -206,6 +211,11 @@ def mixed_layers(tx: optax.GradientTransformation, params: Any, layout: Any) -> 
 
     stacked = [i for i, chain in enumerate(view.chains) if chain]
     return [name_of(view.paths[i]) for i in stacked if differs(i)]
+
+
+def _of_two(s: Stacking) -> Stacking:
+    inside = tuple(map(_of_two, s.inside))
+    return dataclasses.replace(s, layers=s.layers[:2], numbers=s.numbers[:2], inside=inside)
 
 
 def _is_ours(node: object) -> bool:
@@ -254,7 +264,20 @@ class _View:
             return tuple(_axes(rest, tuple(there[name]), names[name], NONE_GONE))
 
         leaves = [leaf for _, leaf in found]
-        return cls(leaves, treedef, paths, list(map(chain, paths)), list(range(len(leaves))))
+        made = cls(leaves, treedef, paths, list(map(chain, paths)), list(range(len(leaves))))
+        made.check_sizes()
+        return made
+
+    def check_sizes(self) -> None:
+        """Makes sure that the arrays have as many layers as the layout."""
+        for i, leaf in enumerate(self.leaves):
+            shape = list(np.shape(leaf))
+            for axis, layers in zip(self.axes(i), self.chains[i], strict=True):
+                if shape.pop(axis) != layers.count:
+                    raise StackingError(
+                        f"nn.per_layer: {name_of(self.paths[i])} is {described(leaf)}, where the "
+                        f"layout has {layers.count} layers for {name_of(layers.stacking.path)}"
+                    )
 
     def state(self, tree: Any, has_axes: bool = True) -> _View:
         """Returns the view of a state; what lies at the place of a parameter belongs to that."""

@@ -1,0 +1,141 @@
+"""A few numbers of each module and layer, from one trace of a compiled step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import liftax as nn
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (3, 4))
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x + nn.relu(nn.Dense(4, name="up")(x))
+
+
+class Model(nn.Module):
+    remat: object = "auto"
+    run: str = "scan"
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4, name="first")(x)
+        return nn.Stack(Block(), depth=4, remat=self.remat, run=self.run, name="deep")(x)
+
+
+V = Model().init(KEY, X)
+
+
+def step_of(model):
+    return lambda v, x: jax.value_and_grad(lambda v: (model.apply(v, x) ** 2).mean())(v)
+
+
+def by_hand(x):
+    """Outputs of each layer's Dense and of each layer, and the gradients with respect to them."""
+    p = V["params"]
+    block = p["deep"]["block_0"]["up"]
+
+    def forward(extra):
+        y = x @ p["first"]["kernel"] + p["first"]["bias"] + extra["first"]
+        outputs = {"first": y, "up": [], "block": []}
+        for i in range(4):
+            up = y @ block["kernel"][i] + block["bias"][i] + extra["up"][i]
+            y = y + nn.relu(up) + extra["block"][i]
+            outputs["up"].append(up)
+            outputs["block"].append(y)
+        return (y**2).mean(), outputs
+
+    zeros = {"first": 0 * x, "up": [0 * x] * 4, "block": [0 * x] * 4}
+    grads, outputs = jax.grad(forward, has_aux=True)(zeros)
+    return outputs, grads
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Model(), Model(None), Model(nn.Remat()), Model(nn.Remat(every=2, nested=True))],
+    ids=["products", "plain", "remat", "nested"],
+)
+def test_outputs_and_gradients_of_each_layer(model):
+    (loss, grads), seen = jax.jit(nn.watch(step_of(model)))(V, X)
+    plain = step_of(model)(V, X)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), (loss, grads), plain)
+    for of, wanted in zip(("outputs", "gradients"), by_hand(X), strict=True):
+        found = seen[of]
+        for path, name in (
+            ("first", "first"),
+            ("deep/block_0/up", "up"),
+            ("deep/block_0", "block"),
+        ):
+            each = jnp.stack(wanted[name]) if name != "first" else wanted[name][None]
+            rms = jnp.sqrt((each**2).mean((1, 2)))
+            np.testing.assert_allclose(found[path]["rms"].ravel(), rms, rtol=1e-4)
+            most = jnp.abs(each).max((1, 2))
+            np.testing.assert_allclose(found[path]["max"].ravel(), most, rtol=1e-4)
+    assert seen["gradients"]["deep/block_0/up"]["zeros"].max() > 0  # where relu is flat
+
+
+def test_layers_that_are_written_out_are_apart():
+    _, seen = nn.watch(step_of(Model(run="loop")), of=["outputs"], stats=["max"])(V, X)
+    ups = [path for path in seen["outputs"] if path.startswith("deep/block_0/up")]
+    assert ups == ["deep/block_0/up", *(f"deep/block_0/up ({i})" for i in (2, 3, 4))]
+    assert list(seen["outputs"]["first"]) == ["max"] and list(seen.values) == ["outputs"]
+
+
+def test_what_is_not_finite_is_told_by_layer():
+    kernel = V["params"]["deep"]["block_0"]["up"]["kernel"].at[2, 0, 0].set(jnp.inf)
+    bad = jax.tree.map(lambda x: x, V)
+    bad["params"]["deep"]["block_0"]["up"]["kernel"] = kernel
+    _, seen = nn.watch(lambda v: Model().apply(v, X))(bad)
+    assert seen["gradients"] == {}
+    shares = seen["outputs"]["deep/block_0/up"]["nonfinite"]
+    assert (shares > 0).tolist() == [False, False, True, True]
+
+
+def test_a_gradient_outside_and_one_trace():
+    calls = []
+
+    class Counted(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            calls.append(1)
+            return Model(nn.Remat())(x)
+
+    model = Counted()
+    variables = model.init(KEY, X)
+    calls.clear()
+    loss = lambda v: (model.apply(v, X) ** 2).mean()  # noqa: E731
+    grads, seen = jax.grad(nn.watch(loss), has_aux=True)(variables)
+    assert len(calls) == 1 and "Model_0/deep/block_0/up" in seen["outputs"]
+    wanted = jax.grad(loss)(variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), grads, wanted)
+
+
+def test_nothing_is_kept_for_it():
+    """What a backward pass stores does not grow: what crosses the two loops is the same."""
+
+    def stored(fn):
+        scans = [e for e in jax.make_jaxpr(fn)(V, X).eqns if e.primitive.name == "scan"]
+        return sorted(v.aval.shape for v in scans[0].outvars if v.aval.ndim > 1)
+
+    model = Model(nn.Remat("products"))
+    assert stored(step_of(model)) == stored(nn.watch(step_of(model)))
+
+
+def test_table_and_page(tmp_path):
+    _, seen = nn.watch(lambda v: Model().apply(v, X), of=["outputs"], stats=["rms", "zeros"])(V)
+    lines = str(seen).splitlines()
+    assert lines[0].startswith("outputs  first  ") and len(lines) == 2 * len(seen["outputs"])
+    seen.to_html(tmp_path / "seen.html")
+    page = (tmp_path / "seen.html").read_text()
+    assert page.count("<h2>") == 2 and page.count("<td") == sum(x.size for *_, x in seen.rows())
+
+
+def test_names_that_are_none():
+    with pytest.raises(ValueError, match="watch: 'mean' is none of rms, max, zeros, nonfinite"):
+        nn.watch(step_of(Model()), stats=["mean"])
+    with pytest.raises(ValueError, match="watch: 'inputs' is none of outputs, gradients"):
+        nn.watch(step_of(Model()), of=["inputs"])
