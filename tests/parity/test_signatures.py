@@ -20,6 +20,7 @@ OUT_SHARDING = (
 )
 # What ours takes besides, by its name alone or after all of Linen's.
 MORE = {"jit": ["inline"], "remat": ["static_argnames"], "checkpoint": ["static_argnames"]}
+MORE["while_loop"] = ["max_steps"]
 MORE |= dict.fromkeys(OUT_SHARDING, ["out_sharding"])
 # Of Linen's module, and no lifts.
 NO_LIFTS = {"id_fn", "pack", "set_from_dict", "tree_map_rngs"}

@@ -21,6 +21,7 @@ def while_loop(
     carry_variables: Filter = False,
     broadcast_variables: Filter = True,
     split_rngs: Mapping[Filter, bool] = {},
+    max_steps: int | None = None,
 ) -> Carry:
     """Lifts `jax.lax.while_loop` to functions of a module.
 
@@ -35,9 +36,16 @@ def while_loop(
         exist before the loop.
       broadcast_variables: collections that it may read.
       split_rngs: stream -> True for another key in each iteration.
+      max_steps: the most iterations that there may be, or None. With it the loop is differentiable
+        in reverse; iterations are computed again in the backward pass, so that memory grows with
+        the root of ``max_steps``. It ends there, whatever ``cond_fn`` says.
 
     Returns:
       the last carry.
+
+    Raises:
+      ConditionError: ``cond_fn`` returns something else than one bool.
+      LiftOptionError: ``max_steps`` is no int, or none that is 1 or more.
 
     Example:
       >>> import jax, liftax as nn
@@ -54,9 +62,31 @@ def while_loop(
       >>> i, variables = Count().apply({'state': {'steps': 0}}, 9, mutable='state')
       >>> int(i), int(variables['state']['steps'])
       (16, 4)
+
+      A loop that can be trained through:
+
+      >>> class Root(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         a = self.param('a', nn.initializers.constant(9.0), ())
+      ...         return nn.while_loop(
+      ...             lambda mdl, y: abs(y * y - a) > 1e-6, lambda mdl, y: (y + a / y) / 2,
+      ...             self, x, max_steps=16)
+      >>> root = Root()
+      >>> variables = root.init(jax.random.key(0), 1.0)
+      >>> grads = jax.grad(root.apply)(variables, 1.0)
+      >>> round(float(grads['params']['a']), 4)  # of the root, 1 / (2 * 3)
+      0.1667
     """
     # The carry is detached as well: it may hold Variables.
     bodies, scopes, (start,) = call_functions("while_loop", [cond_fn, body_fn], mdl, (init,))
     return lift_while_loop(
-        bodies[0], bodies[1], scopes, start, carry_variables, broadcast_variables, split_rngs
+        bodies[0],
+        bodies[1],
+        scopes,
+        start,
+        carry_variables,
+        broadcast_variables,
+        split_rngs,
+        max_steps,
     )

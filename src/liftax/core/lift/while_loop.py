@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, Unpack
 
 import jax
+import jax.numpy as jnp
 
-from ...errors import ConditionError, ScopeVariableNotFoundError
-from ...words import kind_of
+from ...errors import ConditionError, LiftOptionError, ScopeVariableNotFoundError
+from ...words import kind_of, shown
 from ..call import Call
 from ..filters import Filter
 from ..roles import BROADCAST, CARRY, Roles, Row, split_pairs
@@ -32,6 +34,7 @@ def while_loop(
     carry_variables: Filter = False,
     broadcast_variables: Filter = True,
     split_rngs: Mapping[Filter, bool] = {},
+    max_steps: int | None = None,
 ) -> T:
     """`liftax.while_loop` over functions of a scope.
 
@@ -112,6 +115,45 @@ def while_loop(
         check_carried(opening, variables, kept)
         return step + 1, kept, carry
 
-    _, carried, carry = jax.lax.while_loop(test, advance, (0, carried, init))
+    if max_steps is None:
+        _, carried, carry = jax.lax.while_loop(test, advance, (0, carried, init))
+    else:
+        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+            raise LiftOptionError(
+                f"{opening.place}: max_steps expected an int, 1 or more; found {shown(max_steps)}"
+            )
+        _, carried, carry = _bounded(test, advance, (0, carried, init), max_steps)
     opening.write_back(carried)
     return carry
+
+
+def _bounded(
+    test: Callable[[State], Any], advance: Callable[[State], State], state: State, most: int
+) -> State:
+    """Runs a while loop of at most so many steps as loops that JAX differentiates in reverse.
+
+    Groups of steps are computed again in the backward pass: what enters each group is kept, and the
+    steps of one group at a time, so memory grows with the root of ``most``. Once the loop has
+    ended, the groups that are left do nothing.
+    """
+    size = math.isqrt(most - 1) + 1
+
+    def goes_on(state: State) -> jax.Array:
+        return jnp.logical_and(state[0] < most, test(state))
+
+    def stay(state: State) -> State:
+        return state
+
+    def one(state: State, _: None) -> tuple[State, None]:
+        return jax.lax.cond(goes_on(state), advance, stay, state), None
+
+    def several(state: State) -> State:
+        return jax.lax.scan(one, state, None, length=size)[0]
+
+    again = jax.checkpoint(several, prevent_cse=False)
+
+    def group(state: State, _: None) -> tuple[State, None]:
+        return jax.lax.cond(goes_on(state), again, stay, state), None
+
+    start: State = jax.tree.map(jnp.asarray, state)
+    return jax.lax.scan(group, start, None, length=-(-most // size))[0]
