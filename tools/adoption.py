@@ -73,7 +73,7 @@ PACKAGES = {
     "e3x": Package("e3x==1.0.2", "message passing, tensor layers, self-attention"),
     "evosax": Package("evosax==0.3.2", "networks"),
     "flaxdiff": Package("flaxdiff==0.2.11", "U-Net, vision transformer of diffusion"),
-    "flaxmodels": Package("flaxmodels==0.1.3", "ResNet, VGG, GPT-2"),
+    "flaxmodels": Package("flaxmodels==0.1.3", "ResNet, VGG"),
     "gemma": Package(
         "lark==1.3.1 immutabledict==4.3.1 einops==0.8.2 jaxtyping==0.3.11 etils[epath,epy]==1.15.0 "
         "sentencepiece==0.2.3 typeguard==4.6.1",

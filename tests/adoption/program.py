@@ -17,7 +17,7 @@ from flax import linen, serialization, struct, traverse_util
 from flax.core import FrozenDict, freeze, lift, meta, unfreeze
 from flax.core.scope import CollectionFilter, VariableDict  # noqa: F401
 from flax.errors import ScopeCollectionNotFound
-from flax.linen import initializers, partitioning
+from flax.linen import initializers, partitioning, transforms
 from flax.linen.dtypes import promote_dtype
 from flax.linen.linear import default_kernel_init
 from flax.linen.module import compact
@@ -161,6 +161,81 @@ def names_beside_variables():
         print("rules", partitioning.get_axis_rules(), flax.core.spmd.get_logical_axis_rules())
 
 
+def names_under_lifts():
+    """As t5x has them: names of axes in a collection beside the variables, stacked with them."""
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            init = initializers.lecun_normal()
+            w = partitioning.param_with_axes("w", init, (4, 4), axes=("embed", "mlp"))
+            seen = partitioning.variable_with_axes("cache", "seen", jnp.zeros, (4,), axes=("mlp",))
+            seen.value = seen.value + x.sum(0)
+            return (jnp.tanh(x @ w) if train else x), None
+
+    Stacked = partitioning.scan_with_axes(
+        partitioning.remat(Layer, static_argnums=(1,)),
+        variable_axes={"params": 1, "cache": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=2,
+        axis_name="layers",
+        axes_collections=("params", "cache"),
+    )
+
+    class Decoder(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Stacked(name="layers")(x, True)[0]
+
+    variables = Decoder().init(KEY, X)
+    named = [partitioning.get_axis_names(variables[col]) for col in ("params_axes", "cache_axes")]
+    print("stacked names", [dict(names["layers"]) for names in named])
+    y, cache = Decoder().apply(variables, X, mutable=["cache"])
+    show("stacked", ({col: variables[col] for col in ("params", "cache")}, y, cache))
+    rules = (("embed", jax.P.UNCONSTRAINED), ("mlp", ("x", "y")))
+    print("mesh", nn.logical_to_mesh_axes(("embed", None, "mlp"), rules))
+
+
+def lifts_of_ones_own():
+    """As the documentation of flax.core shows: a lift is `pack` and a function of scopes."""
+
+    def scaled(fn, factor, variables=True, rngs=True):
+        def inner(scope_fn, repack_fn, variable_groups, rng_groups, *args):
+            scope = scope_fn(variable_groups, rng_groups)
+            return fn(scope, *args) * factor, repack_fn(scope)
+
+        return lift.pack(inner, (variables,), (variables,), (rngs,), name="scaled")
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = transforms.lift_transform(scaled, nn.Dense, 0.5)(4)(x)
+            doubled = transforms.decorator_lift_transform(scaled, lambda mdl, x: mdl(x), 2.0)
+            return doubled(nn.Dense(2), x)
+
+    show("own lifts", Net().init_with_output(KEY, X))
+    Twice = transforms.module_class_lift_transform(scaled, nn.Dense, 2.0, methods=["__call__"])
+    show(Twice.__name__, Twice(3).init_with_output(KEY, X))
+
+
+def static_arguments_and_cells():
+    """Arguments are counted from the module on, which is 0; a cell is as wide as its carry."""
+
+    class Switched(nn.Module):
+        @nn.compact
+        def __call__(self, x, train, width):
+            return nn.Dense(width)(x if train else -x)
+
+    for numbers in ((2, 3), (3, 2)):
+        model = nn.remat(Switched, static_argnums=numbers, policy=None)()
+        show(f"static {numbers}", model.init_with_output(KEY, X, False, 3))
+    for cell in (nn.LSTMCell(3), nn.GRUCell(3), nn.OptimizedLSTMCell(3), nn.SimpleCell(3)):
+        carry = cell.initialize_carry(KEY, X.shape)
+        show(type(cell).__name__, nn.RNN(cell, return_carry=True).init_with_output(KEY, X[None]))
+        show("carry", carry)
+
+
 def functions_and_errors():
     class Scaled(nn.Module):
         @nn.compact
@@ -199,5 +274,8 @@ if __name__ == "__main__":
     lifts_with_marks_of_flax()
     eight_bits()
     names_beside_variables()
+    names_under_lifts()
+    lifts_of_ones_own()
+    static_arguments_and_cells()
     functions_and_errors()
     bridge()

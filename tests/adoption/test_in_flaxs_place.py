@@ -33,10 +33,30 @@ def test_a_program_prints_the_same_bits() -> None:
     ours = python("-m", "liftax", "run", "--report", program, "-m", "--report", "x")
     assert theirs.returncode == ours.returncode == 0, theirs.stderr + ours.stderr
     assert ours.stdout == theirs.stdout
-    assert len(ours.stdout.splitlines()) == 17
+    assert len(ours.stdout.splitlines()) == 32
     assert "taken from liftax" in ours.stderr
     assert "core.FrozenDict" in ours.stderr and "linen.Fp8DotGeneralOp" in ours.stderr
     assert "flax's own: 0 names" in ours.stderr
+
+
+def test_modules_as_public_code_writes_them(tmp_path: Path) -> None:
+    """In flax's place, and with the imports swapped."""
+    from liftax.cli import main
+
+    program = HERE / "modules.py"
+    theirs, ours = python(program), python("-m", "liftax", "run", program)
+    assert theirs.returncode == ours.returncode == 0, theirs.stderr + ours.stderr
+    assert ours.stdout == theirs.stdout
+    lines = theirs.stdout.splitlines()
+    assert len(lines) > 60
+
+    swapped = tmp_path / "swapped.py"
+    swapped.write_text(program.read_text())
+    assert main(["migrate", str(swapped), "--write"]) == 0
+    assert "import liftax as nn" in swapped.read_text()
+    # Flax's configuration is followed in its place alone.
+    *same, _, last = python(swapped).stdout.splitlines()
+    assert [*same, last] == [*lines[:-2], lines[-1]]
 
 
 TESTS = """
