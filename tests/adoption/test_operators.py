@@ -65,13 +65,9 @@ def ran(lib: Library, operator: Any, layer: str, lift: str) -> Any:
     return variables, out, grads["params"]
 
 
-@pytest.mark.parametrize(
-    ("name", "layer", "lift"),
-    [("Fp8DirectDotGeneralOp", "dense", "scan"), ("NANOOFp8DotGeneralOp", "general", "remat")],
-)
-def test_eight_bits(name: str, layer: str, lift: str) -> None:
-    operator = getattr(flax.linen, name)
-    both(lambda lib: ran(lib, as_is(lib, operator), layer, lift))
+def test_eight_bits() -> None:
+    operator = flax.linen.Fp8DirectDotGeneralOp
+    both(lambda lib: ran(lib, as_is(lib, operator), "dense", "scan"))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +127,7 @@ def blocks(query: Any, key: Any, value: Any, mask: Any = None, **_: Any) -> Any:
     return heads(query, key, value)
 
 
-@pytest.mark.parametrize("kernel", [fused, blocks, flax.linen.dot_product_attention])
+@pytest.mark.parametrize("kernel", [fused, blocks])
 def test_a_kernel_of_others_for_attention(kernel: Any) -> None:
     def run(lib: Library) -> Any:
         class Layer(lib.nn.Module):
