@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-matrix adoption docs bench types lint format chromium clean
+.PHONY: run test kills test-matrix adoption docs bench types lint format chromium clean
 
 run: $(VENV)/.run
 	$(BIN)/liftax forward
@@ -20,6 +20,10 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev chromium
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# Twenty processes of a training are killed, where make test kills two.
+kills: $(VENV)/.dev
+	LIFTAX_KILLS=20 $(BIN)/python -m pytest tests/test_lm.py -k killed
 
 # The other pairs of jax and flax in constraints.txt, each on the Python that its marker names and in
 # an environment of its own. make PYTHON_3.13=/path/to/python3.13 says where one is.

@@ -62,7 +62,7 @@ ORDER = [
         "summary",
     },
     {""},  # liftax/__init__.py
-    {"recipes", "adopt", "practice"},
+    {"recipes", "adopt", "practice", "lm"},
     {"cli"},
     {"__main__"},
 ]

@@ -23,12 +23,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument(
         "--model",
-        choices=sorted(MODELS),
+        choices=[*sorted(MODELS), "lm"],
         default="stack",
         help="stack: scan over layers x vmap over the batch (default); "
-        "lstm: an LSTM cell scanned over the rows of the image",
+        "lstm: an LSTM cell scanned over the rows of the image; lm: a decoder on text that every "
+        "Python carries",
     )
     parser.add_argument("--epochs", type=count, default=40, metavar="N", help="default: 40")
+    parser.add_argument(
+        "--steps", type=count, default=1000, metavar="N", help="of lm, default: 1000"
+    )
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where the files go (default: runs/MODEL)"
@@ -44,6 +48,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     require(
         "matplotlib.figure", "train"
     )  # missing ones are reported before the training, not after
+    if args.model == "lm":
+        return _train_lm(args)
     require("safetensors", "train")
     folder = args.out if args.out is not None else Path("runs", args.model)
     _make(folder)
@@ -79,6 +85,20 @@ def run(args: argparse.Namespace, console: Console) -> int:
     history.draw(f"test accuracy {tested:.2%}")
     console.line(f"wrote {history.parameters}, {history.metrics.name} and {history.picture.name}")
     console.line(f"use it: liftax predict {history.parameters}")
+    return 0
+
+
+def _train_lm(args: argparse.Namespace) -> int:
+    require("optax", "train")
+    require("orbax.checkpoint", "checkpoints")
+    from ..lm.settings import Settings, TrainingError
+    from ._lm import train as train_lm
+
+    settings = Settings(args.out or Path("runs", "lm"), steps=args.steps, seed=args.seed)
+    try:
+        train_lm(settings)
+    except TrainingError as error:
+        raise CommandError(str(error)) from error
     return 0
 
 

@@ -1,0 +1,1 @@
+"""A decoder of `nn.Stack` on text that every Python carries, in one process or in many."""
