@@ -51,6 +51,15 @@ class Watched:
     Attributes:
       values: ``"outputs"`` or ``"gradients"`` -> path of the module -> statistic -> ``float32`` of
         the loops around the module, the outermost first: ``[layers]`` in a stack.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, liftax as nn
+      >>> layer = nn.Dense(2, kernel_init=nn.initializers.ones)
+      >>> x = jnp.ones((3, 4))
+      >>> variables = layer.init(jax.random.key(0), x)
+      >>> _, seen = nn.watch(layer.apply, stats=["max"], of=["outputs"])(variables, x)
+      >>> float(seen["outputs"][""]["max"])
+      4.0
     """
 
     values: Seen
