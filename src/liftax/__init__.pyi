@@ -45,6 +45,8 @@ from .core.roles import broadcast as broadcast
 from .core.scope import Variable as Variable
 from .debug.check import Checked as Checked
 from .debug.check import check as check
+from .debug.diff import ModelDiff as ModelDiff
+from .debug.diff import diff as diff
 from .debug.finder import nan_finder as nan_finder
 from .debug.nonfinite import NonFinite as NonFinite
 from .debug.nonfinite import find_nonfinite as find_nonfinite

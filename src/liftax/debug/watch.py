@@ -8,6 +8,7 @@ no value is kept for them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
 import math
@@ -168,56 +169,82 @@ def watch(
             if one not in known:
                 raise ValueError(f"watch: {one!r} is none of {', '.join(known)}")
 
+    def numbers(x: jax.Array) -> dict[str, jax.Array]:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return {name: _STATS[name](wide).astype(jnp.float32) for name in stats}
+
     @functools.wraps(fn)
     def run(*args: Any, **kwargs: Any) -> tuple[Any, Watched]:
         arrays, rest = split((args, kwargs), is_array)
-        marks = _Marks()
 
         def call(arrays: list[Any]) -> Any:
             args, kwargs = rest.filled(arrays)
-            with intercept_methods(marks.see):
+            with marked():
                 return fn(*args, **kwargs)
 
         closed, shape = jax.make_jaxpr(call, return_shape=True)(arrays)
-        outputs, found = _Reader(tuple(stats), tuple(of)).run(closed, jax.tree.leaves(arrays))
+        outputs, found = Reader(numbers, tuple(of)).run(closed, jax.tree.leaves(arrays))
         values: Seen = {kind: {} for kind in of}
-        for (kind, path), numbers in found.items():
-            values[kind][path] = numbers
+        for (kind, path), one in found.items():
+            values[kind][path] = one.numbers
         return jax.tree.unflatten(jax.tree.structure(shape), outputs), Watched(values)
 
     return run
 
 
-class _Marks:
-    """Puts a mark on what modules return, in the order in which they do."""
+def marked() -> contextlib.AbstractContextManager[None]:
+    """A block in which what modules return goes through a mark."""
+    return intercept_methods(_mark)
 
-    def see(self, call: Any, args: Any, kwargs: Any, context: InterceptorContext) -> Any:
-        out = call(*args, **kwargs)
-        if context.method_name != "__call__":
-            return out
-        path = "/".join(context.module.path)
-        leaves, rest = split(out, _is_inexact)
-        names = [path] if len(leaves) == 1 else [f"{path}[{i}]" for i in range(len(leaves))]
-        pairs = zip(leaves, names, strict=True)
-        return rest.filled([_mark_p.bind(x, kind="value", path=name) for x, name in pairs])
+
+def _mark(call: Any, args: Any, kwargs: Any, context: InterceptorContext) -> Any:
+    out = call(*args, **kwargs)
+    if context.method_name != "__call__":
+        return out
+    path = "/".join(context.module.path)
+    leaves, rest = split(out, _is_inexact)
+    names = [path] if len(leaves) == 1 else [f"{path}[{i}]" for i in range(len(leaves))]
+    pairs = zip(leaves, names, strict=True)
+    return rest.filled([_mark_p.bind(x, kind="value", path=name) for x, name in pairs])
 
 
 def _is_inexact(value: Any) -> bool:
     return is_array(value) and jnp.issubdtype(value.dtype, jnp.inexact)
 
 
-Found = dict[tuple[str, str], dict[str, jax.Array]]
+At = tuple[int | None, ...]
+"""Where a mark stands in a program: numbers of equations, None for the iteration of a loop."""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["numbers"], meta_fields=["at"])
+@dataclass(frozen=True)
+class Read:
+    """What was made of a marked value; each array has an axis for each loop around it."""
+
+    numbers: dict[str, jax.Array]
+    at: At
+
+
+Found = dict[tuple[str, str], Read]
+"""By kind and path."""
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Runs a program with the numbers of what is marked in it."""
+class Reader:
+    """Runs a program with something made of what is marked in it.
 
-    stats: tuple[str, ...]
+    Attributes:
+      numbers: what is made of a value.
+      of: of which kinds of values.
+    """
+
+    numbers: Callable[[jax.Array], dict[str, jax.Array]]
     of: tuple[str, ...]
 
-    def run(self, closed: jex.ClosedJaxpr, args: Sequence[Any]) -> tuple[list[Any], Found]:
-        """Returns the outputs, and the numbers of each mark, an axis for each loop around it."""
+    def run(
+        self, closed: jex.ClosedJaxpr, args: Sequence[Any], at: At = ()
+    ) -> tuple[list[Any], Found]:
+        """Returns the outputs, and what was read."""
         program, found = closed.jaxpr, Found()
         values: dict[Any, Any] = dict(zip(program.constvars, closed.consts, strict=True))
         values.update(zip(program.invars, args, strict=True))
@@ -225,32 +252,32 @@ class _Reader:
         def read(atom: Any) -> Any:
             return values[atom] if jax_private.is_variable(atom) else atom.val
 
-        for eqn in program.eqns:
+        for n, eqn in enumerate(program.eqns):
             inputs = [read(atom) for atom in eqn.invars]
-            out, inner = self._step(eqn, inputs)
-            for key, numbers in inner.items():
-                self._put(found, key, numbers)
+            out, inner = self._step(eqn, inputs, (*at, n))
+            for key, one in inner.items():
+                self._put(found, key, one)
             values.update(zip(eqn.outvars, out, strict=True))
         return [read(atom) for atom in program.outvars], found
 
-    def _put(self, found: Found, key: tuple[str, str], numbers: dict[str, jax.Array]) -> None:
+    def _put(self, found: Found, key: tuple[str, str], one: Read) -> None:
         kind, path = key
         again = 1
         while (kind, path) in found:  # a module that is called several times
             again += 1
             path = f"{key[1]} ({again})"
-        found[kind, path] = numbers
+        found[kind, path] = one
 
-    def _step(self, eqn: jex.JaxprEqn, inputs: list[Any]) -> tuple[list[Any], Found]:
+    def _step(self, eqn: jex.JaxprEqn, inputs: list[Any], at: At) -> tuple[list[Any], Found]:
         if equations.name_of(eqn) == _mark_p.name:
-            return inputs, self._numbers(eqn, inputs[0])
+            return inputs, self._read(eqn, inputs[0], at)
         if not _has_marks(eqn):
             return jax_private.run_equation(eqn, inputs), {}
         scan, remat = equations.as_scan(eqn), equations.as_remat(eqn)
         if scan is not None:
-            return self._scan(scan, inputs)
+            return self._scan(scan, inputs, at)
         if remat is not None:
-            run = functools.partial(self.run, remat.program)
+            run = functools.partial(self.run, remat.program, at=at)
             if remat.differentiated:
                 barred = jax.lax.optimization_barrier(inputs) if remat.prevent_cse else inputs
                 return run(barred)
@@ -260,15 +287,15 @@ class _Reader:
             return again(*inputs)
         if equations.name_of(eqn) in ("jit", "pjit", "closed_call", "core_call"):
             (program,) = equations.programs_of(eqn)
-            return self.run(program, inputs)
+            return self.run(program, inputs, at)
         # A rule for derivatives, a branch, a while loop: they stay as they are.
         return jax_private.run_equation(eqn, inputs), {}
 
-    def _scan(self, scan: equations.Scan, inputs: list[Any]) -> tuple[list[Any], Found]:
+    def _scan(self, scan: equations.Scan, inputs: list[Any], at: At) -> tuple[list[Any], Found]:
         shared, rest = inputs[: scan.shared], inputs[scan.shared :]
 
         def turn(carry: Any, x: Any) -> Any:
-            out, found = self.run(scan.body, [*shared, *carry, *x])
+            out, found = self.run(scan.body, [*shared, *carry, *x], (*at, None))
             return out[: scan.carried], (out[scan.carried :], found)
 
         carry, (ys, found) = jax.lax.scan(
@@ -281,15 +308,13 @@ class _Reader:
         )
         return [*carry, *ys], found
 
-    def _numbers(self, eqn: jex.JaxprEqn, x: jax.Array) -> Found:
+    def _read(self, eqn: jex.JaxprEqn, x: jax.Array, at: At) -> Found:
         kind = _KINDS.get(eqn.params["kind"])
         # What a backward pass computes again is the output that was counted.
         again = kind == "outputs" and equations.is_again(eqn)
         if kind not in self.of or again:
             return {}
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        numbers = {name: _STATS[name](wide).astype(jnp.float32) for name in self.stats}
-        return {(kind, eqn.params["path"]): numbers}
+        return {(kind, eqn.params["path"]): Read(self.numbers(x), at)}
 
 
 def _has_marks(eqn: jex.JaxprEqn) -> bool:
