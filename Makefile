@@ -2,6 +2,7 @@
 # make test          the whole test suite, from nothing
 # make test-matrix   what must hold on the newer Pythons, with the newer JAX that they get
 # make docs          the site, build/docs/html/index.html; its tutorials are run
+# make gpu           on a machine with a GPU: parity to the bit on it, then its figures
 # make adoption      real packages with liftax in flax's place, against flax
 
 PYTHON ?= python3
@@ -67,6 +68,15 @@ docs:
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
+
+# Lifts, layers, scan and vmap beside flax.linen on the GPU, and what a model costs there: each row of
+# figures is printed as it is taken. make gpu GPU_TESTS= leaves the tests out.
+GPU_TESTS ?= tests/parity/test_lifts_table.py tests/parity/test_layers.py tests/parity/test_scan.py \
+  tests/parity/test_vmap.py
+gpu: $(VENV)/.dev
+	$(PIP) 'jax[cuda12]'
+	[ -z "$(GPU_TESTS)" ] || JAX_PLATFORMS=cuda,cpu $(BIN)/python -m pytest -q $(GPU_TESTS)
+	$(BIN)/python -m benchmarks gpu
 
 types: $(VENV)/.dev
 	$(BIN)/python -m mypy

@@ -8,6 +8,7 @@ weights and cache once. A program counts only if its output is that by hand.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,20 +21,37 @@ from jax import lax
 from benchmarks.table import BASELINE, Cell, Table, error_text
 from benchmarks.timing import Settings, interleave
 
-DEPTH, WIDTH, HEADS, BATCH, LENGTH = 12, 256, 8, 8, 512
 MIB = 2**20
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 """``(params, cache, x) -> (y, cache)``."""
 
 
-def run(settings: Settings) -> list[Table]:
-    ways = {BASELINE: sliced_by_hand, "by hand, in place": in_place_by_hand, **liftax(), **linen()}
-    stacked = variables()
-    apart = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(DEPTH)]
-    x = jax.random.normal(jax.random.key(1), (BATCH, 1, WIDTH))
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Those of the model, its batch and its cache."""
+
+    depth: int = 12
+    width: int = 256
+    heads: int = 8
+    batch: int = 8
+    length: int = 512
+
+
+def run(settings: Settings, sizes: Sizes = Sizes()) -> list[Table]:
+    ways = {
+        BASELINE: functools.partial(sliced_by_hand, sizes),
+        "by hand, in place": functools.partial(in_place_by_hand, sizes),
+        **liftax(sizes),
+        **linen(sizes),
+    }
+    stacked = variables(sizes)
+    apart = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(sizes.depth)]
+    x = jax.random.normal(jax.random.key(1), (sizes.batch, 1, sizes.width))
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(stacked))
 
-    table = Table("decode", "one token through 12 scanned layers with a cache", list(ways))
+    table = Table(
+        "decode", f"one token through {sizes.depth} scanned layers with a cache", list(ways)
+    )
     programs, caches, calls = {}, {}, {}
     expected = None
     for name, step in ways.items():
@@ -59,7 +77,7 @@ def run(settings: Settings) -> list[Table]:
     for name, program in programs.items():
         temporary = program.memory_analysis().temp_size_in_bytes / MIB
         table.put("temporary memory", name, Cell(f"{temporary:.0f} MiB", temporary))
-        rate = BATCH / samples[name].median
+        rate = sizes.batch / samples[name].median
         table.put("tokens a second", name, Cell(f"{rate:,.0f}", rate))
     limit = read_once(total, settings)
     table.note(f"weights and cache are {total / MIB:.0f} MiB, read once in {1e3 * limit:.1f} ms")
@@ -78,31 +96,31 @@ def part(tree: Any, name: str) -> Any:
     return [layer[name] for layer in tree] if isinstance(tree, list) else tree[name]
 
 
-def layer_class(nn: Any) -> Any:
+def layer_class(nn: Any, sizes: Sizes) -> Any:
     class Layer(nn.Module):
         @nn.compact
         def __call__(self, x: Any, _: Any = None) -> Any:
-            attention = nn.MultiHeadDotProductAttention(HEADS, decode=True, name="attention")
+            attention = nn.MultiHeadDotProductAttention(sizes.heads, decode=True, name="attention")
             x = x + attention(nn.LayerNorm(name="norm_0")(x))
-            y = nn.gelu(nn.Dense(4 * WIDTH, name="up")(nn.LayerNorm(name="norm_1")(x)))
-            return x + nn.Dense(WIDTH, name="down")(y)
+            y = nn.gelu(nn.Dense(4 * sizes.width, name="up")(nn.LayerNorm(name="norm_1")(x)))
+            return x + nn.Dense(sizes.width, name="down")(y)
 
     return Layer
 
 
 @functools.cache
-def variables() -> Any:
+def variables(sizes: Sizes) -> Any:
     import liftax as nn
 
-    stack = nn.Stack(layer_class(nn)(), depth=DEPTH)
-    made = stack.init(jax.random.key(0), jnp.ones((BATCH, LENGTH, WIDTH)))
+    stack = nn.Stack(layer_class(nn, sizes)(), depth=sizes.depth)
+    made = stack.init(jax.random.key(0), jnp.ones((sizes.batch, sizes.length, sizes.width)))
     return {collection: made[collection]["block_0"] for collection in ("params", "cache")}
 
 
 # --- the ways -----------------------------------------------------------------------------
 
 
-def liftax() -> dict[str, Step]:
+def liftax(sizes: Sizes) -> dict[str, Step]:
     import liftax as nn
 
     def step_of(model: Any, layered: bool) -> Step:
@@ -118,15 +136,17 @@ def liftax() -> dict[str, Step]:
 
         return step
 
-    block = layer_class(nn)()
+    block = layer_class(nn, sizes)()
     return {
-        "scan": step_of(nn.Stack(block, depth=DEPTH), False),
-        "loop": step_of(nn.Stack(block, depth=DEPTH, run="loop"), False),
-        "loop, by layers": step_of(nn.Stack(block, depth=DEPTH, run="loop", store="layers"), True),
+        "scan": step_of(nn.Stack(block, depth=sizes.depth), False),
+        "loop": step_of(nn.Stack(block, depth=sizes.depth, run="loop"), False),
+        "loop, by layers": step_of(
+            nn.Stack(block, depth=sizes.depth, run="loop", store="layers"), True
+        ),
     }
 
 
-def linen() -> dict[str, Step]:
+def linen(sizes: Sizes) -> dict[str, Step]:
     try:
         import flax.linen as nn
     except ImportError:
@@ -135,13 +155,13 @@ def linen() -> dict[str, Step]:
     class Body(nn.Module):
         @nn.compact
         def __call__(self, x: Any, _: Any) -> Any:
-            return layer_class(nn)(name="layer")(x), None
+            return layer_class(nn, sizes)(name="layer")(x), None
 
     model = nn.scan(
         Body,
         variable_axes={"params": 0, "cache": 0},
         split_rngs={"params": True},
-        length=DEPTH,
+        length=sizes.depth,
     )()
 
     def step(params: Any, cache: Any, x: Any) -> tuple[Any, Any]:
@@ -162,10 +182,10 @@ def projected(p: Any, x: Any) -> Any:
     return jnp.einsum("bqw,whd->bqhd", x, p["kernel"]) + p["bias"]
 
 
-def finished(p: Any, x: Any, query: Any, keys: Any, values: Any, now: Any) -> Any:
+def finished(sizes: Sizes, p: Any, x: Any, query: Any, keys: Any, values: Any, now: Any) -> Any:
     """A layer after its keys and values are in the cache."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys) / np.sqrt(WIDTH // HEADS)
-    scores = jnp.where(jnp.arange(LENGTH) <= now, scores, jnp.finfo(scores.dtype).min)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys) / np.sqrt(sizes.width // sizes.heads)
+    scores = jnp.where(jnp.arange(sizes.length) <= now, scores, jnp.finfo(scores.dtype).min)
     found = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), values)
     out = p["attention"]["out"]
     x = x + jnp.einsum("bqhd,hdw->bqw", found, out["kernel"]) + out["bias"]
@@ -178,7 +198,7 @@ def heads(p: Any, x: Any) -> list[Any]:
     return [projected(p["attention"][name], y) for name in ("query", "key", "value")]
 
 
-def sliced_by_hand(params: Any, cache: Any, x: Any) -> tuple[Any, Any]:
+def sliced_by_hand(sizes: Sizes, params: Any, cache: Any, x: Any) -> tuple[Any, Any]:
     def step(x: Any, given: Any) -> Any:
         p, old = given[0], given[1]["attention"]
         query, key, value = heads(p, x)
@@ -187,12 +207,12 @@ def sliced_by_hand(params: Any, cache: Any, x: Any) -> tuple[Any, Any]:
         keys = lax.dynamic_update_slice(old["cached_key"], key, place)
         values = lax.dynamic_update_slice(old["cached_value"], value, place)
         new = {"cached_key": keys, "cached_value": values, "cache_index": now + 1}
-        return finished(p, x, query, keys, values, now), {"attention": new}
+        return finished(sizes, p, x, query, keys, values, now), {"attention": new}
 
     return lax.scan(step, x, (params, cache))
 
 
-def in_place_by_hand(params: Any, cache: Any, x: Any) -> tuple[Any, Any]:
+def in_place_by_hand(sizes: Sizes, params: Any, cache: Any, x: Any) -> tuple[Any, Any]:
     old = cache["attention"]
 
     def step(state: Any, given: Any) -> Any:
@@ -203,10 +223,10 @@ def in_place_by_hand(params: Any, cache: Any, x: Any) -> tuple[Any, Any]:
         keys = lax.dynamic_update_slice(keys, key[None], place)
         values = lax.dynamic_update_slice(values, value[None], place)
         mine = [lax.dynamic_index_in_dim(a, i, 0, keepdims=False) for a in (keys, values)]
-        return (finished(p, x, query, *mine, now), keys, values), now + 1
+        return (finished(sizes, p, x, query, *mine, now), keys, values), now + 1
 
     start = (x, old["cached_key"], old["cached_value"])
-    given = (params, old["cache_index"], jnp.arange(DEPTH, dtype=jnp.int32))
+    given = (params, old["cache_index"], jnp.arange(sizes.depth, dtype=jnp.int32))
     (x, keys, values), index = lax.scan(step, start, given)
     new = {"cached_key": keys, "cached_value": values, "cache_index": index}
     return x, {"attention": new}

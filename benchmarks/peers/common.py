@@ -94,9 +94,15 @@ class BodyCounter:
 BODIES = BodyCounter()
 
 
+FUSED = False
+"""Whether attention is cuDNN's, in a process of its own on a GPU."""
+
+
 def attend(q: Array, k: Array, v: Array) -> Array:
     """Dot-product attention over ``(..., positions, heads, head_dim)``, softmax in float32."""
     BODIES.calls += 1
+    if FUSED:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     scale = 1.0 / math.sqrt(q.shape[-1])
     scores = jnp.einsum("...qhd,...khd->...hqk", q * scale, k)
     weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(q.dtype)
