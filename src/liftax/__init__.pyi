@@ -179,6 +179,7 @@ from .transforms.remat import checkpoint as checkpoint
 from .transforms.remat import remat as remat
 from .transforms.remat_scan import remat_scan as remat_scan
 from .transforms.scan import scan as scan
+from .transforms.shard_map import shard_map as shard_map
 from .transforms.views import add_metadata_axis as add_metadata_axis
 from .transforms.views import fold_rngs as fold_rngs
 from .transforms.views import map_variables as map_variables

@@ -20,6 +20,7 @@ from .remat import checkpoint as checkpoint
 from .remat import remat as remat
 from .remat_scan import remat_scan as remat_scan
 from .scan import scan as scan
+from .shard_map import shard_map as shard_map
 from .views import add_metadata_axis as add_metadata_axis
 from .views import fold_rngs as fold_rngs
 from .views import map_variables as map_variables
