@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 _mark_p = jax_private.both_ways("liftax_watched")
 _KINDS = {"value": "outputs", "gradient": "gradients"}
 _STATS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "rms": lambda x: jnp.sqrt(jnp.mean(jnp.square(jnp.abs(x)))),
-    "max": lambda x: jnp.max(jnp.abs(x), initial=0),
-    "zeros": lambda x: jnp.mean(x == 0),
-    "nonfinite": lambda x: jnp.mean(~jnp.isfinite(x)),
+    "rms": jnp.square,
+    "max": lambda x: x,
+    "zeros": lambda x: x == 0,
+    "nonfinite": lambda x: ~jnp.isfinite(x),
 }
+"""Of the absolute values of all elements: what is added up, or of which the largest is taken."""
 
 Seen = dict[str, dict[str, dict[str, jax.Array]]]
 """``"outputs"`` or ``"gradients"`` -> path of the module -> statistic -> an array of the layers."""
@@ -169,9 +170,7 @@ def watch(
             if one not in known:
                 raise ValueError(f"watch: {one!r} is none of {', '.join(known)}")
 
-    def numbers(x: jax.Array) -> dict[str, jax.Array]:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return {name: _STATS[name](wide).astype(jnp.float32) for name in stats}
+    numbers = functools.partial(_numbers, tuple(stats))
 
     @functools.wraps(fn)
     def run(*args: Any, **kwargs: Any) -> tuple[Any, Watched]:
@@ -190,6 +189,26 @@ def watch(
         return jax.tree.unflatten(jax.tree.structure(shape), outputs), Watched(values)
 
     return run
+
+
+def _numbers(stats: tuple[str, ...], x: jax.Array) -> dict[str, jax.Array]:
+    """Computes the statistics of one value."""
+    sizes = jnp.abs(jax.lax.stop_gradient(x))
+    sizes = sizes.astype(jnp.promote_types(sizes.dtype, jnp.float32))
+    parts = [_STATS[name](sizes).astype(sizes.dtype) for name in stats]
+
+    def join(one: Sequence[jax.Array], two: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        each = zip(stats, one, two, strict=True)
+        return tuple(jnp.maximum(a, b) if name == "max" else a + b for name, a, b in each)
+
+    # All in one pass: reading a value once for each would cost more than all else here.
+    zeros = tuple(jnp.zeros((), sizes.dtype) for _ in stats)
+    found = jax.lax.reduce(tuple(parts), zeros, join, tuple(range(x.ndim)))
+    made = {}
+    for name, total in zip(stats, found, strict=True):
+        value = total if name == "max" else total / max(x.size, 1)
+        made[name] = (jnp.sqrt(value) if name == "rms" else value).astype(jnp.float32)
+    return made
 
 
 def marked() -> contextlib.AbstractContextManager[None]:
