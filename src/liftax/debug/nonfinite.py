@@ -75,8 +75,8 @@ class NonFinite:
       line: ``file:line`` of the user's call that the operation belongs to.
       module: the path of the module, and of `jax.named_scope`, with the class of the outermost
         module first.
-      loops: for each loop around it, outermost first, the iteration and how many there are; along
-        the axis of the layers, so that forward and backward count alike.
+      loops: for each loop around it, outermost first, the iteration, from 0, and how many there
+        are; along the axis of the layers, so that forward and backward count alike.
       backward: whether the operation belongs to the backward pass.
       inputs: what the operation was given, or the argument.
       output: what came out.
