@@ -45,6 +45,14 @@ class ModelDiff:
     Attributes:
       rows: the modules that both have, in the order in which they return.
       tolerance: how far apart two outputs may be.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> layer, x = nn.Dense(2), jax.numpy.ones((2, 4))
+      >>> variables = layer.init(jax.random.key(0), x)
+      >>> found = nn.diff(layer, variables, layer, variables, x)
+      >>> bool(found), str(found), len(found.rows)
+      (False, 'no difference', 1)
     """
 
     rows: tuple[Apart, ...]
