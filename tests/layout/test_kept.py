@@ -152,3 +152,17 @@ def test_on_the_command_line(remat, tmp_path, monkeypatch, capsys):
     assert main([*command, "--fail-on", "LX904"]) == (remat == "None")
     out = capsys.readouterr().out
     assert ("note LX904" in out) == (remat == "None") and "kept for the backward pass" in out
+
+
+def test_layers_stored_apart_are_told_where_they_are_scanned():
+    def told(**options):
+        options = {"depth": 3, "store": "layers", **options}
+        found = nn.layout(nn.Stack(nn.Dense(4), **options), KEY, X)
+        assert ("stored apart and scanned" in found.to_html()) == bool(found.brought_together)
+        return "stored apart and scanned: /" in str(found)
+
+    assert told()
+    for other in ({"run": "loop"}, {"store": "stacked"}, {"depth": 1}):
+        assert not told(**other)
+    with nn.override_stacks(run="loop"):
+        assert not told()

@@ -218,7 +218,7 @@ class _Record:
         self.called: dict[Path, _Called] = {}
         self.calls: list[tuple[Path, str]] = []  # those under way: path and method
         self.asked: set[str] = set()
-        self.described: dict[Path, tuple[Any, list[LiftEvent]]] = {}
+        self.described: dict[Path, tuple[Any, list[LiftEvent], bool]] = {}
 
     # --- what the engine calls ------------------------------------------------
 
@@ -266,9 +266,9 @@ class _Record:
         describe = getattr(context.module, "_stack_layout", None)
         if describe is not None and context.method_name == "__call__":
             around = [self.nodes[index].event for index in self.nest]
-            self.described.setdefault(
-                path, (describe(path), [event for event in around if event.size is not None])
-            )
+            around = [event for event in around if event.size is not None]
+            told = describe(path), around, context.module._is_scanned()
+            self.described.setdefault(path, told)
         method = context.method_name
         if method in ("setup", LIFTED) or (self.calls and self.calls[-1][0] == path):
             return call(*args, **kwargs)  # a module that calls itself is not used once more
@@ -365,8 +365,9 @@ class _Record:
                     )
                     for event in around
                 ),
+                scanned,
             )
-            for path, (at, around) in self.described.items()
+            for path, (at, around, scanned) in self.described.items()
         )
 
     def variables(self, variables: Mapping[str, Any]) -> tuple[VariableLayout, ...]:

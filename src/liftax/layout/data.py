@@ -221,7 +221,7 @@ class StackNode:
 
     `before`, `positions`, `repeats` and `after` count layers as `nn.StackLayout` does; `roles` are
     those of the stack's own loop, as in `Enclosing`; `around` has the lifts with an axis around
-    the stack, outermost first.
+    the stack, outermost first. `scanned` says whether it runs as a loop of the compiled program.
     """
 
     path: tuple[str, ...]
@@ -233,6 +233,7 @@ class StackNode:
     roles: Mapping[str, int | str | None]
     metadata_params: Mapping[Any, Any] = field(default_factory=dict)
     around: tuple[Enclosing, ...] = ()
+    scanned: bool = False
 
 
 @dataclass(frozen=True)
@@ -517,6 +518,19 @@ class LayoutData:
         cost, flops = self.measure()
         modules = tuple(replace(node, flops=flops.get(node.path)) for node in self.modules)
         return self.replace(cost=cost, modules=modules)
+
+    @property
+    def brought_together(self) -> str:
+        """What is said of stacks whose scan goes over layers that lie apart; may be empty."""
+        apart = [node for node in self.stacks if node.store == "layers" and node.scanned]
+        named = ", ".join("/" + "/".join(node.path) for node in apart)
+        if not apart:
+            return ""
+        return (
+            f"stored apart and scanned: {named}; each call stacks the variables of the layers and "
+            f"each gradient takes them apart, which doubles the operations: run='loop' reads them "
+            f"where they lie, store='stacked' has them together"
+        )
 
     # --- showing --------------------------------------------------------------
 

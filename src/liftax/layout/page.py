@@ -131,6 +131,8 @@ class _Page(Nest, Rows):
                 f'<p class="soft">Streams not given, so params stood in: '
                 f"{escape(', '.join(layout.absent))}.</p>"
             )
+        if layout.brought_together:
+            streams += f'<p class="soft">{escape(layout.brought_together)}.</p>'
         return (
             f'<p class="over">Layout{source}</p><h1>{escape(layout.module)}{call}</h1>'
             f'<div class="tiles">{boxes}</div>{streams}'

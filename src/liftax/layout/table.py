@@ -312,6 +312,8 @@ def _summary(layout: LayoutData) -> Iterable[str]:
             f"stream{'s' * plural} not given, so 'params' stood in: {', '.join(layout.absent)}; "
             f"whether {'they are' if plural else 'it is'} split is not known"
         )
+    if layout.brought_together:
+        yield layout.brought_together
     if layout.kept is not None:
         yield f"a gradient: {layout.kept.total}"
     cost = layout.cost

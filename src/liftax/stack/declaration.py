@@ -14,7 +14,7 @@ from ..module import Module, nowrap
 from ..words import shown
 from .arguments import Block
 from .fsdp import FSDP
-from .options import Remat, check_remat, parse_run
+from .options import Remat, check_remat, in_force, parse_run
 from .storage import StackLayout
 
 
@@ -145,6 +145,13 @@ class Declaration(Module):
         return frozenset(i % len(self) for i in self.frozen)
 
     # Under this name a layout of a model finds out that a module is a stack.
+    @nowrap
+    def _is_scanned(self) -> bool:
+        """Whether the layers of the pattern run in a loop of the compiled program."""
+        assert self.repeats is not None
+        run, _ = in_force(self.run, self.unroll, self.remat, self.repeats)
+        return run.kind == "scan" and self.repeats > 1
+
     @nowrap
     def _stack_layout(self, path: Path) -> StackLayout:
         assert self.repeats is not None

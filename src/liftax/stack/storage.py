@@ -65,6 +65,7 @@ class StackLayout:
     def of_node(cls, node: StackNode) -> StackLayout:
         """Returns what a layout knows of a stack, as a layout of that stack."""
         told = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+        del told["scanned"]  # how it runs is no matter of where its variables lie
         return cls(role_of=_told(told.pop("roles")), enclosing=told.pop("around"), **told)
 
     def __len__(self) -> int:
