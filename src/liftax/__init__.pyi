@@ -38,6 +38,7 @@ from .core.boxes import unbox as unbox
 from .core.boxes import with_partitioning as with_partitioning
 from .core.events import silenced as silenced
 from .core.filters import DenyList as DenyList
+from .core.lift.schedule import Pipeline as Pipeline
 from .core.roles import In as In
 from .core.roles import InPlace as InPlace
 from .core.roles import Out as Out
@@ -156,6 +157,7 @@ from .spmd import with_logical_partitioning as with_logical_partitioning
 from .stack.arguments import ByPosition as ByPosition
 from .stack.fsdp import FSDP as FSDP
 from .stack.fsdp import fsdp_sharding as fsdp_sharding
+from .stack.interleave import pipeline_value_and_grad as pipeline_value_and_grad
 from .stack.options import Remat as Remat
 from .stack.options import override_stacks as override_stacks
 from .stack.stack import Stack as Stack
@@ -175,6 +177,7 @@ from .transforms.derivatives import value_and_grad as value_and_grad
 from .transforms.derivatives import vjp as vjp
 from .transforms.jit import jit as jit
 from .transforms.own import lift as lift
+from .transforms.pipeline import pipeline as pipeline
 from .transforms.remat import checkpoint as checkpoint
 from .transforms.remat import remat as remat
 from .transforms.remat_scan import remat_scan as remat_scan

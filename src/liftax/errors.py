@@ -493,6 +493,18 @@ class StackError(LiftError, ValueError):
     code, title = "LX501", "A stack whose options contradict each other or its layers"
 
 
+class PipelineError(StackError):
+    """A pipeline's options contradict each other, or do not fit its layers or its batch."""
+
+    code, title = "LX505", "A pipeline that does not fit its layers or its batch"
+
+
+class MicrobatchError(PipelineError):
+    """A pipeline cannot tell what belongs to one microbatch, or one needs what another makes."""
+
+    code, title = "LX506", "What a pipeline cannot hand to one microbatch after the other"
+
+
 # --- training -------------------------------------------------------------------
 
 
@@ -556,6 +568,7 @@ _NOTES = {
     "LX907": "One key for two draws",
     "LX908": "A module widens what goes through it",
     "LX909": "An optimizer that takes stacked layers for one parameter",
+    "LX910": "A pipeline with a large bubble",
 }
 
 

@@ -58,7 +58,7 @@ def test_message_and_fix(code):
 def test_note(code):
     """A finding carries the words of its rule."""
     (found,) = [f for f in execute(blocks(code)["Example"])["layout"].findings if f.code == code]
-    severity = "warning" if code == "LX901" else "note"  # over a batch: see the test below
+    severity = "warning" if code in ("LX901", "LX910") else "note"  # see the tests below
     assert (found.severity, found.title) == (severity, RULES[code].title)
     assert found.page == f"liftax explain {code}"
     assert found.lifts or found.variables  # those of `nn.check` are about variables

@@ -26,7 +26,17 @@ from ..module.state import LIFTED
 from ..module.summary import summary
 from ..pytrees import is_array
 from .cost import forward_cost
-from .data import Along, Axis, Enclosing, LiftNode, Measured, ModuleNode, StackNode, VariableLayout
+from .data import (
+    Along,
+    Axis,
+    Enclosing,
+    LiftNode,
+    Measured,
+    ModuleNode,
+    StackNode,
+    Staged,
+    VariableLayout,
+)
 from .labels import axis_labels
 from .notes import findings_of
 from .progress import said
@@ -218,6 +228,7 @@ class _Record:
         self.called: dict[Path, _Called] = {}
         self.calls: list[tuple[Path, str]] = []  # those under way: path and method
         self.asked: set[str] = set()
+        self.staged: dict[Path, Staged | None] = {}  # of stacks, by their places
         self.described: dict[Path, tuple[Any, list[LiftEvent], bool]] = {}
 
     # --- what the engine calls ------------------------------------------------
@@ -269,6 +280,7 @@ class _Record:
             around = [event for event in around if event.size is not None]
             told = describe(path), around, context.module._is_scanned()
             self.described.setdefault(path, told)
+            self.staged[path] = context.module._staged(*args[:1])
         method = context.method_name
         if method in ("setup", LIFTED) or (self.calls and self.calls[-1][0] == path):
             return call(*args, **kwargs)  # a module that calls itself is not used once more
@@ -337,6 +349,8 @@ class _Record:
                     called_at=node.called_at,
                     quiet=tuple(sorted(event.made.quiet)),
                     batch=event.batch,
+                    # The loop of a stack stands at the first position of its pattern.
+                    staged=self.staged.get(event.path[:-1]) if event.kind == "stack" else None,
                 )
             )
         return tuple(made)
@@ -476,7 +490,7 @@ def _role(role: Any) -> Any:
     return words.get(role, str(role))
 
 
-_CARRYING = ("scan", "stack")
+_CARRYING = ("scan", "stack", "pipeline")
 """The kinds of lifts whose body takes a carry first, and returns it with what else it returns."""
 
 

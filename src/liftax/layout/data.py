@@ -111,13 +111,37 @@ class VariableLayout:
 
 
 @dataclass(frozen=True)
+class Staged:
+    """How the layers of a stack run as a pipeline.
+
+    `layers` are the repeats of the pattern in one visit of a stage, `bubble` is the share of the
+    steps in which a stage has nothing to do, `crossing` the bytes that each sends on in a step.
+    """
+
+    stages: int
+    layers: int
+    microbatches: int
+    repeats: int
+    axis: str
+    steps: int
+    bubble: float
+    crossing: int
+
+    def numbers(self, stage: int) -> str:
+        """The repeats of the pattern that a stage runs: `0-1 8-9`."""
+        starts = [(r * self.stages + stage) * self.layers for r in range(self.repeats)]
+        ends = [f"-{start + self.layers - 1}" * (self.layers > 1) for start in starts]
+        return " ".join(f"{start}{end}" for start, end in zip(starts, ends, strict=True))
+
+
+@dataclass(frozen=True)
 class LiftNode:
     """One lift of the nest: what it is, what it lifts, and what it does with each collection.
 
     `roles` maps collections that occur in the layout to a role; `splits` maps rng streams to
     whether they are split. `takes`, `carries` and `gives` are the shapes that one iteration sees.
     `file_line` is where the body stands, `made_at` where the user lifted it, `called_at` where
-    that was called.
+    that was called. `staged` is what a stack says that runs as a pipeline.
     """
 
     index: int
@@ -139,6 +163,7 @@ class LiftNode:
     called_at: str | None = None
     quiet: tuple[str, ...] = ()
     batch: bool = False
+    staged: Staged | None = None
 
     @property
     def label(self) -> str:
@@ -574,7 +599,7 @@ class LayoutData:
         return cls(
             module=plain["module"],
             variables=tuple(row(v) for v in plain["variables"]),
-            lifts=tuple(LiftNode(**{**n, **_tuples(n, "path", "quiet")}) for n in plain["lifts"]),
+            lifts=tuple(map(_lift_node, plain["lifts"])),
             findings=tuple(
                 Finding(**{**f, "lifts": tuple(f["lifts"]), "variables": tuple(f["variables"])})
                 for f in plain["findings"]
@@ -598,6 +623,11 @@ class LayoutData:
 
 def _tuples(plain: Mapping[str, Any], *names: str) -> dict[str, tuple[Any, ...]]:
     return {name: tuple(plain[name]) for name in names if name in plain}
+
+
+def _lift_node(plain: Mapping[str, Any]) -> LiftNode:
+    staged = Staged(**plain["staged"]) if plain.get("staged") else None
+    return LiftNode(**{**plain, **_tuples(plain, "path", "quiet"), "staged": staged})
 
 
 def _residuals(plain: Mapping[str, Any]) -> Residuals:

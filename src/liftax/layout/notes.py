@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ def findings_of(layout: LayoutData) -> tuple[Finding, ...]:
             *_ensemble(layout, lift, inside),
             *_order(layout, lift, inside),
             *_same_numbers(lift),
+            *_bubble(lift),
         )
         if finding.code not in lift.quiet
     ]
@@ -106,6 +108,24 @@ def _same_numbers(lift: LiftNode) -> Iterator[Finding]:
                 lift,
                 (),
             )
+
+
+def _bubble(lift: LiftNode) -> Iterator[Finding]:
+    """A pipeline whose stages have nothing to do in more than a quarter of its steps."""
+    at = lift.staged
+    if at is None or at.bubble <= 0.25:
+        return
+    enough = 3 * (at.steps - at.repeats * at.microbatches) / at.repeats
+    found = _finding(
+        "LX910",
+        f"{_place(lift)}: each of {at.stages} stages has nothing to do in {at.bubble:.0%} of "
+        f"{at.steps} steps.\n"
+        f"Cut the batch into {math.ceil(enough)} microbatches or more (now {at.microbatches}), or "
+        f"give each stage\nseveral groups of layers, by repeats= (now {at.repeats}).",
+        lift,
+        (),
+    )
+    yield replace(found, severity="warning")
 
 
 def _cheap(layout: LayoutData) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from .wording import human_bytes, human_count, short_file_line
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _NARROWEST = 40
+_STAGES = 8  # of a pipeline, that are drawn
 
 
 def as_text(layout: LayoutData, width: int | None = None) -> str:
@@ -104,7 +105,7 @@ def _lifts(
 
 
 def _extras(lift: LiftNode, width: int) -> Iterator[Line]:
-    for text in (lift_shapes(lift), lift_extras(lift)):
+    for text in (lift_shapes(lift), lift_extras(lift), *lift_stages(lift)):
         if text:
             yield from wrapped([Segment(text, style="dim")], max(width, _NARROWEST // 2))
 
@@ -127,6 +128,21 @@ def lift_shapes(lift: LiftNode) -> str:
     """`carry f32[64] · takes f32[8] · gives f32[8]`, of one iteration; may be empty."""
     named = (("carry", lift.carries), ("takes", lift.takes), ("gives", lift.gives))
     return " · ".join(f"{name} {text}" for name, text in named if text)
+
+
+def lift_stages(lift: LiftNode) -> tuple[str, ...]:
+    """What is said of a pipeline: which layers each stage runs, and what it costs."""
+    at = lift.staged
+    if at is None:
+        return ()
+    stages = " → ".join(f"[{at.numbers(stage)}]" for stage in range(min(at.stages, _STAGES)))
+    more = f" → ... [{at.numbers(at.stages - 1)}]" if at.stages > _STAGES else ""
+    around = f" × {at.repeats}" if at.repeats > 1 else ""
+    return (
+        f"⇉ {at.stages} stages{around} along {at.axis!r}: {stages}{more}",
+        f"{at.microbatches} microbatches in {at.steps} steps, bubble {at.bubble:.0%}, each stage "
+        f"sends {human_bytes(at.crossing)} a step",
+    )
 
 
 def lift_extras(lift: LiftNode) -> str:

@@ -78,7 +78,7 @@ class Arguments:
         self.sliced: dict[str, ByPosition] = {}
         # Positional arguments are known by the names that the first layer has for them: a call
         # does not say them, and all layers of a pattern get the same ones.
-        first, names = _positional(blocks[0], method) if per_layer else ([], [])
+        first, names = positional(blocks[0], method) if per_layer else ([], [])
         for wanted in per_layer:
             if wanted in kwargs:
                 key, value = wanted, kwargs[wanted]
@@ -118,7 +118,7 @@ class Arguments:
         return tuple(parts), {k: slices.get(k, v) for k, v in kwargs.items()}
 
 
-def _positional(block: Block, method: str) -> tuple[list[str], list[str]]:
+def positional(block: Block, method: str) -> tuple[list[str], list[str]]:
     """Returns the names of the positional arguments: the module and x, and what follows."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     found = inspect.signature(getattr(type(block), method)).parameters.values()

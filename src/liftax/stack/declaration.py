@@ -6,10 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+import jax
+
 from ..core.filters import Filter, in_filter
+from ..core.lift.schedule import Pipeline
 from ..core.roles import InPlace, Roles, loop_roles
 from ..core.types import Path
 from ..errors import StackError
+from ..layout.data import Staged
 from ..module import Module, nowrap
 from ..words import shown
 from .arguments import Block
@@ -30,7 +34,7 @@ class Declaration(Module):
     after: Sequence[Module] = dataclasses.field(default=(), kw_only=True)
     outputs: bool | str | Sequence[int] = dataclasses.field(default=False, kw_only=True)
     per_layer: Sequence[str] = dataclasses.field(default=(), kw_only=True)
-    run: str = dataclasses.field(default="scan", kw_only=True)
+    run: str | Pipeline = dataclasses.field(default="scan", kw_only=True)
     unroll: int | bool = dataclasses.field(default=1, kw_only=True)
     remat: Remat | str | None = dataclasses.field(default="auto", kw_only=True)
     store: str = dataclasses.field(default="stacked", kw_only=True)
@@ -164,6 +168,27 @@ class Declaration(Module):
             self.store,
             self._roles().role,
             self.metadata_params,
+        )
+
+    # And how it runs now, where that is a pipeline.
+    @nowrap
+    def _staged(self, x: object = None) -> Staged | None:
+        assert self.repeats is not None
+        run, _ = in_force(self.run, self.unroll, self.remat, self.repeats)
+        at = run.pipeline
+        if at is None or self.repeats % (at.stages * at.repeats):
+            return None
+        # In a step each stage hands on a microbatch, and a place in the queue moves up.
+        sent = sum(leaf.size * leaf.dtype.itemsize for leaf in map(jax.typeof, jax.tree.leaves(x)))
+        return Staged(
+            at.stages,
+            self.repeats // (at.stages * at.repeats),
+            at.microbatches,
+            at.repeats,
+            at.axis,
+            at.steps,
+            at.bubble,
+            2 * sent // at.microbatches,
         )
 
     @nowrap

@@ -7,6 +7,7 @@ in the lift, so no option of this file can change it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -17,6 +18,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from .. import equations, jax_private
 from ..core.lift.crossing import Opening
+from ..core.lift.pipeline import Objective, Pipelined
+from ..core.lift.schedule import Pipeline
+from ..core.lift.stages import Stage, takes_again
 from ..core.roles import THROUGH, through_roles
 from ..core.scope import Scope
 from ..core.streams import Keyed
@@ -36,10 +40,16 @@ class Runner:
       run: how the loop is written.
       remat: what is recomputed.
       chosen: which of the repeats run, None for all.
+      place: where the stack stands, for messages.
     """
 
-    def __init__(self, run: Run, remat: Remat | None, chosen: Chosen | None = None):
+    def __init__(
+        self, run: Run, remat: Remat | None, chosen: Chosen | None = None, place: str = ""
+    ):
         self.run = run
+        self.place = place
+        self.moving: Sequence[int | None] = ()  # in a pipeline, who has a batch, see `Pipelined`
+        self.objective: Objective | None = None  # what a pipeline differentiates as it goes
         self.remat = remat
         self.chosen = chosen
         self.seen: set[str] = set()
@@ -67,6 +77,8 @@ class Runner:
         # JAX knows what comes out of no steps; there is nothing to group or to recompute.
         if length == 0:
             return jax.lax.scan(step, init, xs, length=0)
+        if self.run.pipeline is not None:
+            return self._pipeline(self.run.pipeline)(step, init, xs, length=length)
         loop = functools.partial(self._loop, reverse=reverse)
         if self.chosen is None:
             return loop(step, init, xs, length)
@@ -83,6 +95,23 @@ class Runner:
         if reverse:
             ys = jax.tree.map(lambda y: jnp.flip(y, 0), ys)
         return carry, ys
+
+    def _pipeline(self, pipeline: Pipeline) -> Pipelined:
+        """A pipeline, in which a visit of a stage is what is recomputed, and each layer within."""
+        remat = self.remat
+        each = (
+            None
+            if remat is None or not remat.nested
+            else dataclasses.replace(remat, every=1, nested=False)
+        )
+        again: Callable[[Stage], Stage] = takes_again
+        if remat is not None and remat.positions is None:
+            again = functools.partial(self.checkpoint, in_scan=True)
+
+        def visit(step: Step, init: object, xs: object, *, length: int) -> tuple[object, object]:
+            return self._nest(levels(self.run, each, length), step, init, xs, length, True)
+
+        return Pipelined(pipeline, self.place, visit, again, self.objective, self.moving)
 
     def _nest(
         self,

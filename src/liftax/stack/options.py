@@ -17,18 +17,21 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import jax
 from jax.extend.core import Primitive
 
 from .. import equations, jax_private
+from ..core.lift.schedule import Pipeline
 from ..errors import StackError
 from ..words import did_you_mean, shown
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Policy = Callable[..., bool]
 
 # These make a policy from names or from other policies.
@@ -204,14 +207,16 @@ class Run:
       group: how many steps of a scan are written out together; None for one,
         ``"sqrt"`` for about the square root of their number.
       unroll: as in `jax.lax.scan`.
+      pipeline: whose stages run the scan, each its part.
     """
 
     kind: str = "scan"
     group: int | str | None = None
     unroll: int | bool = 1
+    pipeline: Pipeline | None = None
 
 
-def parse_run(run: str, unroll: int | bool = 1) -> Run:
+def parse_run(run: str | Pipeline, unroll: int | bool = 1) -> Run:
     """Reads ``run=``.
 
     Raises:
@@ -221,12 +226,14 @@ def parse_run(run: str, unroll: int | bool = 1) -> Run:
       >>> parse_run("scan of 4")
       Run(kind='scan', group=4, unroll=1)
     """
-    word = run if isinstance(run, str) else ""
+    pipeline = run if isinstance(run, Pipeline) else None
+    word = "scan" if pipeline else run if isinstance(run, str) else ""
     match = re.fullmatch(r"\s*(scan|loop)(?:\s+of\s+(\d+|sqrt))?\s*", word, re.ASCII)
     bad = match is None or (match[1] == "loop" and match[2]) or (match[2] or "1").strip("0") == ""
     if bad or match is None:
         raise StackError(
-            f"Stack: run expected 'scan', 'loop', 'scan of K' or 'scan of sqrt'; found {shown(run)}"
+            f"Stack: run expected 'scan', 'loop', 'scan of K', 'scan of sqrt' or a Pipeline; found "
+            f"{shown(run)}"
         )
     if not (isinstance(unroll, int) and unroll >= 0):
         raise StackError(
@@ -240,7 +247,7 @@ def parse_run(run: str, unroll: int | bool = 1) -> Run:
     if unroll == 0 and unroll is not False:
         unroll = True  # for JAX 0 is no number of steps
     group = match[2]
-    return Run(match[1], group if group in (None, "sqrt") else int(group), unroll)
+    return Run(match[1], group if group in (None, "sqrt") else int(group), unroll, pipeline)
 
 
 def _is_count(value: object) -> bool:
@@ -325,7 +332,7 @@ def _sqrt(length: int) -> int:
 class Options:
     """How a stack runs; see `override_stacks`."""
 
-    run: str | None = None
+    run: str | Pipeline | None = None
     unroll: int | bool | None = None
     remat: Remat | str | None = None
 
@@ -335,7 +342,7 @@ _override: ContextVar[tuple[Options, ...]] = ContextVar("liftax_override_stacks"
 
 @contextlib.contextmanager
 def override_stacks(
-    run: str | None = None,
+    run: str | Pipeline | None = None,
     unroll: int | bool | None = None,
     remat: Remat | str | None = None,
 ) -> Iterator[None]:
@@ -370,6 +377,22 @@ def override_stacks(
         _override.reset(token)
 
 
+_in_stage: ContextVar[bool] = ContextVar("liftax_in_stage", default=False)
+
+
+def in_stage(fn: Callable[P, T]) -> Callable[P, T]:
+    """Returns the layers of a pipeline's stage: a stack among them is a scan, and no pipeline."""
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        token = _in_stage.set(True)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            _in_stage.reset(token)
+
+    return run
+
+
 def check_remat(remat: object, place: str, *, off: bool = False) -> None:
     """Raises StackError where ``remat=`` is no `Remat`."""
     if remat is None or isinstance(remat, Remat) or remat == "auto" or (off and remat == "off"):
@@ -386,17 +409,19 @@ AUTO = Auto("products")
 
 
 def in_force(
-    run: str, unroll: int | bool, remat: Remat | str | None, repeats: int
+    run: str | Pipeline, unroll: int | bool, remat: Remat | str | None, repeats: int
 ) -> tuple[Run, Remat | None]:
     """Returns the options that hold, those of `override_stacks` first."""
     for options in _override.get():  # the innermost block last, which has the last word
         if options.run is not None:
             run = options.run
-            unroll = 1 if run.strip() == "loop" else unroll
+            unroll = 1 if isinstance(run, str) and run.strip() == "loop" else unroll
         unroll = options.unroll if options.unroll is not None else unroll
         if options.remat is not None:
             remat = None if options.remat == "off" else options.remat
     read = parse_run(run, unroll)
+    if read.pipeline is not None and _in_stage.get():
+        read = dataclasses.replace(read, pipeline=None)
     if isinstance(remat, str):
         # Layers that are written out are fused and freed by the compiler as it likes, and without
         # a compiler nothing is gained.

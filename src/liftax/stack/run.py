@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,8 +22,10 @@ from .arguments import Arguments, Block, ByPosition, Slices, gathered, split_pai
 from .chosen import Chosen, Way, chosen, kept
 from .declaration import Declaration
 from .fsdp import FSDP, Loop
+from .interleave import ASKED
+from .microbatches import Batched
 from .nest import Runner
-from .options import Auto, Run, in_force, levels
+from .options import Auto, Run, in_force, in_stage, levels
 from .storage import StackLayout
 from .templates import shared_outside
 
@@ -51,11 +54,17 @@ def run_stacked(
     # Options in force where the stack is called, not where it was declared, say how it runs.
     assert stack.repeats is not None
     run, remat = in_force(stack.run, stack.unroll, stack.remat, stack.repeats)
+    assert stack.scope is not None
+    initializing = stack.scope.call.flags.get("initializing")
+    if run.pipeline is not None and (initializing or not stack.repeats):
+        run = dataclasses.replace(run, pipeline=None)  # variables are made of the whole batch
     if _is_made(stack):
         levels(run, remat, stack.repeats)  # what does not fit is told now, not when it runs
         run, remat = Run(), None if isinstance(remat, Auto) else remat
     some = _chosen(stack, at, way, place)
-    runner = Runner(run, remat, some)
+    if some is not None or way.reverse:
+        run = dataclasses.replace(run, pipeline=None)  # a scan of the layers that are asked for
+    runner = Runner(run, remat, some, place)
     blocks = [*stack.before, *stack._pattern, *stack.after]
     _check_method(blocks, way.method, place)
     call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs, way.method)
@@ -168,6 +177,18 @@ def _pattern(
     # XLA writes a scan of one step out, and could then share work between the two passes.
     in_scan = runner.run.kind == "scan" and stack.repeats != 1
 
+    # What has a batch besides goes through the layers of a pipeline with its microbatch.
+    pipeline, batched = runner.run.pipeline, None
+    if pipeline is not None:
+        batched = Batched(pipeline, blocks, call, x, place, way.method)
+        runner.moving = batched.moving
+        asked = ASKED.get()
+        if asked is not None:
+            ASKED.set(None)  # a stack inside of this one is none of it
+            through = (x, batched.going) if batched.going else x
+            structure = jax.tree.structure(through)
+            runner.objective = asked.of(pipeline, structure, bool(batched.going))
+
     def layer(p: int, rebuilt: Sequence[Block], x: object, slices: Slices) -> tuple[object, object]:
         args, kwargs = call.filled(slices, *fill(plain, rebuilt[len(blocks) :]))
         out = getattr(rebuilt[p], way.method)(x, *args, **kwargs)
@@ -178,8 +199,12 @@ def _pattern(
     ) -> tuple[object, list[object]]:
         rebuilt = detached.rebuild(scopes)
         outputs: list[object] = [None] * len(blocks)
+        going: Slices = {}
+        if batched is not None and batched.going:
+            x, going = x  # type: ignore[misc]
+        along = batched.back(going) if batched is not None else {}
         for p in range(len(blocks))[:: -1 if way.reverse else 1]:
-            slices = xs[p] if xs else {}
+            slices = {**(xs[p] if xs else {}), **along}
             if positions is None or p not in positions:
                 x, ys = layer(p, rebuilt, x, slices)
             else:
@@ -192,7 +217,7 @@ def _pattern(
                 alone.__name__ = type(blocks[p]).__name__
                 x, ys = runner.layer(alone, scopes, x, in_scan=in_scan)
             outputs[p] = ys
-        return x, outputs
+        return ((x, going) if going else x), outputs
 
     # A body counts its keys once: a stack is no name of Linen's, so no second trace has to be
     # counted; it is the pattern as a whole that the lifted scan sees.
@@ -207,8 +232,14 @@ def _pattern(
     in_order = runner.run == Run() and runner.chosen is None and not way.reverse
     fsdp = stack.fsdp if in_order else None
     loop = Loop(fsdp, runner) if isinstance(fsdp, FSDP) else runner
-    run = Plan(options, stack._roles(), loop, shared).over(_named(turn, blocks))
-    return run(detached.scopes, x, call.xs)
+    parts = None if pipeline is None else pipeline.microbatches
+    run = Plan(options, stack._roles(), loop, shared, parts).over(
+        _named(turn if pipeline is None else in_stage(turn), blocks)
+    )
+    if batched is None or not batched.going:
+        return run(detached.scopes, x, call.xs)
+    (x, _), ys = run(detached.scopes, (x, batched.going), call.xs)
+    return x, ys
 
 
 def _named(turn: Function, blocks: Sequence[object]) -> Function:

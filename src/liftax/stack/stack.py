@@ -92,7 +92,7 @@ class Stack(Declaration):
         `ByPosition`), of which each layer gets its slice. All other arguments of the
         call go to every layer as they are.
       run: ``"scan"``, ``"loop"`` (written out), ``"scan of K"`` (K layers of the scan
-        written out together) or ``"scan of sqrt"``.
+        written out together), ``"scan of sqrt"`` or a `Pipeline`.
       unroll: as in `jax.lax.scan`.
       remat: what is recomputed in the backward pass: a `Remat`, None for nothing, or ``"auto"``:
         ``Remat("products")`` where the layers are scanned, of whole groups where they are scanned

@@ -16,6 +16,7 @@ from .own import lift_transform_cached as lift_transform_cached
 from .own import module_class_lift_transform as module_class_lift_transform
 from .own import module_class_lift_transform_cached as module_class_lift_transform_cached
 from .own import set_module_scopes as set_module_scopes
+from .pipeline import pipeline as pipeline
 from .remat import checkpoint as checkpoint
 from .remat import remat as remat
 from .remat_scan import remat_scan as remat_scan

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypedDict, Unpack
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import PyTreeDef
 
 from ...errors import where
@@ -30,7 +31,7 @@ from ..roles import THROUGH, Role, Roles, Row
 from ..scope import Scope
 from ..streams import Base, Keyed, Stream
 from ..trees import copy_dicts, plain_dicts, sorted_dicts
-from ..types import Collections, Function, Group, Path, Tree
+from ..types import Collections, Function, Group, Key, Path, Tree
 
 
 class Told(TypedDict, total=False):
@@ -184,19 +185,39 @@ class Opening(Around):
         split = self.roles.split
         return tuple({n: k for n, k in g.items() if split(n) is not None} for g in groups)
 
-    def split_keys(self, size: int) -> Keyed:
-        """Returns the keys of the split streams, stacked along a new first axis."""
+    def split_keys(self, size: int, parts: int | None = None) -> Keyed:
+        """Returns the keys of the split streams, stacked along a new first axis.
+
+        Args:
+          size: how many.
+          parts: of how many parts each iteration has keys of its own, along a second axis and of
+            the other streams too. Part ``i`` has those of the stream's key with ``i`` folded in.
+        """
         if self.keyless:
             return self.no_keys
-        made: dict[int, Base] = {}
+        made: dict[tuple[int, bool], Base] = {}
 
-        def split(key: Base) -> Base:
+        def of_part(key: Key, apart: bool) -> Key:
+            return jax.random.split(key, size) if apart else jnp.stack([key] * size)
+
+        def of_parts(key: Key, apart: bool) -> Key:
+            if parts is None:
+                return of_part(key, apart)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
+            return jax.vmap(lambda key: of_part(key, apart), out_axes=1)(keys)
+
+        def split(key: Base, apart: bool) -> Base:
             # Scopes of one call share their base keys: one split for each.
-            if id(key) not in made:
-                made[id(key)] = jax.tree.map(lambda k: jax.random.split(k, size), key)
-            return made[id(key)]
+            if (id(key), apart) not in made:
+                made[id(key), apart] = jax.tree.map(lambda k: of_parts(k, apart), key)
+            return made[id(key), apart]
 
-        return tuple({n: split(k) for n, k in group.items()} for group in self.keys(True))
+        groups = [[(self.keys(True), True)], [(self.keys(False), False)]]
+        wanted = groups[0] if parts is None else groups[0] + groups[1]
+        return tuple(
+            {n: split(k, apart) for keyed, apart in wanted for n, k in keyed[i].items()}
+            for i in range(len(self.tops))
+        )
 
     def can_write(self, role: Role) -> bool:
         """Tells whether the body may write any collection under ``role``."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.tree_util import PyTreeDef
 
 from ... import jax_private
-from ...errors import AxesTreeError
+from ...errors import AxesTreeError, MicrobatchError
 from ...pytrees import Rest, split_by
 from .. import boxes
 from ..filters import Filter
@@ -139,12 +139,15 @@ class Plan(NamedTuple):
       loop: what runs the pure body, called like `jax.lax.scan`; it may call the
         body more than once.
       shared: scopes whose variables all iterations share.
+      microbatches: into how many parts ``loop`` cuts what goes through it. Each has keys of its
+        own, along a second axis, and ``loop`` says itself what is written where it stands.
     """
 
     options: Scan
     roles: Roles
     loop: Callable[..., Any] = jax.lax.scan
     shared: Sequence[Scope] = ()
+    microbatches: int | None = None
 
     def over(self, fn: Function) -> Callable[..., tuple[Any, Any]]:
         """Returns the lifted function."""
@@ -198,7 +201,7 @@ def _scanned(
     xs = (
         [to_front(leaf, axis) for leaf, axis in zip(moving, along, strict=True)],
         [unstack(stacked[axis], axis) for axis in axes],
-        opening.split_keys(size),
+        opening.split_keys(size, plan.microbatches),
     )
     leaves, carry_def = jax.tree.flatten(carry)
     return _Call(plan, fn, scopes, opening, whole, kwargs, carry_def, size).finish(leaves, xs)
@@ -239,7 +242,8 @@ class _Call:
         variables = self.opening.sorted_values((BROADCAST, CARRY))
         self.shared = variables[BROADCAST]
         self.carried = flat(variables[CARRY])
-        self.shared_keys = self.opening.keys(False)
+        parts = self.plan.microbatches
+        self.shared_keys = self.opening.keys(False) if parts is None else self.opening.no_keys
         self.tally = Tally(
             self.plan.roles,
             self.opening.log,
@@ -277,7 +281,10 @@ class _Call:
 
     def run(self, carry: Leaves, xs: Slice) -> _Result:
         """Runs the loop: `jax.lax.scan` traces the body itself where nothing is made in it."""
-        if not self.traced and self.may_make(carry):
+        pipelined = self.plan.microbatches is not None
+        if pipelined:
+            carry = [jnp.asarray(leaf, jnp.result_type(leaf)) for leaf in carry]  # no weak types
+        elif not self.traced and self.may_make(carry):
             births = self.opening.initializing and self.opening.can_write(CARRY)
             alone = self.tally.goes_on and self.tally.twice and not births
             return self.run_one_by_one(carry, xs) if alone else self.run_in_parts(carry, xs)
@@ -285,6 +292,8 @@ class _Call:
         def step(state: State, x: Slice) -> tuple[State, tuple[Leaves, list[Group]]]:
             inner, after, ys = self.body(state, x)
             carried, stacked = state[1], []
+            if pipelined:
+                self.check_apart(inner, carried)
             if not self.opening.read_only:
                 written = flat(self.opening.written(inner, CARRY))
                 # Linen allows a first write in `apply` as well. Nobody can know of it before the
@@ -305,6 +314,20 @@ class _Call:
             return self.run_in_parts(carry, xs)
         return _Result(carry, carried, ys, stacked)
 
+    def check_apart(self, inner: list[Scope], carried: Variables) -> None:
+        """Raises MicrobatchError where a part makes or writes what others have too."""
+        before = {**flat(self.shared), **carried}
+        for role in (BROADCAST, CARRY):
+            for place, value in flat(self.opening.written(inner, role)).items():
+                if place not in before or (role == BROADCAST and value is not before[place]):
+                    raise MicrobatchError(
+                        f"{self.opening.place}: {name_of(place)} is written by layers "
+                        f"that work on different microbatches at the same time.\n"
+                        f"found: {'all layers share it' if role == BROADCAST else 'it is new'}\n"
+                        f"expected: an axis of layers for collection {place[1]!r}, another run=, "
+                        f"or a call in which it is not mutable"
+                    )
+
     def may_make(self, carry: Leaves) -> bool:
         """Tells whether the body may make what the loop needs before it begins."""
         opening, out_axes = self.opening, self.options.out_axes
@@ -322,6 +345,8 @@ class _Call:
         # lax.scan takes no symbol for a length, but scans over arrays of symbolic sizes.
         length = None if jax_private.is_symbolic(self.size) else self.size
         loop = functools.partial(self.plan.loop, length=length, **self.options.of_jax)
+        if self.plan.microbatches is not None:
+            return loop(step, state, xs, place=self.opening.place)
         # Where nothing is compiled the body may look at values, and arrays are copied anyway.
         compiled = jax_private.is_compiled(jax_private.current_trace())
         if length and compiled and self.opening.writes_in_place():

@@ -1,0 +1,193 @@
+"""A pipeline's loss and gradients in one loop: each step runs forward and backward (1F1B).
+
+A stage works back on a microbatch as soon as its neighbour has, so that what it must keep of it is
+in a ring as long as the way to the last stage and back, however many microbatches there are.
+What is kept is what came in; the layers are computed again.
+
+Stage ``s`` runs microbatch ``m`` forward at step ``m + s`` and backward at step
+``m + 2 * (stages - 1) - s``, the last one in the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from .stages import Leaves, Own, Stages, Visit, choose, on_stages, pick
+
+Loss = Callable[[Leaves, Leaves], jax.Array]
+"""The loss of one microbatch: what came out of the layers, and its part of the loss's arguments."""
+Part = tuple[jax.Array, bool]
+"""An argument of the loss, and whether it has an axis of microbatches in front."""
+Slopes = list[list[jax.Array | None]]
+"""Derivatives by the microbatches, by what the layers have, and by the loss's arguments."""
+_Carry = tuple[Leaves, Leaves, Leaves, Leaves, Leaves]
+
+
+def interleaved(
+    stages: Stages, visit: Visit, loss: Loss, parts: Leaves, own: Own, args: Sequence[Part]
+) -> jax.Array:
+    """Returns the mean of the loss over the microbatches.
+
+    Its derivatives are made in the same loop as its value, and stored.
+
+    Args:
+      stages: of the pipeline.
+      visit: the layers of one visit; they write nothing.
+      loss: of one microbatch.
+      parts: the microbatches, along the first axis.
+      own: what the layers have.
+      args: further arguments of the loss.
+    """
+    run = _Both(stages, visit, loss, [alone for _, alone in own], [cut for _, cut in args])
+
+    @jax.custom_vjp
+    def total(parts: Leaves, own: Leaves, args: Leaves) -> jax.Array:
+        return run(parts, own, args)[0]
+
+    def backward(slopes: Slopes, by: jax.Array) -> tuple[list[jax.Array | None], ...]:
+        return tuple([s if s is None else (s * by).astype(s.dtype) for s in p] for p in slopes)
+
+    total.defvjp(run, backward)
+    return total(parts, [leaf for leaf, _ in own], [leaf for leaf, _ in args])
+
+
+class _Both:
+    """The loop: ``(parts, own, args) -> (loss, derivatives)``."""
+
+    def __init__(
+        self, stages: Stages, visit: Visit, loss: Loss, alone: Sequence[bool], cut: Sequence[bool]
+    ):
+        self.stages, self.visit, self.loss, self.alone, self.cut = stages, visit, loss, alone, cut
+
+    def __call__(self, parts: Leaves, own: Leaves, args: Leaves) -> tuple[jax.Array, Slopes]:
+        options, ids = self.stages.options, self.stages.ids
+        count, last = options.microbatches, options.stages - 1
+        ring_size, alone = 2 * last + 1, self.alone
+
+        def forward(number: jax.Array, state: Leaves, own: Leaves) -> Leaves:
+            return self.visit(state, self.taken(own, number))[0]
+
+        def back(number: jax.Array, state: Leaves, own: Leaves, slope: Leaves) -> list[Leaves]:
+            now = self.taken(own, number)
+            real = [_floats(state), _floats(now)]
+
+            def again(some: list[Leaves]) -> Leaves:
+                return _floats(self.visit(_filled(state, some[0]), _filled(now, some[1]))[0])
+
+            (slopes,) = jax.vjp(again, real)[1](slope)
+            return slopes
+
+        def turn(carry: _Carry, t: jax.Array) -> tuple[_Carry, list[Leaves]]:
+            flight, slopes, ring, summed, of_args = carry
+            ahead, behind = t - ids, t - 2 * last + ids
+            number = jnp.clip(ahead, 0, count - 1)
+            first = [leaf[jnp.clip(t, 0, count - 1)] for leaf in parts]
+            state = [
+                choose(ids == 0, jnp.broadcast_to(f, a.shape), self.stages.moved(a, 1))
+                for f, a in zip(first, flight, strict=True)
+            ]
+            at = t % ring_size
+            ring = [self.stages.put(leaf, at, x) for leaf, x in zip(ring, state, strict=True)]
+            out = self.stages.vmapped(forward)(number, state, own)
+
+            # The last stage's microbatch: its loss, and what it says of what came out.
+            done = jnp.clip(t - last, 0, count - 1)
+            valid = (t >= last) & (t - last < count)
+            its = [leaf[done] if c else leaf for leaf, c in zip(args, self.cut, strict=True)]
+            y = [leaf[last] for leaf in out]
+
+            def lost(some: list[Leaves]) -> jax.Array:
+                return self.loss(_filled(y, some[0]), _filled(its, some[1])) / count
+
+            value, (slope, more) = jax.value_and_grad(lost)([_floats(y), _floats(its)])
+
+            # Back: each stage on what it has kept longest.
+            number = jnp.clip(behind, 0, count - 1)
+            kept = [
+                jax.vmap(lambda leaf, at: leaf[at])(leaf, (t - 2 * last + 2 * ids) % ring_size)
+                for leaf in ring
+            ]
+            slopes = [
+                choose(ids == last, jnp.broadcast_to(a, b.shape), self.stages.moved(b, -1))
+                for a, b in zip(slope, slopes, strict=True)
+            ]
+            slopes, own_slopes = self.stages.vmapped(back)(number, kept, own, slopes)
+            is_one = (behind >= 0) & (behind < count)
+            summed = [
+                self.added(total, jnp.where(_wide(is_one, s), s, 0), number, one)
+                for total, s, one in zip(summed, own_slopes, _where(own, alone), strict=True)
+            ]
+            more = [jnp.where(valid, s, 0) for s in more]
+            cuts = _where(args, self.cut)
+            of_args = [
+                total if c else total + s for total, s, c in zip(of_args, more, cuts, strict=True)
+            ]
+            apart = [s for s, c in zip(more, cuts, strict=True) if c]
+            carry = out, slopes, ring, summed, of_args
+            return carry, [[jnp.where(valid, value, 0)], [s[0] for s in slopes], apart]
+
+        empty = [
+            on_stages(jnp.zeros((last + 1, *leaf.shape[1:]), leaf.dtype), options.axis)
+            for leaf in parts
+        ]
+        ring = [jnp.stack([leaf] * ring_size, 1) for leaf in empty]
+        summed = [jnp.zeros_like(leaf) for leaf in _floats(own)]
+        of_args = [jnp.zeros_like(leaf) for leaf in _floats(args)]
+        before = empty, _floats(empty), ring, summed, of_args
+        end, out = jax.lax.scan(turn, before, jnp.arange(count + 2 * last))
+        (_, _, _, summed, of_args), (values, of_parts, apart) = end, out
+        each = iter(apart)
+        of_args = [
+            next(each)[last : last + count] if c else s
+            for s, c in zip(of_args, _where(args, self.cut), strict=True)
+        ]
+        grads = [
+            _spread(parts, [s[2 * last :] for s in of_parts]),
+            _spread(own, summed),
+            _spread(args, of_args),
+        ]
+        return jnp.sum(values[0]), grads
+
+    def taken(self, own: Leaves, number: jax.Array) -> Leaves:
+        """What a visit has of its stage's."""
+        return [pick(leaf, number if one else 0) for leaf, one in zip(own, self.alone, strict=True)]
+
+    def added(
+        self, total: jax.Array, slope: jax.Array, number: jax.Array, alone: bool
+    ) -> jax.Array:
+        """Adds derivatives by what one visit had to those by what all have."""
+        if not alone:
+            return on_stages(total + slope[:, None], self.stages.options.axis)
+        return jax.vmap(lambda leaf, s, at: leaf.at[at].add(s))(total, slope, number)
+
+
+def _real(leaf: jax.Array) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def _floats(leaves: Leaves) -> Leaves:
+    """Those that have derivatives."""
+    return [leaf for leaf in leaves if _real(leaf)]
+
+
+def _where(leaves: Leaves, said: Sequence[bool]) -> list[bool]:
+    return [s for leaf, s in zip(leaves, said, strict=True) if _real(leaf)]
+
+
+def _filled(leaves: Leaves, floats: Leaves) -> Leaves:
+    """Undoes `_floats`."""
+    given = iter(floats)
+    return [next(given) if _real(leaf) else leaf for leaf in leaves]
+
+
+def _spread(leaves: Leaves, slopes: Leaves) -> list[jax.Array | None]:
+    """Derivatives by all leaves, None by those that have none."""
+    given = iter(slopes)
+    return [next(given) if _real(leaf) else None for leaf in leaves]
+
+
+def _wide(which: jax.Array, like: jax.Array) -> jax.Array:
+    return which.reshape(-1, *(1,) * (like.ndim - 1))

@@ -1,0 +1,345 @@
+"""A lifted loop as a pipeline: which leaf of the loop's step has a batch, and of which layer.
+
+What is a variable, a key or an argument is settled in the lifted scan, which hands its pure step to
+whatever runs it (see `Plan`). Here that is read again from the places in the step's trees;
+`stages.py` runs the steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.tree_util import SequenceKey
+
+from ... import jax_private
+from ...errors import MicrobatchError, PipelineError
+from ...words import describe, names_on
+from ..roles import loop_roles
+from ..types import Fn, Tree
+from .interleaved import Loss, Part, interleaved
+from .scan import Plan, Scan
+from .schedule import Pipeline
+from .stages import Leaves, Stage, Stages, takes_again, type_of
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+class _Leaf(NamedTuple):
+    """What goes into a step, of all layers.
+
+    ``axis`` is that of the batch, as one layer has it, or None.
+    """
+
+    value: jax.Array
+    axis: int | None
+    name: str
+    cut: bool = False  # whether its microbatches have an axis already
+
+
+class _Written(NamedTuple):
+    """What comes out of a step for each layer: its number among all that come out, and the leaf
+    of what went in that it is the next value of."""
+
+    number: int
+    over: int | None
+    axis: int | None = None
+
+
+class Objective:
+    """The loss of what comes out of a pipeline, made and differentiated in its loop.
+
+    Args:
+      loss: of one microbatch, of what came out of the layers and of its part of ``args``.
+      args: arguments of the loss, and whether each has an axis of microbatches in front.
+
+    Attributes:
+      total: the mean over the microbatches, when the pipeline has run.
+    """
+
+    def __init__(self, loss: Loss, args: Sequence[Part]):
+        self.loss, self.args = loss, args
+        self.total: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipelined:
+    """A pipeline as what runs the loop of a `Plan`: called as `jax.lax.scan` is.
+
+    Attributes:
+      options: the pipeline.
+      place: where it stands, for messages.
+      loop: what runs the layers of one visit.
+      again: makes a visit one that is computed again in the backward pass.
+      objective: for a pipeline that makes derivatives as it goes, of what.
+      moving: for each leaf of the arguments that the loop goes over, the axis of its batch.
+    """
+
+    options: Pipeline
+    place: str = ""
+    loop: Callable[..., tuple[Any, Any]] = jax.lax.scan
+    again: Callable[[Stage], Stage] = takes_again
+    objective: Objective | None = None
+    moving: Sequence[int | None] = ()
+
+    def __call__(
+        self,
+        step: Step,
+        init: Tree,
+        xs: Tree,
+        *,
+        length: int,
+        place: str = "",
+        **of_jax: Any,
+    ) -> tuple[Any, Any]:
+        """Runs ``length`` layers.
+
+        Args:
+          step: one layer, ``(state, x) -> (state, (ys, variables))``.
+          init: the leaves of what goes through the layers, and carried variables.
+          xs: arguments, groups of variables and keys, of all layers. The keys have an axis of
+            microbatches after that of layers.
+          length: the number of layers.
+          place: where it stands, if that was not known before.
+          **of_jax: further options of the loop, for the layers of a visit.
+        """
+        if place:
+            return dataclasses.replace(self, place=place)(step, init, xs, length=length, **of_jax)
+        self._check_mesh()
+        stages = Stages(self.options, layers := self.options.layers(length, self.place))
+        state, x = list(self._state(init)), list(self._of_layers(xs))
+        parts = [self._cut(leaf) for leaf in state]
+        own = [
+            stages.by_repeat(leaf.value)
+            if leaf.axis is None
+            else stages.by_visit(self._cut(leaf, of_layers=True))
+            for leaf in x
+        ]
+
+        # The user's layer is traced here, once. What it closes over is an input then, which the
+        # derivatives of a bubble must not reach.
+        state_def, x_def = jax.tree.structure(init), jax.tree.structure(xs)
+
+        def of_one(parts: Leaves, own: Leaves) -> tuple[Tree, Tree]:
+            one, its = [leaf[0] for leaf in parts], [leaf[0, 0, 0] for leaf in own]
+            return jax.tree.unflatten(state_def, one), jax.tree.unflatten(x_def, its)
+
+        closed, shape = jax.make_jaxpr(step, return_shape=True)(*jax.eval_shape(of_one, parts, own))
+        program = jax_private.consts_as_inputs(closed)
+        written = list(self._written(xs, shape))
+
+        # A variable that a layer returns as it got it needs no place to be written to.
+        inputs = program.invars[len(closed.consts) + len(state) :]
+        over = {
+            w.over: w.number
+            for w in written
+            if w.over is not None and program.outvars[w.number] is not inputs[w.over]
+        }
+        new = [w.number for w in written if w.over is None]
+        shared = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in closed.consts]
+        fixed = [k for k in range(len(x)) if k not in over]
+
+        def visit(state: Leaves, own: Leaves) -> tuple[Leaves, Leaves]:
+            """The layers of one visit; own is what all share, what is fixed, what is kept."""
+            given = iter(own)
+            consts = [next(given) if s else c for s, c in zip(shared, closed.consts, strict=True)]
+            of_layers = dict(zip([*fixed, *over], given, strict=True))
+
+            def layer(state: Leaves, own: Leaves) -> tuple[Leaves, Leaves]:
+                out = jax_private.evaluate(program, [*consts, *state, *own])
+                return out[: len(state)], [out[k] for k in [*over.values(), *new]]
+
+            own = [of_layers[k] for k in range(len(x))]
+            return self.loop(layer, state, own, length=layers, **of_jax)
+
+        alone = [leaf.axis is not None for leaf in x]
+        wide = [
+            (stages.everywhere(c), False) for s, c in zip(shared, closed.consts, strict=True) if s
+        ]
+        have = [*wide, *[(own[k], alone[k]) for k in fixed]]
+        if self.objective is not None:
+            self._check_nothing(written)
+            of = self.objective
+            of.total = interleaved(stages, visit, of.loss, parts, have, of.args)
+            return init, jax.tree.unflatten(jax.tree.structure(shape[1]), [])
+        write = [(own[k], alone[k]) for k in over]
+        parts, kept, results = stages.run(visit, parts, have, write, self.again)
+
+        # Everything back in its place.
+        out = [self._joined(part, leaf.axis) for part, leaf in zip(parts, state, strict=True)]
+        made = dict(zip([*over.values(), *new], [*kept, *results], strict=True))
+        for w in written:
+            if w.number not in made:
+                assert w.over is not None
+                out.append(x[w.over].value)
+            elif w.over is not None and w.axis is None:
+                out.append(stages.from_repeats(made[w.number]))
+            else:
+                leaf = stages.from_visits(made[w.number])
+                join = functools.partial(self._joined, axis=w.axis)
+                out.append(leaf if w.axis is None else jax.vmap(join)(leaf))
+        return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+    def _check_mesh(self) -> None:
+        """Raises PipelineError where the types of JAX's arrays would have to speak of stages."""
+        axis = self.options.axis
+        # A layer sees arrays without that axis, and arrays of the context that it closes over:
+        # under an explicit one JAX takes them for arrays of two meshes.
+        if type_of(axis) == AxisType.Explicit:
+            raise PipelineError(
+                f"{self.place}: the stages lie along an axis of the mesh that JAX splits by "
+                f"itself.\n"
+                f"found: axis {axis!r} of the context's mesh is Explicit\n"
+                f"expected: jax.make_mesh(..., axis_types=...) with AxisType.Auto for {axis!r}; "
+                f"other axes may be Explicit"
+            )
+
+    def _check_nothing(self, written: Sequence[_Written]) -> None:
+        """Raises PipelineError where the layers make more than what goes through them."""
+        if written:
+            raise PipelineError(
+                f"{self.place}: the layers write or return something beside x, which a loop that "
+                f"runs forward and backward does not hand out.\n"
+                f"found: {len(written)} arrays, variables or outputs=\n"
+                f"expected: no outputs= and nothing mutable; or schedule='gpipe'"
+            )
+
+    # --- who has a batch ------------------------------------------------------
+
+    def _state(self, init: Tree) -> Iterator[_Leaf]:
+        """Yields what goes through the layers: the carry, and carried variables."""
+        for path, value in jax.tree_util.tree_leaves_with_path(init):
+            if path[0].idx == 0:
+                yield _Leaf(value, 0, "what goes through the layers")
+                continue
+            _, col, *_ = place = path[1].key
+            axis, name = self.options.batch_axis(col), "/".join(map(str, place[1:]))
+            if axis is None:
+                raise MicrobatchError(
+                    f"{self.place}: a layer hands variable {name} to the next one, which works on "
+                    f"another microbatch by then.\n"
+                    f"found: variable_carry has {col!r}\n"
+                    f"expected: Pipeline(microbatched={{{col!r}: 0}}), if its variables have a "
+                    f"batch and go with it; else another run="
+                )
+            yield _Leaf(value, axis, f"variable {name}")
+
+    def _of_layers(self, xs: Tree) -> Iterator[_Leaf]:
+        """Yields what each layer has: arguments, variables, keys."""
+        for path, value in jax.tree_util.tree_leaves_with_path(xs):
+            part = path[0].idx
+            if part == 0:
+                axis = self.moving[path[1].idx] if self.moving else None
+                yield _Leaf(value, axis, "an argument in per_layer=")
+            elif part == 2:
+                yield _Leaf(value, 0, "keys", cut=True)
+            else:
+                names = names_on(path[3:])
+                self._check_declared(names)
+                yield _Leaf(value, self.options.batch_axis(names[0]), "/".join(names))
+
+    def _check_declared(self, names: Sequence[str]) -> None:
+        col = names[0]
+        if not self.options.declares(col):
+            raise MicrobatchError(
+                f"{self.place}: nothing says whether the variables of collection {col!r} have a "
+                f"batch.\n"
+                f"found: variable {'/'.join(names)}\n"
+                f"expected: Pipeline(microbatched={{{col!r}: 0}}) for the axis of the batch in a "
+                f"layer's variable, or {{{col!r}: None}} where it has none"
+            )
+
+    def _written(self, xs: Tree, shape: Tree) -> Iterator[_Written]:
+        """Yields what comes out for each layer: outputs, variables."""
+        before = {
+            path: (k, leaf)
+            for k, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(xs))
+        }
+        for k, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(shape)):
+            if path[0].idx == 0:
+                continue
+            if path[1].idx == 0:
+                yield _Written(k, None)
+                continue
+            names = names_on(path[4:])
+            over, old = before.get((SequenceKey(1), *path[2:]), (None, None))
+            axis = self.options.batch_axis(names[0])
+            if old is not None:
+                self._check_kept(names, old, leaf, axis)
+            yield _Written(k, over, axis)
+
+    def _check_kept(
+        self, names: Sequence[str], old: jax.Array, new: jax.ShapeDtypeStruct, axis: int | None
+    ) -> None:
+        """Raises MicrobatchError where a variable is not as the next microbatch needs it."""
+        shape = list(old.shape[1:])
+        if axis is not None:
+            shape[axis] //= self.options.microbatches
+        if (new.shape, new.dtype) != (tuple(shape), old.dtype):
+            raise MicrobatchError(
+                f"{self.place}: variable {'/'.join(names)} changes from one microbatch to the "
+                f"next.\n"
+                f"found: {describe(new)} comes out of a layer\n"
+                f"expected: {old.dtype}{shape}, as it went in"
+            )
+
+    # --- microbatches ---------------------------------------------------------
+
+    def _cut(self, leaf: _Leaf, of_layers: bool = False) -> jax.Array:
+        """Returns the microbatches of a value along a new first axis, or after that of layers."""
+        value, axis, name, done = leaf
+        if done:
+            return value
+        count, front = self.options.microbatches, int(of_layers)
+        shape = value.shape[front:]
+        assert axis is not None
+        if not -len(shape) <= axis < len(shape) or shape[axis] % count:
+            raise PipelineError(
+                f"{self.place}: the batch cannot be cut into {count} equal microbatches.\n"
+                f"found: {name}, {value.dtype}{list(shape)}, with its batch along axis {axis}\n"
+                f"expected: a multiple of microbatches={count} along that axis"
+            )
+        axis = axis % len(shape) + front
+        parts = (*value.shape[:axis], count, value.shape[axis] // count, *value.shape[axis + 1 :])
+        return jnp.moveaxis(value.reshape(parts), axis, front)
+
+    def _joined(self, value: jax.Array, axis: int | None) -> jax.Array:
+        """Undoes `_cut` of what has microbatches along its first axis."""
+        assert axis is not None
+        axis %= value.ndim - 1
+        value = jnp.moveaxis(value, 0, axis)
+        return value.reshape(*value.shape[:axis], -1, *value.shape[axis + 2 :])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Piped:
+    """`liftax.pipeline` over a function of a scope: a scan whose loop is a pipeline.
+
+    Attributes:
+      scan: what is said of variables, keys and arguments.
+      pipeline: of the stages.
+    """
+
+    scan: Scan
+    pipeline: Pipeline
+
+    def __call__(self, fn: Fn) -> Fn:
+        of = self.scan
+        axes, shared, carried = of.variable_axes, of.variable_broadcast, of.variable_carry
+        roles = loop_roles("pipeline", axes, shared, carried, of.split_rngs)
+        making, parts = Plan(of, roles), self.pipeline.microbatches
+        running = Plan(of, roles, Pipelined(self.pipeline), (), parts)
+
+        def piped(scopes: Tree, /, *args: Tree, **kwargs: object) -> tuple[Any, Any]:
+            # Variables are made of the whole batch, as a scan makes them.
+            calls = [scope.call for scope in jax.tree.leaves(scopes)]
+            initializing = any(call.flags.get("initializing") for call in calls)
+            plan = making if initializing else running
+            return plan.over(fn)(scopes, *args, **kwargs)
+
+        return piped  # type: ignore[return-value]

@@ -1,0 +1,157 @@
+"""What a pipeline is told, and what follows from it alone.
+
+Vocabulary
+  stage    layers that run on one part of the mesh
+  visit    one microbatch in one stage: the layers that the stage has in one repeat
+  bubble   a stage that has no microbatch: before its first and after its last
+
+Visit ``v`` of stage ``s`` runs at step ``v + delay * s``; it is microbatch ``v % microbatches`` in
+repeat ``v // microbatches``. What comes out of a stage goes into the next one ``delay`` steps
+later, and what comes out of the last one goes around to the first. So there are
+``repeats * microbatches + delay * (stages - 1)`` steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from ...errors import PipelineError
+from ...words import shown
+from ..frozen_dict import FrozenDict
+
+STOP, NAN = "stop", "nan"
+DECLARED: Mapping[str, int | None] = {"params": None, "batch_stats": None}
+"""Collections that every pipeline knows to have no batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """How a loop over layers runs as a pipeline, for ``run=`` of `Stack`.
+
+    The batch, the first axis of what goes through the layers, is cut into microbatches, and the
+    layers into stages, which work on different microbatches at the same time. What comes out
+    equals the loop
+
+    .. code-block:: python
+
+      concatenate([stack(part) for part in split(x, microbatches)])
+
+    With an axis called ``axis`` in the mesh of the context (`jax.set_mesh`) the stages lie along
+    it; without one they run side by side on one device.
+
+    Args:
+      stages: how many parts the layers are cut into.
+      microbatches: how many parts the batch is cut into.
+      repeats: how often a microbatch goes around all stages. With more than one, each stage has
+        that many groups of layers (a circular pipeline), and the bubble is that much smaller.
+      axis: the name of the mesh's axis.
+      bubbles: what a stage without a microbatch runs: ``"stop"``, a real one of whose results and
+        derivatives nothing is used; ``"nan"``, numbers that are none, to test that.
+      microbatched: collection -> the axis of its variables, of one layer, that is the batch, or
+        None where they have none; and the same for arguments by their names. Parameters and
+        ``batch_stats`` are known to have none. Variables without a batch that the layers write
+        are handed from one microbatch to the next.
+      delay: how many steps after a stage the next one runs. With 2, what crosses to the next
+        stage does so while both compute.
+
+    Raises:
+      PipelineError: an option means nothing, or the options contradict each other.
+
+    Example:
+      >>> import liftax as nn
+      >>> run = nn.Pipeline(stages=4, microbatches=16)
+      >>> run.steps, run.bubble
+      (19, 0.15789473684210525)
+      >>> import jax
+      >>> stack = nn.Stack(nn.Dense(3), depth=4)
+      >>> x = jax.numpy.ones((16, 3))
+      >>> variables = stack.init(jax.random.key(0), x)
+      >>> y = stack.clone(run=run).apply(variables, x)
+      >>> bool((y == stack.apply(variables, x)).all())
+      True
+    """
+
+    stages: int
+    microbatches: int
+    repeats: int = 1
+    axis: str = "stage"
+    bubbles: str = STOP
+    microbatched: Mapping[str, int | None] = dataclasses.field(default_factory=FrozenDict)
+    delay: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "microbatches", "repeats", "delay"):
+            n = getattr(self, name)
+            if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+                raise PipelineError(
+                    f"Pipeline: {name} expected an int, 1 or more; found {shown(n)}"
+                )
+        if self.bubbles not in (STOP, NAN):
+            raise PipelineError(
+                f"Pipeline: bubbles expected 'stop' or 'nan'; found {shown(self.bubbles)}"
+            )
+        if not isinstance(self.axis, str):
+            raise PipelineError(
+                f"Pipeline: axis expected the name of an axis of the mesh; found {shown(self.axis)}"
+            )
+        self._check_microbatched()
+        if self.repeats > 1 and self.microbatches < self.stages * self.delay:
+            around = f"stages={self.stages}" + f" * delay={self.delay}" * (self.delay > 1)
+            raise PipelineError(
+                f"Pipeline: repeats={self.repeats} with fewer microbatches than it takes to go "
+                f"around.\n"
+                f"found: microbatches={self.microbatches}, {around}\n"
+                f"expected: at least {self.stages * self.delay} microbatches, or repeats=1"
+            )
+
+    def _check_microbatched(self) -> None:
+        given = self.microbatched
+        if not isinstance(given, Mapping):
+            raise PipelineError(
+                f"Pipeline: microbatched expected a mapping of collection or argument to the axis "
+                f"of its batch, e.g. {{'cache': 0}}; found {shown(given)}"
+            )
+        for name, axis in given.items():
+            if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool)):
+                raise PipelineError(
+                    f"Pipeline: microbatched[{name!r}] expected an axis, or None for what has no "
+                    f"batch; found {shown(axis)}"
+                )
+        # Hashable, as the options of a stack are.
+        object.__setattr__(self, "microbatched", FrozenDict(given))
+
+    @property
+    def steps(self) -> int:
+        """The number of steps."""
+        return self.repeats * self.microbatches + self.delay * (self.stages - 1)
+
+    @property
+    def bubble(self) -> float:
+        """The share of the steps in which a stage has nothing to do."""
+        return self.delay * (self.stages - 1) / self.steps
+
+    def batch_axis(self, name: str) -> int | None:
+        """The axis of the batch of a collection's variables, or of an argument."""
+        return self.microbatched.get(name, DECLARED.get(name))
+
+    def declares(self, name: str) -> bool:
+        """Tells whether it is said of a collection or argument if it has a batch."""
+        return name in self.microbatched or name in DECLARED
+
+    def layers(self, depth: int, place: str) -> int:
+        """Returns how many steps of a loop make one visit.
+
+        Raises:
+          PipelineError: they don't come out even.
+        """
+        visits = self.stages * self.repeats
+        if depth % visits:
+            more = f" * repeats={self.repeats}" if self.repeats > 1 else ""
+            raise PipelineError(
+                f"{place}: the layers cannot be cut into equal stages.\n"
+                f"found: {depth} repeats of the pattern, stages={self.stages}{more}\n"
+                f"expected: a multiple of {visits}; give the remainder as before= or after=, or "
+                f"change stages="
+            )
+        return depth // visits

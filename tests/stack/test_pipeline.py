@@ -1,0 +1,324 @@
+"""A pipeline equals the loop over microbatches: values, gradients, keys, statistics, outputs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stack.blocks import KEY, Calls, Uses, dense, equal, same
+
+import liftax as nn
+from liftax.errors import MicrobatchError, PipelineError
+
+X = jax.random.normal(jax.random.key(3), (12, 4))
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x + dense(x.shape[-1])(nn.tanh(nn.LayerNorm()(x)))
+
+
+def loop(stack, microbatches):
+    """What a pipeline equals."""
+
+    def run(variables, x):
+        parts = x.reshape(microbatches, -1, *x.shape[1:])
+        return jax.lax.map(lambda part: stack.apply(variables, part), parts).reshape(x.shape)
+
+    return run
+
+
+def value_and_grads(fn, variables, x):
+    def loss(variables, x):
+        y = fn(variables, x)
+        return jnp.sum(jnp.sin(y)), y
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
+
+
+SHAPES = [(4, 6, 1, 2, 1), (2, 6, 2, 1, 2)]
+
+
+def check_loop(stages, microbatches, repeats, layers, delay):
+    calls = Calls()
+
+    class Counted(Block):
+        @nn.compact
+        def __call__(self, x):
+            calls.n += 1
+            return x + dense(x.shape[-1])(nn.tanh(nn.LayerNorm()(x)))
+
+    stack = nn.Stack(Counted(), depth=stages * repeats * layers)
+    variables = stack.init(KEY, X)
+    (_, y), grads = value_and_grads(loop(stack, microbatches), variables, X)
+    for bubbles in ("stop", "nan"):
+        run = nn.Pipeline(stages, microbatches, repeats, bubbles=bubbles, delay=delay)
+        piped = stack.clone(run=run)
+        calls.n = 0
+        (_, found), slopes = value_and_grads(piped.apply, variables, X)
+        assert calls.n == 1
+        # In the other mode the compiler fuses otherwise; what comes out is no NaN.
+        (equal if bubbles == "stop" else same)(found, y)
+        same(slopes, grads, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_loop(shape):
+    check_loop(*shape)
+
+
+@settings(max_examples=3, deadline=None)
+@given(st.data())
+def test_any_stages_microbatches_repeats_and_layers(data):
+    stages, repeats = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
+    layers, delay = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))
+    least = stages * delay if repeats > 1 else 1
+    parts = data.draw(st.sampled_from([n for n in (1, 2, 3, 4, 6, 12) if n >= least]))
+    stack = nn.Stack(Block(), depth=stages * repeats * layers)
+    variables = stack.init(KEY, X)
+    piped = stack.clone(run=nn.Pipeline(stages, parts, repeats, delay=delay))
+    equal(jax.jit(piped.apply)(variables, X), jax.jit(loop(stack, parts))(variables, X))
+
+
+def test_steps_and_bubbles():
+    run = nn.Pipeline(stages=4, microbatches=16, repeats=4)
+    assert (run.steps, run.bubble) == (67, 3 / 67)
+    assert nn.Pipeline(4, 16, delay=2).steps == 22
+    assert hash(nn.Pipeline(4, 16, microbatched={"cache": 0})) is not None
+
+
+def test_the_program_has_one_loop_of_that_many_steps():
+    stack = nn.Stack(Block(), depth=4, run=nn.Pipeline(2, 6, 2), remat=None)
+    jaxpr = jax.make_jaxpr(stack.apply)(stack.init(KEY, X), X)
+    lengths = [e.params["length"] for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"]
+    assert lengths == [13]
+
+
+def test_initial_values_are_those_of_a_scan():
+    stack = nn.Stack([Block(), Block()], repeats=4, before=[Block()])
+    piped = stack.clone(run=nn.Pipeline(4, 3))
+    equal(jax.jit(piped.init)(KEY, X), jax.jit(stack.init)(KEY, X))
+    equal(piped.init(KEY, X), stack.init(KEY, X))
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=False, momentum=0.9)(x)
+        self.sow("intermediates", "mean", x[:, 0])
+        return x + nn.Dropout(0.3, deterministic=False)(dense(x.shape[-1])(x))
+
+
+@pytest.mark.parametrize("splits", [{}, {"dropout": False}])
+def test_keys_statistics_and_what_is_sown(splits):
+    stack = nn.Stack(Normed(), depth=4, split_rngs=splits)
+    variables = stack.init({"params": KEY, "dropout": KEY}, X)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def apply(stack, variables, x, key):
+        mutable = ["batch_stats", "intermediates"]
+        return stack.apply(variables, x, rngs={"dropout": key}, mutable=mutable)
+
+    ys, sown, now = [], [], variables
+    for m, x in enumerate(jnp.split(X, 6)):
+        y, new = apply(stack, now, x, jax.random.fold_in(KEY, m))
+        now = {**now, "batch_stats": new["batch_stats"]}
+        ys.append(y)
+        sown.append(new["intermediates"])
+    for run in (nn.Pipeline(4, 6, bubbles="nan"), nn.Pipeline(2, 6, 2)):
+        y, new = apply(stack.clone(run=run), variables, X, KEY)
+        same(y, jnp.concatenate(ys))
+        same(new["batch_stats"], now["batch_stats"])
+        same(new["intermediates"], jax.tree.map(lambda *parts: jnp.stack(parts, 1), *sown))
+
+
+class Attends(nn.Module):
+    """Takes arguments of every kind, and returns outputs."""
+
+    @nn.compact
+    def __call__(self, x, rate, scale, *, context=None):
+        h = dense(x.shape[-1])(x)
+        return x + rate[:, None] * h * scale + context.sum(0)[:, None], {"h": h, "mean": h.mean()}
+
+
+def test_arguments_and_outputs():
+    stack = nn.Stack(Attends(), depth=4, outputs=True, per_layer=["rate"])
+    rate, scale = jax.random.uniform(KEY, (4, 12)), jnp.full(4, 0.5)
+    context = jax.random.normal(KEY, (3, 12))
+    variables = stack.init(KEY, X, rate, scale, context=context)
+    piped = stack.clone(run=nn.Pipeline(2, 4, 2, microbatched={"rate": 0, "context": 1}))
+    y, ys = piped.apply(variables, X, rate, scale, context=context)
+    parts = [
+        stack.apply(variables, X[at], rate[:, at], scale, context=context[:, at])
+        for at in (slice(i, i + 3) for i in range(0, 12, 3))
+    ]
+    same(y, jnp.concatenate([part for part, _ in parts]))
+    same(ys, jax.tree.map(lambda *parts: jnp.stack(parts, 1), *[ys for _, ys in parts]))
+
+    def without(**microbatched):
+        run = nn.Pipeline(2, 4, 2, microbatched=microbatched)
+        return stack.clone(run=run).apply(variables, X, rate, scale, context=context)
+
+    with pytest.raises(MicrobatchError, match="whether argument 'rate' has a batch"):
+        without(context=1)
+    with pytest.raises(PipelineError, match="argument 'context' is no batch as long as"):
+        without(rate=0, context=0)
+
+
+class Remembers(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        memory = self.variable("memory", "sum", lambda: jnp.zeros(x.shape))
+        count = self.variable("count", "n", lambda: jnp.zeros((), jnp.int32))
+        memory.value += x
+        count.value += 1
+        return nn.tanh(dense(x.shape[-1])(x)) + memory.value
+
+
+def test_collections_with_a_batch():
+    stack = nn.Stack(Remembers(), depth=4)
+    variables = stack.init(KEY, X)
+    y, after = stack.apply(variables, X, mutable=["memory", "count"])
+    run = nn.Pipeline(2, 4, 2, microbatched={"memory": 0, "count": None})
+    found, new = stack.clone(run=run).apply(variables, X, mutable=["memory", "count"])
+    same((found, new["memory"]), (y, after["memory"]))
+    assert new["count"]["block_0"]["n"].tolist() == [5] * 4  # one for each microbatch, and of init
+    with pytest.raises(MicrobatchError, match="whether the variables of collection 'memory'"):
+        stack.clone(run=nn.Pipeline(2, 4)).apply(variables, X, mutable=["memory"])
+
+
+def test_carried_collections_go_with_their_microbatch():
+    stack = nn.Stack(Remembers(), depth=4, variable_carry="memory")
+    variables = stack.init(KEY, X)
+    run = nn.Pipeline(2, 4, microbatched={"memory": 0, "count": None})
+    y, new = stack.clone(run=run).apply(variables, X, mutable=["memory"])
+    expected, after = stack.apply(variables, X, mutable=["memory"])
+    same((y, new), (expected, after))
+    with pytest.raises(MicrobatchError, match="hands memory/.* to the next"):
+        stack.clone(run=nn.Pipeline(2, 4, microbatched={"count": None})).apply(variables, X)
+
+
+@pytest.mark.parametrize("remat", [None, nn.Remat(every=2, nested=True)])
+def test_what_is_recomputed(remat):
+    stack = nn.Stack([Block(), Block()], repeats=4, before=[Block()], after=[Block()])
+    variables = stack.init(KEY, X)
+    piped = stack.clone(run=nn.Pipeline(2, 4, bubbles="nan"), remat=remat)
+    same(
+        value_and_grads(piped.apply, variables, X),
+        value_and_grads(stack.apply, variables, X),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_shared_weights_storage_and_frozen_layers():
+    tied = nn.Dense(4)
+    for stack in (
+        nn.Stack(Block(), depth=4, variable_broadcast="params"),
+        nn.Stack(Uses(tied), depth=4, shared=[tied]),
+        nn.Stack(Block(), depth=4, store="layers"),
+        nn.Stack(Block(), depth=4, frozen=[1]),
+    ):
+        variables = stack.init(KEY, X)
+        with nn.override_stacks(run=nn.Pipeline(2, 4, 2, bubbles="nan")):
+            found = value_and_grads(lambda v, x, s=stack: s.apply(v, x), variables, X)
+        expected = value_and_grads(lambda v, x, s=stack: s.apply(v, x), variables, X)
+        same(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_forward_derivatives_and_vmap():
+    stack = nn.Stack(Block(), depth=4)
+    variables = stack.init(KEY, X)
+    piped = stack.clone(run=nn.Pipeline(4, 6))
+    both = jnp.stack([X, X + 1])
+    same(*[jax.vmap(s.apply, (None, 0))(variables, both) for s in (piped, stack)])
+    same(*[jax.jvp(lambda x, s=s: s.apply(variables, x), (X,), (X,)) for s in (piped, stack)])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"stages": 0}, "stages expected an int, 1 or more; found 0"),
+        ({"microbatches": 2.5}, "microbatches expected an int"),
+        ({"bubbles": "zero"}, "bubbles expected 'stop' or 'nan'; found 'zero'"),
+        ({"axis": 1}, "axis expected the name of an axis of the mesh"),
+        ({"microbatched": "cache"}, "microbatched expected a mapping"),
+        ({"microbatched": {"cache": "batch"}}, r"microbatched\['cache'\] expected an axis"),
+        ({"microbatches": 2, "repeats": 2}, "at least 4 microbatches, or repeats=1"),
+    ],
+)
+def test_options_that_mean_nothing(options, words):
+    with pytest.raises(PipelineError, match=words):
+        nn.Pipeline(**{"stages": 4, "microbatches": 8, **options})
+
+
+def test_layers_and_batches_that_do_not_come_out_even():
+    stack = nn.Stack(Block(), depth=6)
+    variables = stack.init(KEY, X)
+    with pytest.raises(PipelineError, match="found: 6 repeats of the pattern, stages=4"):
+        stack.clone(run=nn.Pipeline(4, 2)).apply(variables, X)
+    with pytest.raises(PipelineError, match=r"float32\[12, 4\], with its batch along axis 0"):
+        stack.clone(run=nn.Pipeline(3, 5)).apply(variables, X)
+
+
+def test_memory_does_not_grow_with_what_a_step_takes_of_the_weights():
+    """Of the layers' own a step takes another part each time, and none of them is stored."""
+    stack = nn.Stack(nn.Dense(64), depth=4)
+    x = jnp.ones((16, 64))
+    variables = stack.init(KEY, x)
+
+    def temporary(microbatches, remat):
+        run = nn.Pipeline(2, microbatches, 2)
+        piped = stack.clone(run=run, remat=remat)
+        grad = jax.jit(jax.grad(lambda v: piped.apply(v, x).sum()))
+        return grad.lower(variables).compile().memory_analysis().temp_size_in_bytes
+
+    for remat in ("auto", None):
+        assert temporary(16, remat) - temporary(4, remat) < 64 * 64 * 4 * 2
+
+
+def test_a_stack_in_a_stage_is_a_scan():
+    stack = nn.Stack(nn.Stack(Block(), depth=2), depth=2)
+    variables = stack.init(KEY, X)
+    with nn.override_stacks(run=nn.Pipeline(2, 4)):
+        found = stack.apply(variables, X)
+    same(found, stack.apply(variables, X))
+
+
+def test_a_lift_of_its_own():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, rate, scale):
+            h = dense(x.shape[-1])(x)
+            return x + rate * scale * h, h.mean()
+
+    options = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+    options["in_axes"] = (0, nn.broadcast)
+    piped = nn.pipeline(Layer, 2, 4, 2, bubbles="nan", length=4, **options)()
+    scanned = nn.scan(Layer, length=4, **options)()
+    rates, scale = jnp.arange(4.0), jnp.asarray(0.5)
+    variables = scanned.init(KEY, X, rates, scale)
+    equal(piped.init(KEY, X, rates, scale), variables)
+    y, means = piped.apply(variables, X, rates, scale)
+    parts = [scanned.apply(variables, part, rates, scale) for part in jnp.split(X, 4)]
+    same(y, jnp.concatenate([part for part, _ in parts]))
+    same(means, jnp.stack([mean for _, mean in parts], 1))
+    with pytest.raises(PipelineError, match="pipeline of Layer: the layers cannot be cut"):
+        nn.pipeline(Layer, 3, 4, length=4, **options)().apply(variables, X, rates, scale)
+
+
+def test_the_layout_draws_the_stages():
+    stack = nn.Stack(Block(), depth=16, run=nn.Pipeline(2, 4, 4))
+    layout = nn.layout(stack, KEY, X)
+    assert "⇉ 2 stages × 4 along 'stage': [0-1 4-5 8-9 12-13] → [2-3 6-7 10-11 14-15]" in str(
+        layout
+    )
+    assert "4 microbatches in 17 steps, bubble 6%, each stage sends 96 B a step" in str(layout)
+    assert not layout.findings and type(layout).from_dict(layout.to_dict()).lifts == layout.lifts
+    with nn.override_stacks(run=nn.Pipeline(4, 6)):
+        (found,) = nn.layout(stack, KEY, X).findings
+    assert (found.code, found.severity) == ("LX910", "warning")
+    assert "in 33% of 9 steps" in found.message and "into 9 microbatches or more" in found.message

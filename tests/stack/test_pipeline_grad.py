@@ -1,0 +1,67 @@
+"""Loss and gradients in one loop: those of all forward and then all backward, in less memory."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from stack.blocks import KEY, Residual, Uses, dense, same
+
+import liftax as nn
+from liftax.errors import PipelineError
+
+X = jax.random.normal(jax.random.key(3), (16, 4))
+TO = jax.random.normal(jax.random.key(4), (16, 2))
+HEAD = jax.random.normal(jax.random.key(5), (4, 2))
+
+
+def loss(y, to, head):
+    return jnp.mean((y @ head - to) ** 2)
+
+
+@pytest.mark.parametrize(("stages", "microbatches", "layers"), [(4, 8, 1), (3, 2, 2)])
+def test_the_loss_and_gradients_of_gpipe(stages, microbatches, layers):
+    run = nn.Pipeline(stages, microbatches)
+    tied = dense(4)
+    stack = nn.Stack(
+        [Uses(tied), Residual(0.2)], repeats=stages * layers, before=[dense(4)], run=run,
+        shared=[tied],
+    )  # fmt: skip
+    variables = stack.init(KEY, X)
+    found = []
+    for schedule in ("1f1b", "gpipe"):
+        step = nn.pipeline_value_and_grad(stack, loss, schedule, argnums=(0, 1, 2, 3), whole=3)
+        found.append(jax.jit(step)(variables, X, TO, HEAD, rngs={"dropout": KEY}))
+    same(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_memory_grows_with_the_stages_and_not_with_the_microbatches():
+    def temporary(schedule, stages, microbatches):
+        x = jnp.ones((4 * microbatches, 64))
+        stack = nn.Stack(nn.Dense(64), depth=4, run=nn.Pipeline(stages, microbatches))
+        step = jax.jit(
+            nn.pipeline_value_and_grad(stack, lambda y, to: jnp.mean((y - to) ** 2), schedule)
+        )
+        program = step.lower(stack.init(KEY, x), x, x).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    few, many = (temporary("1f1b", 4, n) for n in (8, 64))
+    assert many < 1.1 * few
+    assert temporary("gpipe", 4, 64) > 2 * temporary("gpipe", 4, 8)
+    assert temporary("1f1b", 2, 8) < few
+
+
+def test_what_it_does_not_take():
+    stack = nn.Stack(Residual(), depth=4, run=nn.Pipeline(2, 4))
+    variables = stack.init(KEY, X)
+
+    def refused(words, stack=stack, schedule="1f1b", loss=lambda y: y.sum(), args=(), **options):
+        with pytest.raises(PipelineError, match=words):
+            nn.pipeline_value_and_grad(stack, loss, schedule, **options)(variables, X, *args)
+
+    refused("schedule expected '1f1b' or 'gpipe'; found 'zb'", schedule="zb")
+    refused("expected a Stack; found", stack=dense(4))
+    refused("run=Pipeline", stack=stack.clone(run="scan"))
+    refused("repeats=2, delay=1; expected both 1", stack=stack.clone(run=nn.Pipeline(2, 4, 2)))
+    refused("with after=", stack=stack.clone(after=[dense(4)]))
+    refused("return one number", loss=lambda y: y)
+    refused("cut into 4 microbatches", loss=lambda y, to: y.sum(), args=(jnp.ones(3),))
+    refused("names the variables", whole=1)
