@@ -21,12 +21,13 @@ from ...errors import (
     LiftOptionError,
     LiftWarning,
     LoopDependentError,
+    MicrobatchError,
     SplitSharedError,
     TiedModulesError,
 )
 from ...words import describe, kind_of, names_on, shown, structure_of
 from ..events import made_of
-from ..roles import Axis, broadcast
+from ..roles import BROADCAST, Axis, Role, broadcast
 from ..scope import Scope
 from ..types import Group, Path, Placed, Tree
 from .axes import Lifted, axis_argument
@@ -370,3 +371,27 @@ def _check_room(at: Placed, argument: str, axis: int, name: str, leaf: jax.Array
             f"found: {argument}={axis}\n"
             f"expected: an axis from {-n} to {n - 1}"
         )
+
+
+def check_apart(
+    at: Placed,
+    before: Mapping[tuple[Any, ...], object],
+    written: Mapping[Role, Mapping[tuple[Any, ...], object]],
+) -> None:
+    """Raises MicrobatchError where a part of the batch makes or writes what others have too.
+
+    Args:
+      at: where the lift stands.
+      before: what all layers share and what is carried, by place: (which scope, names).
+      written: the same when a layer has run, by role.
+    """
+    for role, values in written.items():
+        for place, value in values.items():
+            if place not in before or (role == BROADCAST and value is not before[place]):
+                raise MicrobatchError(
+                    f"{at.place}: variable {'/'.join(place[1:])} is written by layers that work "
+                    f"on different microbatches at the same time.\n"
+                    f"found: {'all layers share it' if role == BROADCAST else 'it is new'}\n"
+                    f"expected: an axis of layers for collection {place[1]!r}, another run=, or a "
+                    f"call in which it is not mutable"
+                )

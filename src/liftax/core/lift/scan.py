@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.tree_util import PyTreeDef
 
 from ... import jax_private
-from ...errors import AxesTreeError, MicrobatchError
+from ...errors import AxesTreeError
 from ...pytrees import Rest, split_by
 from .. import boxes
 from ..filters import Filter
@@ -31,6 +31,7 @@ from . import in_place
 from .axes import Sizes, axes_of, from_front, restack, to_front, unnamed, unstack
 from .both_traces import BothTraces
 from .checks import (
+    check_apart,
     check_arguments,
     check_options,
     check_out_axes,
@@ -242,8 +243,8 @@ class _Call:
         variables = self.opening.sorted_values((BROADCAST, CARRY))
         self.shared = variables[BROADCAST]
         self.carried = flat(variables[CARRY])
-        parts = self.plan.microbatches
-        self.shared_keys = self.opening.keys(False) if parts is None else self.opening.no_keys
+        self.pipelined = self.plan.microbatches is not None
+        self.shared_keys = self.opening.no_keys if self.pipelined else self.opening.keys(False)
         self.tally = Tally(
             self.plan.roles,
             self.opening.log,
@@ -281,8 +282,7 @@ class _Call:
 
     def run(self, carry: Leaves, xs: Slice) -> _Result:
         """Runs the loop: `jax.lax.scan` traces the body itself where nothing is made in it."""
-        pipelined = self.plan.microbatches is not None
-        if pipelined:
+        if self.pipelined:
             carry = [jnp.asarray(leaf, jnp.result_type(leaf)) for leaf in carry]  # no weak types
         elif not self.traced and self.may_make(carry):
             births = self.opening.initializing and self.opening.can_write(CARRY)
@@ -292,8 +292,9 @@ class _Call:
         def step(state: State, x: Slice) -> tuple[State, tuple[Leaves, list[Group]]]:
             inner, after, ys = self.body(state, x)
             carried, stacked = state[1], []
-            if pipelined:
-                self.check_apart(inner, carried)
+            if self.pipelined:
+                written = {r: flat(self.opening.written(inner, r)) for r in (BROADCAST, CARRY)}
+                check_apart(self.opening, {**flat(self.shared), **carried}, written)
             if not self.opening.read_only:
                 written = flat(self.opening.written(inner, CARRY))
                 # Linen allows a first write in `apply` as well. Nobody can know of it before the
@@ -314,20 +315,6 @@ class _Call:
             return self.run_in_parts(carry, xs)
         return _Result(carry, carried, ys, stacked)
 
-    def check_apart(self, inner: list[Scope], carried: Variables) -> None:
-        """Raises MicrobatchError where a part makes or writes what others have too."""
-        before = {**flat(self.shared), **carried}
-        for role in (BROADCAST, CARRY):
-            for place, value in flat(self.opening.written(inner, role)).items():
-                if place not in before or (role == BROADCAST and value is not before[place]):
-                    raise MicrobatchError(
-                        f"{self.opening.place}: {name_of(place)} is written by layers "
-                        f"that work on different microbatches at the same time.\n"
-                        f"found: {'all layers share it' if role == BROADCAST else 'it is new'}\n"
-                        f"expected: an axis of layers for collection {place[1]!r}, another run=, "
-                        f"or a call in which it is not mutable"
-                    )
-
     def may_make(self, carry: Leaves) -> bool:
         """Tells whether the body may make what the loop needs before it begins."""
         opening, out_axes = self.opening, self.options.out_axes
@@ -345,7 +332,7 @@ class _Call:
         # lax.scan takes no symbol for a length, but scans over arrays of symbolic sizes.
         length = None if jax_private.is_symbolic(self.size) else self.size
         loop = functools.partial(self.plan.loop, length=length, **self.options.of_jax)
-        if self.plan.microbatches is not None:
+        if self.pipelined:
             return loop(step, state, xs, place=self.opening.place)
         # Where nothing is compiled the body may look at values, and arrays are copied anyway.
         compiled = jax_private.is_compiled(jax_private.current_trace())
