@@ -106,7 +106,7 @@ class Runner:
         )
         again: Callable[[Stage], Stage] = takes_again
         if remat is not None and remat.positions is None:
-            again = functools.partial(self.checkpoint, in_scan=True)
+            again = functools.partial(self.checkpoint, in_scan=True, stream=2)
 
         def visit(step: Step, init: object, xs: object, *, length: int) -> tuple[object, object]:
             return self._nest(levels(self.run, each, length), step, init, xs, length, True)
