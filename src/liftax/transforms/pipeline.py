@@ -83,7 +83,6 @@ def pipeline(
         in_axes,
         length=length,
         metadata_params=metadata_params,
-        check_constancy_invariants=False,
     )
     run = Pipeline(stages, microbatches, repeats, axis, bubbles, microbatched, delay)
     return lift_target("pipeline", target, Piped(scan, run), methods)
