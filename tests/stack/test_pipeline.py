@@ -186,7 +186,7 @@ def test_collections_with_a_batch():
     found, new = stack.clone(run=run).apply(variables, X, mutable=["memory", "count"])
     same((found, new["memory"]), (y, after["memory"]))
     assert new["count"]["block_0"]["n"].tolist() == [5] * 4  # one for each microbatch, and of init
-    with pytest.raises(MicrobatchError, match="whether the variables of collection 'memory'"):
+    with pytest.raises(MicrobatchError, match="whether the variables of collection 'count'"):
         stack.clone(run=nn.Pipeline(2, 4)).apply(variables, X, mutable=["memory"])
 
 

