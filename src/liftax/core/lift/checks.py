@@ -27,7 +27,7 @@ from ...errors import (
 )
 from ...words import describe, kind_of, names_on, shown, structure_of
 from ..events import made_of
-from ..roles import BROADCAST, Axis, Role, broadcast
+from ..roles import BROADCAST, Axis, broadcast
 from ..scope import Scope
 from ..types import Group, Path, Placed, Tree
 from .axes import Lifted, axis_argument
@@ -376,7 +376,7 @@ def _check_room(at: Placed, argument: str, axis: int, name: str, leaf: jax.Array
 def check_apart(
     at: Placed,
     before: Mapping[tuple[Any, ...], object],
-    written: Mapping[Role, Mapping[tuple[Any, ...], object]],
+    written: Mapping[str, Mapping[tuple[Any, ...], object]],
 ) -> None:
     """Raises MicrobatchError where a part of the batch makes or writes what others have too.
 

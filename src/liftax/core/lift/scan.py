@@ -293,8 +293,8 @@ class _Call:
             inner, after, ys = self.body(state, x)
             carried, stacked = state[1], []
             if self.pipelined:
-                written = {r: flat(self.opening.written(inner, r)) for r in (BROADCAST, CARRY)}
-                check_apart(self.opening, {**flat(self.shared), **carried}, written)
+                new = {r: flat(self.opening.written(inner, r)) for r in (BROADCAST, CARRY)}
+                check_apart(self.opening, {**flat(self.shared), **carried}, new)
             if not self.opening.read_only:
                 written = flat(self.opening.written(inner, CARRY))
                 # Linen allows a first write in `apply` as well. Nobody can know of it before the
