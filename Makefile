@@ -13,7 +13,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := run
-.PHONY: run test kills test-matrix adoption docs bench types lint format chromium clean
+.PHONY: run test kills test-matrix adoption docs bench gpu types lint format chromium clean
 
 run: $(VENV)/.run
 	$(BIN)/liftax forward

@@ -130,10 +130,11 @@ def test_a_saved_value_is_not_computed_again(remat3):
         return  # knows no offloading
     text = str(jax.make_jaxpr(jax.grad(loss(stack.clone(remat=nn.Remat(offload="h")))))(variables))
     assert "Host" in text or "host" in text
+    plain = jax.make_jaxpr(jax.grad(loss(stack.clone(remat=nn.Remat()))))(variables)
     carried = str(
         jax.make_jaxpr(jax.grad(loss(stack.clone(remat=nn.Remat(offload="carry")))))(variables)
     )
-    assert carried.count("name[name=carry]") >= 1 and ("Host" in carried or "host" in carried)
+    assert "host" in carried.lower() and "host" not in str(plain).lower()
 
 
 def deep(depth, **options):
