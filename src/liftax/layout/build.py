@@ -34,7 +34,6 @@ from .data import (
     Measured,
     ModuleNode,
     StackNode,
-    Staged,
     VariableLayout,
 )
 from .labels import axis_labels
@@ -43,6 +42,7 @@ from .progress import said
 from .residuals import residuals_of
 from .shapes import described
 from .shown import Layout
+from .staged import Staged
 
 
 def layout(module: Any, rngs: Any, *args: Any, grads: bool = False, **kwargs: Any) -> Layout:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Literal, Self
 
 from ..words import did_you_mean
+from .staged import Staged
 from .wording import human_bytes, short_file_line
 
 Role = Literal["stacked", "shared", "carried", "through", "mapped", "differentiated", "absent"]
@@ -108,30 +109,6 @@ class VariableLayout:
     def lifts(self) -> tuple[int, ...]:
         """The lifts around the variable, outermost first."""
         return tuple(a.lift for a in self.along)
-
-
-@dataclass(frozen=True)
-class Staged:
-    """How the layers of a stack run as a pipeline.
-
-    `layers` are the repeats of the pattern in one visit of a stage, `bubble` is the share of the
-    steps in which a stage has nothing to do, `crossing` the bytes that each sends on in a step.
-    """
-
-    stages: int
-    layers: int
-    microbatches: int
-    repeats: int
-    axis: str
-    steps: int
-    bubble: float
-    crossing: int
-
-    def numbers(self, stage: int) -> str:
-        """The repeats of the pattern that a stage runs: `0-1 8-9`."""
-        starts = [(r * self.stages + stage) * self.layers for r in range(self.repeats)]
-        ends = [f"-{start + self.layers - 1}" * (self.layers > 1) for start in starts]
-        return " ".join(f"{start}{end}" for start, end in zip(starts, ends, strict=True))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ..core.lift.schedule import Pipeline
 from ..core.roles import InPlace, Roles, loop_roles
 from ..core.types import Path
 from ..errors import StackError
-from ..layout.data import Staged
+from ..layout.staged import Staged
 from ..module import Module, nowrap
 from ..words import shown
 from .arguments import Block
