@@ -17,7 +17,6 @@ import argparse
 import importlib.metadata
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,6 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 USES = ROOT / "tests/adoption/packages/uses.py"
 CONSTRAINTS = USES.with_name("constraints.txt")
-ON_PURPOSE = USES.with_name("flax_tests.txt")
 PAGE = ROOT / "docs/guides/linen.md"
 START, END = "<!-- made by tools/adoption.py -->\n", "<!-- end -->\n"
 
@@ -42,7 +40,6 @@ class Package(NamedTuple):
       alone: distributions that are installed without what they ask for: what they need of it is
         in `pins`.
       tests: its modules of tests.
-      folders: of its source distribution, where the tests are not in what is installed.
       beside: tests of liftax's that use it beside liftax, not on it.
     """
 
@@ -50,7 +47,6 @@ class Package(NamedTuple):
     what: str
     alone: str = ""
     tests: str = ""
-    folders: str = ""
     beside: str = ""
 
 
@@ -94,9 +90,6 @@ PACKAGES = {
     "transformers": Package(
         "transformers==4.57.6", "Bert, Roberta with remat, GPT-2 that generates, Llama, ViT, ResNet"
     ),
-    # Only --tests has something to run: of those of Linen and its core some ask for what differs
-    # here on purpose, see flax_tests.txt.
-    "flax": Package("flax==0.12.8", "its tests of Linen", folders="tests/linen tests/core"),
 }  # fmt: skip
 
 
@@ -119,7 +112,7 @@ def install(names: list[str]) -> None:
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     own = "jax|jaxlib|flax|numpy|optax|orbax-checkpoint|pytest|hypothesis"
     wanted = [line for line in pins if re.match(rf"({own})==", line)]
-    wanted += [pin for name in names if name != "flax" for pin in PACKAGES[name].pins.split()]
+    wanted += [pin for name in names for pin in PACKAGES[name].pins.split()]
     known = ["--constraint", str(CONSTRAINTS)] if sys.version_info[:2] == (3, 11) else []
     pip("install", *known, "--editable", f"{ROOT}[cli]", *wanted)
     alone = [pin for name in names for pin in PACKAGES[name].alone.split()]
@@ -138,48 +131,38 @@ def passed(package: Package, *options: str) -> set[str]:
     """The tests of a package that pass."""
     call = ["-m", "pytest", "-q", "-rp", "--tb=no", "-p", "no:cacheprovider", *options]
     # In a folder of its own, where no conftest of liftax's is.
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if package.folders:
-            pip("download", "--no-deps", "--no-binary", ":all:", "-d", name, package.pins)
-            (archive,) = folder.iterdir()
-            shutil.unpack_archive(archive, folder)
-            (source,) = (path for path in folder.iterdir() if path.is_dir())
-            done = python(*call, *package.folders.split(), cwd=source)
-        else:
-            place = ["-c", os.devnull, "--rootdir", "/", "--pyargs", *package.tests.split()]
-            done = python(*call, *place, cwd=folder)
+    with tempfile.TemporaryDirectory() as folder:
+        place = ["-c", os.devnull, "--rootdir", "/", "--pyargs", *package.tests.split()]
+        done = python(*call, *place, cwd=Path(folder))
     return set(re.findall(r"^PASSED (.+)$", done.stdout, re.MULTILINE))
 
 
 def run(name: str, tests: bool) -> Found:
     """Runs one package with flax and with liftax."""
-    package, found = PACKAGES[name], Found()
-    if not package.folders:
-        theirs = python(str(USES), name)
-        if theirs.returncode:
-            last = theirs.stderr.strip().splitlines()[-1]
-            return Found(differs=f"does not run on flax: {last}")
-        ours = python("-m", "liftax", "run", str(USES), name)
-        lines = theirs.stdout.splitlines()
-        arrays = sum(map(int, re.findall(r": (\d+) arrays ", theirs.stdout)))
-        differs = ""
-        if ours.returncode:
-            differs = ours.stderr.strip()[-400:]
-        elif ours.stdout != theirs.stdout:
-            both = zip(lines, ours.stdout.splitlines(), strict=False)
-            differs = next((f"{a} / {b}" for a, b in both if a != b), "another number of lines")
-        if package.beside and not differs:
-            call = ["-m", "pytest", "-q", "-p", "no:cacheprovider", package.beside]
-            beside = python(*call, cwd=ROOT)
-            differs = beside.stdout.strip()[-400:] if beside.returncode else ""
-        found = Found(len(lines), arrays, differs)
-    if tests and (package.tests or package.folders):
+    package = PACKAGES[name]
+    theirs = python(str(USES), name)
+    if theirs.returncode:
+        last = theirs.stderr.strip().splitlines()[-1]
+        return Found(differs=f"does not run on flax: {last}")
+    ours = python("-m", "liftax", "run", str(USES), name)
+    lines = theirs.stdout.splitlines()
+    arrays = sum(map(int, re.findall(r": (\d+) arrays ", theirs.stdout)))
+    differs = ""
+    if ours.returncode:
+        differs = ours.stderr.strip()[-400:]
+    elif ours.stdout != theirs.stdout:
+        both = zip(lines, ours.stdout.splitlines(), strict=False)
+        differs = next((f"{a} / {b}" for a, b in both if a != b), "another number of lines")
+    if package.beside and not differs:
+        call = ["-m", "pytest", "-q", "-p", "no:cacheprovider", package.beside]
+        beside = python(*call, cwd=ROOT)
+        differs = beside.stdout.strip()[-400:] if beside.returncode else ""
+    found = Found(len(lines), arrays, differs)
+    if tests and package.tests:
         expected = passed(package)
         lost = expected - passed(package, "-p", "liftax.adopt.pytest")
-        known = set(ON_PURPOSE.read_text(encoding="utf-8").splitlines()) if package.folders else ()
         told = f"{len(expected) - len(lost)} of {len(expected)}"
-        differs = found.differs or ", ".join(sorted(lost.difference(known)))
+        differs = found.differs or ", ".join(sorted(lost))
         if not expected:
             differs = "its tests do not run on flax"
         found = found._replace(tests=told, differs=differs)
@@ -217,8 +200,6 @@ def report(names: list[str], tests: bool, docs: bool) -> int:
     ]
     wrong = {}
     for name in names:
-        if PACKAGES[name].folders and not tests:
-            continue
         start = time.monotonic()
         found = run(name, tests)
         same = "the same" if not found.differs else "differ"

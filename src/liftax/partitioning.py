@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import jax
 from jax.sharding import PartitionSpec
@@ -32,7 +32,6 @@ from .spmd import LogicalPartitionSpec as LogicalPartitionSpec
 from .spmd import LogicalRules as LogicalRules
 from .spmd import RulesFallback as RulesFallback
 from .spmd import get_logical_axis_rules as get_axis_rules
-from .spmd import is_names
 from .spmd import logical_axis_rules as axis_rules
 from .spmd import logical_to_mesh as logical_to_mesh
 from .spmd import logical_to_mesh_axes as logical_to_mesh_axes
@@ -64,21 +63,18 @@ __all__ = [
 ]
 
 Target = TypeVar("Target", bound=Function)
-Names: TypeAlias = Any
-"""A logical name or None for each axis of an array; for a tree of arrays, a tree of these."""
 _SUFFIX = "_axes"
 
 
 @dataclasses.dataclass(frozen=True)
 class AxisMetadata:
-    """The logical names of one variable's axes; a pytree node without leaves.
+    """The logical names of one array's axes; a pytree node without leaves.
 
     Args:
-      names: one name or None per axis, or None for an array without names; for a variable that is
-        a tree of arrays, a tree of these.
+      names: one name or None per axis, or None for an array without names.
     """
 
-    names: Names
+    names: tuple[str | None, ...] | None
 
     def replace(self, **updates: Any) -> AxisMetadata:
         """Returns the same with other names."""
@@ -92,11 +88,6 @@ def _is_metadata(x: object) -> TypeGuard[AxisMetadata]:
     return isinstance(x, AxisMetadata)
 
 
-def _as_names(axes: Any) -> Any:
-    """Names as they are kept, where a list would be a tree."""
-    return tuple(axes) if isinstance(axes, list) else axes
-
-
 def _the_module(module: Module | None, what: str) -> Module:
     found = local.stack[-1] if module is None else module
     if found is None:
@@ -107,7 +98,7 @@ def _the_module(module: Module | None, what: str) -> Module:
     return found
 
 
-def _note_names(module: Module, col: str, name: str, axes: Names) -> None:
+def _note_names(module: Module, col: str, name: str, axes: tuple[str, ...]) -> None:
     """Stores the names of a variable's axes beside it."""
 
     def keep(known: object, new: AxisMetadata) -> AxisMetadata:
@@ -127,7 +118,7 @@ def param_with_axes(
     name: str,
     init_fn: Function,
     *init_args: object,
-    axes: Names = None,
+    axes: tuple[str, ...] | None = None,
     module: Module | None = None,
     **init_kwargs: Any,
 ) -> Any:
@@ -135,8 +126,7 @@ def param_with_axes(
 
     Args:
       name, init_fn, *init_args, **init_kwargs: as in `Module.param`.
-      axes: a logical name for each axis, for a tree of arrays a tree of these; None declares a
-        parameter without names.
+      axes: a logical name for each axis; None declares a parameter without names.
       module: the module; the one whose method runs where None.
 
     Returns:
@@ -162,9 +152,8 @@ def param_with_axes(
     value = owner.param(name, init_fn, *init_args, **init_kwargs)
     if axes is None:
         return value
-    axes = _as_names(axes)
     _note_names(owner, "params", name, axes)
-    return with_sharding_constraint(value, axes)
+    return with_sharding_constraint(value, PartitionSpec(*axes))
 
 
 class PartitionedVariable(Variable):
@@ -172,7 +161,7 @@ class PartitionedVariable(Variable):
 
     Args:
       scope, collection, name: where it is.
-      axes: a logical name for each axis, a tree of these, or None.
+      axes: a logical name for each axis, or None.
       fallback: what is done with a name to which no rule applies.
     """
 
@@ -183,7 +172,7 @@ class PartitionedVariable(Variable):
         scope: Scope,
         collection: str,
         name: str,
-        axes: Names = None,
+        axes: tuple[str, ...] | None = None,
         fallback: RulesFallback = RulesFallback.AXIS_IS_UNSHARDED,
     ):
         super().__init__(scope, collection, name)
@@ -191,7 +180,9 @@ class PartitionedVariable(Variable):
         self.fallback = fallback
 
     def _laid_out(self, value: object) -> Any:
-        return with_sharding_constraint(value, self.axes, fallback=self.fallback)
+        if self.axes is None:
+            return value
+        return with_sharding_constraint(value, PartitionSpec(*self.axes), fallback=self.fallback)
 
     @property
     def value(self) -> Any:
@@ -208,7 +199,7 @@ def variable_with_axes(
     name: str,
     init_fn: Function,
     *init_args: object,
-    axes: Names = None,
+    axes: tuple[str, ...] | None = None,
     module: Module | None = None,
     fallback: RulesFallback = RulesFallback.AXIS_IS_UNSHARDED,
     **init_kwargs: Any,
@@ -217,8 +208,7 @@ def variable_with_axes(
 
     Args:
       collection, name, init_fn, *init_args, **init_kwargs: as in `Module.variable`.
-      axes: a logical name for each axis, for a tree of arrays a tree of these; None declares a
-        variable without names.
+      axes: a logical name for each axis; None declares a variable without names.
       module: the module; the one whose method runs where None.
       fallback: what is done with a name to which no rule applies.
 
@@ -228,7 +218,6 @@ def variable_with_axes(
     """
     owner = _the_module(module, "variable_with_axes")
     made = owner.variable(collection, name, init_fn, *init_args, **init_kwargs)
-    axes = _as_names(axes)
     if axes is not None:
         _note_names(owner, collection, name, axes)
     return PartitionedVariable(made.scope, collection, name, axes, fallback)
@@ -241,17 +230,19 @@ def get_axis_names(axes_metadata: Mapping[str, Any]) -> dict[str, Any]:
       axes_metadata: nested mapping ``{name}_axes`` -> AxisMetadata.
 
     Returns:
-      nested dict ``{name}`` -> PartitionSpec, None where there are no names, or a tree of these for
-      a tree of arrays; it fits the variables where each has names.
+      nested dict ``{name}`` -> PartitionSpec, or None where there are no names; it fits the
+      variables where each has names.
     """
+
+    def spec(names: Iterable[str | None] | None) -> PartitionSpec | None:
+        return None if names is None else PartitionSpec(*names)
 
     found: dict[str, Any] = {}
     for key, value in axes_metadata.items():
         if isinstance(value, Mapping):
             found[key] = get_axis_names(value)
         else:
-            specs = jax.tree.map(lambda names: PartitionSpec(*names), value.names, is_leaf=is_names)
-            found[key.removesuffix(_SUFFIX)] = specs
+            found[key.removesuffix(_SUFFIX)] = spec(value.names)
     return found
 
 
@@ -270,7 +261,7 @@ class _Renamed:
         def one(x: object) -> object:
             if not _is_metadata(x) or x.names is None:
                 return x
-            return x.replace(names=jax.tree.map(self._names, x.names, is_leaf=is_names))
+            return x.replace(names=self._names(tuple(x.names)))
 
         return jax.tree.map(one, tree, is_leaf=_is_metadata)
 

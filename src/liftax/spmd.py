@@ -158,8 +158,7 @@ def _place(names: Names, rules: LogicalRules) -> tuple[dict[int, object], list[s
     for logical, place in rules:
         if logical not in waiting:
             continue
-        entries = place if isinstance(place, (list, tuple)) else (place,)
-        axes = {entry for entry in entries if isinstance(entry, str)}
+        axes = {place} if isinstance(place, str) else set(place or ())
         # A mesh axis can split one axis of an array; a later rule for this name may still fit.
         if axes & taken:
             continue
@@ -185,7 +184,7 @@ def _check_rules(rules: object) -> None:
         if not _is_rule(rule):
             raise PartitioningMismatchError(
                 f"rules: {rule!r} is not a rule; write (logical_name, mesh_axis), where mesh_axis "
-                f"is a name, a tuple of names, None or PartitionSpec.UNCONSTRAINED"
+                f"is a name, a tuple of names or None"
             )
 
 
@@ -194,7 +193,7 @@ def _is_rule(rule: object) -> bool:
         return False
     if isinstance(rule[1], (list, tuple)):
         return all(isinstance(axis, str) for axis in rule[1])
-    return _is_entry(rule[1])
+    return rule[1] is None or isinstance(rule[1], str)
 
 
 def _is_entry(entry: object) -> bool:
@@ -225,7 +224,7 @@ def _check_names(names: object) -> Names:
     return entries
 
 
-def is_names(x: object) -> bool:
+def _is_names(x: object) -> bool:
     return isinstance(x, PartitionSpec) or (isinstance(x, tuple) and all(map(_is_entry, x)))
 
 
@@ -337,7 +336,7 @@ def with_logical_constraint(
         return boxes.constrain(part, PartitionSpec(*placed.values()), mesh)
 
     return jax.tree.map(
-        constrain, logical_axis_resources, x, is_leaf=lambda n: n is None or is_names(n)
+        constrain, logical_axis_resources, x, is_leaf=lambda n: n is None or _is_names(n)
     )
 
 

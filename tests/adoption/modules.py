@@ -394,9 +394,7 @@ class Kept(nn.Module):
 def names():
     show_init("outside", Outside)
     print("stack", len(linen_module._context.module_stack))
-    for kept in (True, False):
-        with flax.config.temp_flip_flag("preserve_adopted_names", kept):
-            show_init(f"adopted names are kept: {kept}", lambda: Kept(nn.Dense(3, name="mine")))
+    show_init("adopted names are left", lambda: Kept(nn.Dense(3, name="mine")))
 
 
 if __name__ == "__main__":

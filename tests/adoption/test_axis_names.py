@@ -114,31 +114,6 @@ def test_names_of_all_variables() -> None:
     assert partitioning.get_axis_names(nested) == {"a": {"k": None}, "b": jax.P("x")}
 
 
-def test_a_tree_of_arrays_has_a_tree_of_names() -> None:
-    axes = {"w": ("embed", "mlp"), "b": (("mlp",), ()), "none": None}
-
-    def run(lib: Library) -> Any:
-        nn, part = lib.nn, part_of(lib)
-
-        class Layer(nn.Module):
-            @nn.compact
-            def __call__(self, x, _=None):
-                w, b = jnp.ones((4, 4)), (jnp.ones(4), jnp.ones(()))
-                part.param_with_axes("tree", lambda key: {"w": w, "b": b, "none": b}, axes=axes)
-                cache = part.variable_with_axes(
-                    "cache", "held", lambda: {"w": w}, axes={"w": axes["w"]}
-                )
-                return x @ cache.value["w"], None
-
-        variables = Layer().init(KEY, X)
-        stacked = scanned(part, Layer, variable_axes={"params": 0, "cache": 0})().init(KEY, X, None)
-        names = part.get_axis_names(variables["params_axes"])["tree"]
-        assert names["b"] == (jax.P("mlp"), jax.P()) and names["none"] is None
-        return plain((variables, stacked))
-
-    both(run)
-
-
 def our_layer() -> Any:
     return layer(ours())()
 

@@ -32,7 +32,8 @@ def test_a_scan(shared: int, carried: int, unroll: Any, expected: int) -> None:
     scan = equations.as_scan(eqn)
     assert scan is not None
     assert equations.is_loop(eqn)
-    assert scan[1:] == (5, expected, shared, carried)
+    assert (scan.length, scan.unroll) == (5, expected)
+    assert (scan.shared, scan.carried) == (shared, carried)
     assert len(scan.body.jaxpr.invars) == shared + carried + 1
     assert [p.jaxpr for p in equations.programs_of(eqn)] == [scan.body.jaxpr]
 

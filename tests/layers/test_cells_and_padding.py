@@ -44,7 +44,7 @@ def test_padding(padding: Any) -> None:
     both(lambda lib: lib.nn.linear.canonicalize_padding(padding, 2))
 
 
-@pytest.mark.parametrize("padding", [2.0, (1,), None, [(1, 2, 3), 1], [None, (1, 2)]], ids=repr)
+@pytest.mark.parametrize("padding", [2.0, (1,), None, [(1, 2, 3), 1]], ids=repr)
 def test_padding_that_is_none(padding: Any) -> None:
     with pytest.raises(ValueError, match="padding"):
         ours().nn.linear.canonicalize_padding(padding, 2)

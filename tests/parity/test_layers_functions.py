@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from helpers.compare import ON_FLAX, Library, assert_same, both, linen, ours
 from helpers.interpret import _evaluate
 from helpers.run import total
@@ -310,7 +309,6 @@ def test_promotion() -> None:
             promote(np.arange(3.0), half),
             promote(one, dtype=jnp.bfloat16),
             promote(1, 2),
-            promote(nnx.Param(one), one),  # it stands for an array, and answers as one
             [str(canonical(*a)) for a in ((one, half), (half, 1.0), (np.float64(1.0), half), (3,))],
             [x.weak_type for x in promote(jnp.asarray(1.0), 2.0)],
         )

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import LiftWarning, MissingExtraError
-from ..module import Module
 from .places import HOMES, Place, Seen, stand_in
 
 _UNSET = object()
@@ -127,16 +126,6 @@ def _forget() -> dict[str, types.ModuleType]:
     return {name: sys.modules.pop(name) for name in names}
 
 
-class _OfConfig:
-    """The default of an option of classes: what flax's configuration says when it is read."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __get__(self, instance: object, owner: type | None = None) -> bool:
-        return bool(getattr(importlib.import_module("flax.configurations").config, self.name))
-
-
 _standing: list[Adoption] = []
 
 
@@ -183,7 +172,6 @@ def install(report: bool = False) -> Adoption:
         for part in ("kw_only_dataclasses", "frozen_dict", "tracers", "partial_eval"):
             if f"{name}.{part}" in sys.modules:
                 place.__dict__[part] = sys.modules[f"{name}.{part}"]
-    adoption.set(Module, "preserve_adopted_names", _OfConfig("flax_preserve_adopted_names"))
     _standing.append(adoption)
     _rebind(adoption, places)
     _register_boxes()

@@ -89,7 +89,7 @@ class Scope:
         self.rngs: dict[str, Stream] = as_streams(rngs)
         self.name = name
         self.parent = parent
-        self.path = tuple(path)
+        self.path = path
         if _call is None:
             _call = parent.call if parent is not None else Call(mutable, flags or {})
         self.call: Call = _call

@@ -81,8 +81,7 @@ def as_array(x: ArrayLike) -> Array:
 
 def cast(x: Any, dtype: Dtype) -> Array:
     """``x`` as an array of ``dtype``, not weakly typed; free where it is one."""
-    # What stands for an array (a variable of flax.nnx) answers as one, and is none to XLA.
-    if isinstance(x, jax.Array) and not x.weak_type and x.dtype == dtype:
+    if getattr(x, "weak_type", True) is False and x.dtype == dtype:
         return x
     return jnp.asarray(x, dtype)
 

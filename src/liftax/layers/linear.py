@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -60,10 +60,7 @@ def canonicalize_padding(padding: Any, rank: int) -> str | list[tuple[int, int]]
         return padding
     entries = [padding] * rank if isinstance(padding, int) else padding
     if isinstance(entries, Sequence) and len(entries) == rank:
-        pairs = [
-            (p, p) if isinstance(p, int) else tuple(p) if isinstance(p, Iterable) else ()
-            for p in entries
-        ]
+        pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in entries]
         if all(len(pair) == 2 for pair in pairs):
             return pairs
     raise fail(
