@@ -193,7 +193,7 @@ def names_under_lifts():
     print("stacked names", [dict(names["layers"]) for names in named])
     y, cache = Decoder().apply(variables, X, mutable=["cache"])
     show("stacked", ({col: variables[col] for col in ("params", "cache")}, y, cache))
-    rules = (("embed", jax.P.UNCONSTRAINED), ("mlp", ("x", "y")))
+    rules = (("embed", None), ("mlp", ("x", "y")))
     print("mesh", nn.logical_to_mesh_axes(("embed", None, "mlp"), rules))
 
 

@@ -284,9 +284,8 @@ def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
       StackError: groups do not fit in one another.
 
     Example:
-      >>> levels(Run(), Remat(every=3), 12)  # doctest: +NORMALIZE_WHITESPACE
-      [Level(size=3, kind='scan', remat=True, unroll=1),
-       Level(size=1, kind='scan', remat=False, unroll=1)]
+      >>> [(level.size, level.remat, level.products) for level in levels(Run(), Remat(every=3), 12)]
+      [(3, True, False), (1, False, True)]
     """
     whole = remat is not None and remat.positions is None
     group = _group(run.group, length)
