@@ -224,7 +224,7 @@ def parse_run(run: str | Pipeline, unroll: int | bool = 1) -> Run:
 
     Example:
       >>> parse_run("scan of 4")
-      Run(kind='scan', group=4, unroll=1)
+      Run(kind='scan', group=4, unroll=1, pipeline=None)
     """
     pipeline = run if isinstance(run, Pipeline) else None
     word = "scan" if pipeline else run if isinstance(run, str) else ""
