@@ -119,7 +119,7 @@ WRONG = {
     "too many": (["netfile:Net", "--args", "f32[2],1,2,3"], "TypeError"),
     "no directory": (["netfile:Net", "--args", "f32[2]", "--html", "a/b.html"], "no directory 'a'"),
     "no such finding": (
-        ["netfile:Net", "--fail-on", "LX909"],
+        ["netfile:Net", "--fail-on", "LX9O4"],
         "has that code; did you mean 'LX904'",
     ),
     "no stream": (["netfile:Net", "--rngs", "a b"], "expected names of streams"),

@@ -22,12 +22,7 @@ from probes.flags import FLAGS
 NEITHER: dict[tuple[str, str], str] = {
     ("jax_enable_x64", "lstm"): "the carry is float32, what a float64 input makes of it is not",
     ("jax_check_tracer_leaks", "custom_vjp"): "JAX keeps the functions, and they what they saw",
-    ("explicit mesh, sharded", "lstm"): "the first carry does not lie as `x` does",
-    ("explicit mesh, sharded", "decoding"): "the cache does not lie as `x` does",
     ("explicit mesh, sharded", "scan_of_vmap_of_scan"): "mapped weights lie otherwise than `x`",
-    ("explicit mesh, sharded", "dropout"): "the mask does not lie as `x` does",
-    ("explicit mesh, sharded", "fold_rngs"): "the mask does not lie as `x` does",
-    ("explicit mesh, sharded", "language_model"): "how rows of an Embed lie is not said",
 }
 
 TESTS = Path(__file__).parents[1]

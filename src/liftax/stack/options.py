@@ -425,7 +425,8 @@ def in_force(
         # Layers that are written out are fused and freed by the compiler as it likes, and without
         # a compiler nothing is gained.
         group = _group(read.group, repeats)
-        looped = read.kind == "scan" and repeats >= 2 * group and not jax_private.jit_is_disabled()
+        several = 0 < 2 * group <= repeats
+        looped = read.kind == "scan" and several and not jax_private.jit_is_disabled()
         # Of a group that is written out, a scan would store all that its layers do.
         return read, dataclasses.replace(AUTO, every=group) if looped else None
     return read, remat
