@@ -4,6 +4,8 @@ import ast
 import functools
 import importlib
 import pickle
+import subprocess
+import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -223,3 +225,19 @@ def test_a_function_is_not_hidden_by_its_file():
 
 def test_a_package_is_pickled_by_its_name():
     assert pickle.loads(pickle.dumps(liftax)) is liftax
+
+
+def test_nothing_but_what_stands_in_flaxs_place_needs_flax():
+    code = """
+import sys; sys.modules["flax"] = None
+import importlib, pkgutil
+import jax, jax.numpy as jnp, liftax as nn
+for module in pkgutil.walk_packages(nn.__path__, "liftax."):
+    if "exercises" not in module.name:
+        importlib.import_module(module.name)
+run = nn.Pipeline(stages=2, microbatches=2)
+stack = nn.Stack(nn.Dense(3), depth=4, run=run)
+print(stack.init(jax.random.key(0), jnp.ones((2, 3)))["params"]["block_0"]["kernel"].shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "(4, 3, 3)\n", done.stderr

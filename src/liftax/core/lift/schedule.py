@@ -18,7 +18,6 @@ from collections.abc import Mapping
 
 from ...errors import PipelineError
 from ...words import shown
-from ..frozen_dict import FrozenDict
 
 STOP, NAN = "stop", "nan"
 DECLARED: Mapping[str, int | None] = {"params": None, "batch_stats": None}
@@ -77,7 +76,8 @@ class Pipeline:
     repeats: int = 1
     axis: str = "stage"
     bubbles: str = STOP
-    microbatched: Mapping[str, int | None] = dataclasses.field(default_factory=FrozenDict)
+    # A dict has no hash; what is equal hashes alike without it.
+    microbatched: Mapping[str, int | None] = dataclasses.field(default_factory=dict, hash=False)
     delay: int = 1
 
     def __post_init__(self) -> None:
@@ -118,8 +118,7 @@ class Pipeline:
                     f"Pipeline: microbatched[{name!r}] expected an axis, or None for what has no "
                     f"batch; found {shown(axis)}"
                 )
-        # Hashable, as the options of a stack are.
-        object.__setattr__(self, "microbatched", FrozenDict(given))
+        object.__setattr__(self, "microbatched", dict(given))
 
     @property
     def steps(self) -> int:
