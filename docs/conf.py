@@ -90,6 +90,20 @@ def before_napoleon(app, what, name, obj, options, lines):
             lines[number + 1] = f"{text[:indent]}: {text[indent:]}"
 
 
+def _field(field, node):
+    """A field as an argument; what a factory makes is no default that says anything."""
+    text = f"{field.name}: {ast.unparse(node.annotation)}"
+    if field.default_factory is not dataclasses.MISSING:
+        return f"{text} = ..."
+    if field.default is dataclasses.MISSING:
+        return text
+    simple = isinstance(field.default, (bool, int, float, str, tuple, type(None)))
+    if simple:
+        return f"{text} = {field.default!r}"
+    written = node.value is not None and not isinstance(node.value, ast.Call)
+    return f"{text} = {ast.unparse(node.value) if written else '...'}"
+
+
 def as_typed(app, what, name, obj, options, signature, returns):
     """A signature as it stands in the source, with the names that the types have there."""
     try:
@@ -105,11 +119,12 @@ def as_typed(app, what, name, obj, options, signature, returns):
         for base in reversed([c for c in obj.__mro__ if c.__module__.startswith("liftax")]):
             source = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
             typed |= {n.target.id: n for n in source.body if isinstance(n, ast.AnnAssign)}
-        fields = [f.name for f in dataclasses.fields(obj) if f.init and f.name in typed]
-        shown = [ast.unparse(typed[f]) for f in fields if f not in ("parent", "name")]
-        # What a factory makes is no default that says anything.
-        shown = [re.sub(r" = (dataclasses\.)?field\(.*", " = ...", text) for text in shown]
-        return f"({', '.join(shown)})", None
+        fields = [f for f in dataclasses.fields(obj) if f.init and f.name in typed]
+        fields = [f for f in fields if f.name not in ("parent", "name")]
+        # Keywords come last in a call, wherever the field stands.
+        given = [_field(f, typed[f.name]) for f in fields if not f.kw_only]
+        keywords = [_field(f, typed[f.name]) for f in fields if f.kw_only]
+        return f"({', '.join([*given, *(['*'] if keywords else []), *keywords])})", None
     return None
 
 
