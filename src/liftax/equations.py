@@ -17,24 +17,19 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax.numpy as jnp
-
 from . import jax_private
+from .pytrees import is_inexact
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
 
 _LOOPS = frozenset({"scan", "Scan3", "while", "cond"})
 _REMATS = frozenset({"checkpoint", "remat", "remat2"})
-_CALLS = _REMATS | {
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-}
+_JITS = frozenset({"jit", "pjit", "closed_call", "core_call"})
+_CALLS = _REMATS | _JITS | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+REMADE = "rematted_computation"
+"""JAX's name around what a backward pass computes again."""
+
 _RULES = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees"})
 NAMING = frozenset({"name", "CheckpointName", "CheckpointNameFwd"})
 """What `jax.ad_checkpoint.checkpoint_name` is called."""
@@ -182,9 +177,14 @@ def branches_of(eqn: jex.JaxprEqn) -> Sequence[jex.ClosedJaxpr]:
     return eqn.params["branches"] if eqn.primitive.name == "cond" else ()
 
 
-def called_by(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr | None:
-    """Returns the program that an equation runs once, on its inputs and for its outputs."""
-    if eqn.primitive.name not in _CALLS:
+def called_by(eqn: jex.JaxprEqn, *, plain: bool = False) -> jex.ClosedJaxpr | None:
+    """Returns the program that an equation runs once, on its inputs and for its outputs.
+
+    Args:
+      eqn: the equation.
+      plain: whether it must do nothing besides: no rule for derivatives, nothing computed again.
+    """
+    if eqn.primitive.name not in (_JITS if plain else _CALLS):
         return None
     programs = list(programs_of(eqn))
     return programs[0] if len(programs) == 1 else None
@@ -208,7 +208,7 @@ def is_backward(eqn: jex.JaxprEqn) -> bool:
 
 def is_again(eqn: jex.JaxprEqn) -> bool:
     """Tells whether a backward pass computes again what a forward pass did."""
-    return "rematted_computation" in str(eqn.source_info.name_stack)
+    return REMADE in str(eqn.source_info.name_stack)
 
 
 def is_handed_on(eqn: jex.JaxprEqn) -> bool:
@@ -286,8 +286,7 @@ def sums(eqn: jex.JaxprEqn) -> bool:
     In which order it does so is left to the compiler.
     """
     if name_of(eqn) in _SUMS:
-        shapes: list[Any] = [var.aval for var in eqn.outvars]
-        return any(jnp.issubdtype(shape.dtype, jnp.inexact) for shape in shapes)
+        return any(is_inexact(var.aval) for var in eqn.outvars)
     return any(any(map(sums, program.jaxpr.eqns)) for program in programs_of(eqn))
 
 

@@ -41,6 +41,39 @@ def is_array(leaf: object) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
+def is_inexact(leaf: Any) -> bool:
+    """Tells whether a leaf has numbers that are rounded: by those there are derivatives.
+
+    Example:
+      >>> is_inexact(1.5), is_inexact(jax.numpy.arange(3))
+      (True, False)
+    """
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jax.numpy.result_type(leaf)
+    return bool(jax.numpy.issubdtype(dtype, jax.numpy.inexact))
+
+
+def floats(leaves: Iterable[Any]) -> list[Any]:
+    """Returns the leaves by which there are derivatives."""
+    return [leaf for leaf in leaves if is_inexact(leaf)]
+
+
+def with_floats(leaves: Iterable[Any], numbers: Iterable[Any]) -> list[Any]:
+    """Undoes `floats`.
+
+    Example:
+      >>> with_floats([1, 2.0, 3, 4.0], [0.5, 0.25])
+      [1, 0.5, 3, 0.25]
+    """
+    given = iter(numbers)
+    return [next(given) if is_inexact(leaf) else leaf for leaf in leaves]
+
+
+def spread(leaves: Iterable[Any], slopes: Iterable[Any]) -> list[Any]:
+    """Returns derivatives by all leaves, from those by `floats`: None by the others."""
+    given = iter(slopes)
+    return [next(given) if is_inexact(leaf) else None for leaf in leaves]
+
+
 def split(tree: object, wanted: Callable[[Any], bool]) -> tuple[list[Any], Rest]:
     """Returns the leaves that are wanted, and the rest of the tree.
 

@@ -16,7 +16,7 @@ from ..errors import RULES
 from ..layout.build import layout
 from ..layout.data import Finding
 from ..module import Module, intercept_methods
-from ..pytrees import is_array, split
+from ..pytrees import floats, is_array, is_inexact, split
 from ..stack.trees import names_of
 from ..training.per_layer import mixed_layers
 from .steps import Atom, Literal, Place, Steps
@@ -167,10 +167,10 @@ def _with_gradient(forward: Any, params: Any, others: Any, arrays: list[Any]) ->
     """Tells of each parameter whether a cotangent of an output comes back to it."""
 
     def moving(params: Any, others: Any, arrays: Any) -> list[Any]:
-        return [y for y in forward(params, others, arrays) if _is_inexact(y)]
+        return floats(forward(params, others, arrays))
 
     def pulled(cotangents: list[Any], params: Any, others: Any, arrays: Any) -> list[Any]:
-        moved, fixed = split(params, _is_inexact)
+        moved, fixed = split(params, is_inexact)
         run = jax.vjp(lambda moved: moving(fixed.filled(moved), others, arrays), moved)[1]
         return run(cotangents)[0]
 
@@ -185,11 +185,7 @@ def _with_gradient(forward: Any, params: Any, others: Any, arrays: list[Any]) ->
 
     numbers = iter(range(len(program.outvars)))
     # What has no derivative, as an integer, is none that was lost.
-    return [comes_back(next(numbers)) if _is_inexact(x) else True for x in jax.tree.leaves(params)]
-
-
-def _is_inexact(value: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(value), jnp.inexact)
+    return [comes_back(next(numbers)) if is_inexact(x) else True for x in jax.tree.leaves(params)]
 
 
 # --- keys ---------------------------------------------------------------------

@@ -7,12 +7,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from .. import jax_private
 from ..core.events import users_line
 from ..errors import NonFiniteError
+from ..pytrees import is_inexact
 from .nonfinite import find_nonfinite
 
 
@@ -60,5 +60,4 @@ def nan_finder() -> Iterator[None]:
 
 
 def _has_nan(value: Any) -> bool:
-    inexact = jnp.issubdtype(jax.typeof(value).dtype, jnp.inexact)
-    return inexact and bool(jnp.isnan(value).any())
+    return is_inexact(value) and bool(jnp.isnan(value).any())

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import equations, jax_private
+from ..pytrees import is_inexact
 from ..words import array_text
 from .steps import Place, Step, Steps, is_number, traced
 
@@ -211,7 +212,7 @@ def _with_nan(before: NonFinite, first: NonFinite) -> NonFinite:
 
 
 def _graded(value: Any) -> jax.Array:
-    if not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
+    if not is_inexact(value):
         return jnp.int8(FINITE)
     nan, infinite = jnp.isnan(value).any(), jnp.isinf(value).any()
     return jnp.where(nan, NAN, jnp.where(infinite, INFINITE, FINITE)).astype(jnp.int8)

@@ -20,8 +20,6 @@ from ..pytrees import is_array, split
 if TYPE_CHECKING:
     import jax.extend.core as jex
 
-_REMADE = "rematted_computation"  # JAX's name around what a backward pass computes again
-
 
 class Literal(NamedTuple):
     """A value that stands in an equation itself."""
@@ -182,7 +180,7 @@ class Place:
     def module(self) -> str:
         """The names of the scopes around it, as modules and `jax.named_scope` give them."""
         names = (name for eqn in self.eqns for name in equations.place_of(eqn).split("/"))
-        return "/".join(name for name in names if name and name != _REMADE)
+        return "/".join(name for name in names if name and name != equations.REMADE)
 
     @property
     def backward(self) -> bool:

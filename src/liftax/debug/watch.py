@@ -24,7 +24,7 @@ import numpy as np
 from .. import equations, jax_private
 from ..files import replacing
 from ..module import intercept_methods
-from ..pytrees import is_array, split
+from ..pytrees import is_array, is_inexact, split
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
@@ -221,14 +221,10 @@ def _mark(call: Any, args: Any, kwargs: Any, context: InterceptorContext) -> Any
     if context.method_name != "__call__":
         return out
     path = "/".join(context.module.path)
-    leaves, rest = split(out, _is_inexact)
+    leaves, rest = split(out, lambda leaf: is_array(leaf) and is_inexact(leaf))
     names = [path] if len(leaves) == 1 else [f"{path}[{i}]" for i in range(len(leaves))]
     pairs = zip(leaves, names, strict=True)
     return rest.filled([_mark_p.bind(x, kind="value", path=name) for x, name in pairs])
-
-
-def _is_inexact(value: Any) -> bool:
-    return is_array(value) and jnp.issubdtype(value.dtype, jnp.inexact)
 
 
 At = tuple[int | None, ...]
@@ -304,9 +300,9 @@ class Reader:
                 lambda *given: run(given), policy=remat.policy, prevent_cse=remat.prevent_cse
             )
             return again(*inputs)
-        if equations.name_of(eqn) in ("jit", "pjit", "closed_call", "core_call"):
-            (program,) = equations.programs_of(eqn)
-            return self.run(program, inputs, at)
+        called = equations.called_by(eqn, plain=True)
+        if called is not None:
+            return self.run(called, inputs, at)
         # A rule for derivatives, a branch, a while loop: they stay as they are.
         return jax_private.run_equation(eqn, inputs), {}
 

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 
 from .. import equations, jax_private
 from ..module import Module
-from ..pytrees import is_array, split
+from ..pytrees import floats, is_array, split
 from .data import Loop, Residual, Residuals
 
 if TYPE_CHECKING:
@@ -86,8 +85,7 @@ def residuals_of(
     def residuals(params: Any, others: dict[str, Any], arrays: Any) -> list[Any]:
         def forward(params: Any) -> list[Any]:
             out = apply({**others, "params": params}, arrays)
-            outputs = jax.tree.leaves(out[0] if with_state else out)
-            return [y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.inexact)]
+            return floats(jax.tree.leaves(out[0] if with_state else out))
 
         return jax.tree.leaves(jax.vjp(forward, params)[1])
 

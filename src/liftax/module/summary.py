@@ -21,7 +21,7 @@ from ..core.trees import abstract
 from ..core.types import Function
 from ..errors import MissingExtraError
 from ..installed import how_to_install
-from ..pytrees import Rest, split
+from ..pytrees import Rest, floats, is_inexact, split
 from .bound import Variables
 from .methods import InterceptorContext
 from .run import INIT_COLLECTIONS, Rngs
@@ -400,22 +400,16 @@ def _cost(fn: Function, operands: object) -> int | None:
     return None if once is None else int(with_loops(closed, once, estimated).flops)
 
 
-def _is_inexact(x: Any) -> bool:
-    return bool(jax.numpy.issubdtype(x.dtype, jax.numpy.inexact))
-
-
 def _vjp_cost(run: _Run, operands: tuple[_Arrays, _Arrays, _Arrays]) -> int | None:
     # Keys are no numbers, so they are not among what is differentiated, as integers are not.
-    if not any(map(_is_inexact, jax.tree.leaves(operands))):
+    if not any(map(is_inexact, jax.tree.leaves(operands))):
         return 0
-    if not any(map(_is_inexact, jax.eval_shape(run, operands))):
+    if not any(map(is_inexact, jax.eval_shape(run, operands))):
         return 0
 
     def back(operands: tuple[_Arrays, _Arrays, _Arrays]) -> object:
-        chosen, rest = split(operands, _is_inexact)
-        out, pull = jax.vjp(
-            lambda chosen: [y for y in run(rest.filled(chosen)) if _is_inexact(y)], chosen
-        )
+        chosen, rest = split(operands, is_inexact)
+        out, pull = jax.vjp(lambda chosen: floats(run(rest.filled(chosen))), chosen)
         return pull(out)
 
     try:

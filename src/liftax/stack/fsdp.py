@@ -22,6 +22,7 @@ from jax.tree_util import DictKey, KeyPath, tree_flatten_with_path, tree_map_wit
 from .. import jax_private
 from ..core.types import Collections
 from ..errors import StackError
+from ..pytrees import floats, is_inexact, spread, with_floats
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 Leaves = list[Any]
@@ -168,11 +169,6 @@ class _Gathered:
         return jax.lax.with_sharding_constraint(x, place)
 
 
-def _differs(x: Any) -> bool:
-    """Whether a value has a derivative."""
-    return jnp.issubdtype(x.dtype, jnp.inexact)
-
-
 class Loop:
     """A stack's loop with gathered parameters, called as `jax.lax.scan` is.
 
@@ -191,7 +187,7 @@ class Loop:
         avals = [jax_private.element(leaf) for _, leaf in found]
         gathered: dict[int, _Gathered] = {}
         for i, ((path, _), aval) in enumerate(zip(found, avals, strict=True)):
-            if size > 1 and _collection(path) == "params" and _differs(aval):
+            if size > 1 and _collection(path) == "params" and is_inexact(aval):
                 leaf = _Gathered(aval, self.fsdp.axis, size)
                 if leaf.at is not None:
                     gathered[i] = leaf
@@ -283,11 +279,11 @@ class _Run:
             sums, d_carry = state
             carry, rest, d_ys = x
             groups = (consts, carry, whole, rest)
-            given = [[leaf for leaf in group if _differs(leaf)] for group in groups]
+            given = [floats(group) for group in groups]
 
             def again(given: list[Leaves]) -> Leaves:
-                filled = [_merged(old, new) for old, new in zip(groups, given, strict=True)]
-                return [y for y in self.step(*filled) if _differs(y)]
+                filled = [with_floats(old, new) for old, new in zip(groups, given, strict=True)]
+                return floats(self.step(*filled))
 
             _, pull = jax.vjp(again, given)
             ((d_consts, d_carry, d_whole, d_rest),) = pull([*d_carry, *d_ys])
@@ -295,27 +291,15 @@ class _Run:
             both = zip(self.gathered, d_whole, strict=True)
             return (sums, d_carry), ([leaf.scatter(d) for leaf, d in both], d_rest)
 
-        zeros = [jnp.zeros_like(leaf) for leaf in consts if _differs(leaf)]
-        d_carry, d_ys = ([d for d in ds if _differs(d)] for ds in (d_carry, d_ys))
+        zeros = [jnp.zeros_like(leaf) for leaf in floats(consts)]
+        d_carry, d_ys = floats(d_carry), floats(d_ys)
         (d_consts, d_carry), (d_parts, d_rest) = self.over(
             body, parts, (zeros, d_carry), (entered, rest, d_ys), -1
         )
         first = [leaf[0] for leaf in entered]
         return (
-            _spread(consts, d_consts),
-            _spread(first, d_carry),
+            spread(consts, d_consts),
+            spread(first, d_carry),
             d_parts,
-            _spread(rest, d_rest),
+            spread(rest, d_rest),
         )
-
-
-def _merged(old: Leaves, new: Leaves) -> Leaves:
-    """``old`` with ``new`` for those that have a derivative."""
-    given = iter(new)
-    return [next(given) if _differs(leaf) else leaf for leaf in old]
-
-
-def _spread(like: Leaves, cotangents: Leaves) -> Leaves:
-    """One cotangent for each leaf, None for those that have none."""
-    given = iter(cotangents)
-    return [next(given) if _differs(leaf) else None for leaf in like]

@@ -434,10 +434,5 @@ def in_force(
 
 def names_in(program: jex.ClosedJaxpr) -> set[str]:
     """Returns the names that ``checkpoint_name`` gave in a program and in those within."""
-    found: set[str] = set()
-    for eqn in program.jaxpr.eqns:
-        name = equations.given_name(eqn)
-        found |= {name} if name is not None else set()
-        for called in equations.programs_of(eqn):
-            found |= names_in(called)
-    return found
+    names = map(equations.given_name, equations.all_of(program.jaxpr))
+    return {name for name in names if name is not None}

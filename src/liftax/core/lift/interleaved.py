@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from ...pytrees import floats, is_inexact, spread, with_floats
 from .stages import Leaves, Own, Stages, Visit, choose, on_stages, pick
 
 Loss = Callable[[Leaves, Leaves], jax.Array]
@@ -72,10 +73,10 @@ class _Both:
 
         def back(number: jax.Array, state: Leaves, own: Leaves, slope: Leaves) -> list[Leaves]:
             now = self.taken(own, number)
-            real = [_floats(state), _floats(now)]
+            real = [floats(state), floats(now)]
 
             def again(some: list[Leaves]) -> Leaves:
-                return _floats(self.visit(_filled(state, some[0]), _filled(now, some[1]))[0])
+                return floats(self.visit(with_floats(state, some[0]), with_floats(now, some[1]))[0])
 
             (slopes,) = jax.vjp(again, real)[1](slope)
             return slopes
@@ -100,9 +101,9 @@ class _Both:
             y = [leaf[last] for leaf in out]
 
             def lost(some: list[Leaves]) -> jax.Array:
-                return self.loss(_filled(y, some[0]), _filled(its, some[1])) / count
+                return self.loss(with_floats(y, some[0]), with_floats(its, some[1])) / count
 
-            value, (slope, more) = jax.value_and_grad(lost)([_floats(y), _floats(its)])
+            value, (slope, more) = jax.value_and_grad(lost)([floats(y), floats(its)])
 
             # Back: each stage on what it has kept longest.
             number = jnp.clip(behind, 0, count - 1)
@@ -134,9 +135,9 @@ class _Both:
             for leaf in parts
         ]
         ring = [jnp.stack([leaf] * ring_size, 1) for leaf in empty]
-        summed = [jnp.zeros_like(leaf) for leaf in _floats(own)]
-        of_args = [jnp.zeros_like(leaf) for leaf in _floats(args)]
-        before = empty, _floats(empty), ring, summed, of_args
+        summed = [jnp.zeros_like(leaf) for leaf in floats(own)]
+        of_args = [jnp.zeros_like(leaf) for leaf in floats(args)]
+        before = empty, floats(empty), ring, summed, of_args
         end, out = jax.lax.scan(turn, before, jnp.arange(count + 2 * last))
         (_, _, _, summed, of_args), (values, of_parts, apart) = end, out
         each = iter(apart)
@@ -145,9 +146,9 @@ class _Both:
             for s, c in zip(of_args, _where(args, self.cut), strict=True)
         ]
         grads = [
-            _spread(parts, [s[2 * last :] for s in of_parts]),
-            _spread(own, summed),
-            _spread(args, of_args),
+            spread(parts, [s[2 * last :] for s in of_parts]),
+            spread(own, summed),
+            spread(args, of_args),
         ]
         return jnp.sum(values[0]), grads
 
@@ -164,29 +165,8 @@ class _Both:
         return jax.vmap(lambda leaf, s, at: leaf.at[at].add(s))(total, slope, number)
 
 
-def _real(leaf: jax.Array) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
-
-
-def _floats(leaves: Leaves) -> Leaves:
-    """Those that have derivatives."""
-    return [leaf for leaf in leaves if _real(leaf)]
-
-
 def _where(leaves: Leaves, said: Sequence[bool]) -> list[bool]:
-    return [s for leaf, s in zip(leaves, said, strict=True) if _real(leaf)]
-
-
-def _filled(leaves: Leaves, floats: Leaves) -> Leaves:
-    """Undoes `_floats`."""
-    given = iter(floats)
-    return [next(given) if _real(leaf) else leaf for leaf in leaves]
-
-
-def _spread(leaves: Leaves, slopes: Leaves) -> list[jax.Array | None]:
-    """Derivatives by all leaves, None by those that have none."""
-    given = iter(slopes)
-    return [next(given) if _real(leaf) else None for leaf in leaves]
+    return [s for leaf, s in zip(leaves, said, strict=True) if is_inexact(leaf)]
 
 
 def _wide(which: jax.Array, like: jax.Array) -> jax.Array:

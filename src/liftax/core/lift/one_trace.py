@@ -492,10 +492,7 @@ def draws_again(program: jex.Jaxpr) -> bool:
 
 def _any(program: jex.Jaxpr, found: Callable[[jex.JaxprEqn], bool]) -> bool:
     """Tells whether an equation of the program, or of one that it calls, is such a one."""
-    return any(
-        found(eqn) or any(_any(inner.jaxpr, found) for inner in equations.programs_of(eqn))
-        for eqn in program.eqns
-    )
+    return any(map(found, equations.all_of(program)))
 
 
 def _alone(jaxpr: jex.Jaxpr, outvars: Atoms) -> Pruned:

@@ -160,11 +160,13 @@ def _cut(jaxpr: jex.Jaxpr, whole: bool) -> tuple[jex.Jaxpr, list[bool]]:
       the smaller program and one bool per input: whether it is still an input.
     """
     outvars = list(jaxpr.outvars)
+    if not whole:
+        return jax_private.prune(jaxpr, [True] * len(outvars))
     while True:
         more = jax_private.rewire(jaxpr, invars=jaxpr.invars, outvars=outvars, eqns=jaxpr.eqns)
         small, used = jax_private.prune(more, [True] * len(outvars))
         summing = {v for eqn in small.eqns if equations.sums(eqn) for v in eqn.outvars}
-        units = [eqn for eqn in jaxpr.eqns if whole and not summing.isdisjoint(eqn.outvars)]
+        units = [eqn for eqn in jaxpr.eqns if not summing.isdisjoint(eqn.outvars)]
         wanted = [v for eqn in units for v in eqn.outvars if v not in outvars]
         if not wanted:
             break
