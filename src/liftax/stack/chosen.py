@@ -52,6 +52,8 @@ class Chosen:
         if self.on is None:
             return self._part(loop, step, carry, xs)
         element = jax.tree.map(jax_private.element, xs)
+        # Traced here, once: the branch that leaves the layer out needs the shapes of what the layer
+        # gives, before `cond` traces anything.
         closed, shapes = jax.make_jaxpr(step, return_shape=True)(carry, element)
         program, treedef = jax_private.consts_as_inputs(closed), jax.tree.structure(shapes)
 
@@ -62,6 +64,7 @@ class Chosen:
             return jax.tree.unflatten(treedef, found)
 
         def leave(carry: Any, x: Any) -> Any:
+            # Both branches must return one structure, so what was left out gives something too.
             return carry, _paired(x, shapes[1], lambda old, y: _zeros(y) if old is None else old)
 
         def gated(carry: Any, x: Any) -> Any:
@@ -72,6 +75,7 @@ class Chosen:
     def _part(self, loop: Loop, step: Step, carry: Any, xs: Any) -> tuple[Any, Any]:
         start, stop = self.rows.start, self.rows.stop
         part = jax.tree.map(lambda x: x[start:stop], xs)
+        # A loop of no iterations is not run: its outputs have shapes all the same.
         if self.rows:
             carry, ys = loop(step, carry, part, len(self.rows))
         else:
@@ -79,6 +83,7 @@ class Chosen:
             shapes = jax.eval_shape(step, carry, element)[1]
             ys = jax.tree.map(lambda y: jnp.zeros((0, *y.shape), y.dtype), shapes)
 
+        # Callers take a stack's variables back whole, whichever layers ran.
         def whole(old: Any, y: Any) -> Any:
             length = len(jax.tree.leaves(xs)[0])
             sizes = ((0, start), (stop, length))
@@ -96,6 +101,8 @@ def _paired(xs: Any, ys: Any, change: Callable[[Any, Any], Any]) -> Any:
 
     Both are triples or pairs of which the second has the variables: axis, scope, collection, path.
     """
+    # By path and not by position: a layer may write variables that were not there, and need not
+    # write those that were.
     given = {
         path[1:]: leaf
         for path, leaf in jax.tree.leaves_with_path(xs)
@@ -127,12 +134,15 @@ def chosen(layers: Any, at: StackLayout, place: str) -> Chosen:
     count = len(at)
     if isinstance(layers, slice):
         return _of_slice(layers, at, place)
+    # A bool is an int to Python, and a list of one bool means one layer: neither is a number.
     is_one = getattr(layers, "ndim", 0) == 0 and not isinstance(layers, (list, tuple, bool))
     if is_one and not isinstance(layers, jax.core.Tracer) and hasattr(layers, "__index__"):
         number = layers.__index__()
         if not 0 <= number <= count:
             raise StackError(f"{place}: layers={number}, and the stack has {count} layers")
         return _of_slice(slice(0, number), at, place)
+    # From here on the numbers are values. A slice of a stacked array needs them as Python knows
+    # them, so every repeat runs, or is passed over by a `cond`.
     array = jnp.asarray(layers)
     if at.before or at.after or at.positions != 1:
         raise StackError(
@@ -159,8 +169,11 @@ def _of_slice(layers: slice, at: StackLayout, place: str) -> Chosen:
         raise StackError(
             f"{place}: layers={layers} has a step; expected layers one after the other"
         )
+    # An empty slice may end before it begins, as those of Python's lists.
     stop = max(start, stop)
     first, last = at.before, at.before + at.positions * at.repeats
+    # The slice, cut to the repeats. Where it lies in the layers before or after, nothing is left of
+    # it, wherever in a repeat it then ends.
     inside = [min(max(n, first), last) - first for n in (start, stop)]
     if inside[0] != inside[1] and any(n % at.positions for n in inside):
         raise StackError(

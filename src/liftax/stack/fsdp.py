@@ -75,6 +75,7 @@ def split_axis(shape: Sequence[int], size: int) -> int | None:
       >>> split_axis((8, 32), 8), split_axis((3,), 8)
       (1, None)
     """
+    # One that does not divide has no equal parts, so it is left whole.
     fit = [axis for axis, n in enumerate(shape) if n and n % size == 0]
     return max(fit, key=lambda axis: shape[axis], default=None)
 
@@ -109,6 +110,9 @@ def fsdp_sharding(
 
     def place(path: KeyPath, leaf: Any) -> NamedSharding:
         names = [str(getattr(entry, "key", "")) for entry in path]
+        # By name, since nothing else is known of variables alone: the layers of a stack lie below
+        # its positions, and their axis is the one that the loop goes along, which must not be
+        # split.
         first = int(any(re.fullmatch(r"block_\d+", name) for name in names))
         found = None
         if names[0] == "params":
@@ -134,12 +138,15 @@ class _Gathered:
     def __init__(self, aval: Any, axis: str, size: int):
         mesh = jax.sharding.get_abstract_mesh()
         kind = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[axis]
+        # On an explicit axis the type of an array says how it lies, and JAX reshards where that
+        # changes. On an automatic one XLA decides, and only a constraint holds it to a place.
         self.explicit = kind == AxisType.Explicit
         if self.explicit:
             spec = (*aval.sharding.spec, *(None,) * (aval.ndim - len(aval.sharding.spec)))
             held = [axis in (e if isinstance(e, tuple) else (e,)) for e in spec]
             self.at = held.index(True) if any(held) else None
         else:
+            # What other axes of the mesh do with the array is not ours to say.
             spec = (PartitionSpec.UNCONSTRAINED,) * aval.ndim
             self.at = split_axis(aval.shape, size)
         if self.at is None:
@@ -158,6 +165,8 @@ class _Gathered:
         )
 
     def gather(self, x: jax.Array) -> jax.Array:
+        # As parts first: else the compiler is free to gather all layers, and to take one out of
+        # that.
         return self._lay(self._lay(x, self.parts), self.whole)
 
     def scatter(self, x: jax.Array) -> jax.Array:
@@ -191,9 +200,12 @@ class Loop:
                 leaf = _Gathered(aval, self.fsdp.axis, size)
                 if leaf.at is not None:
                     gathered[i] = leaf
+        # Without a mesh, or on one device, this is the plain loop, to the bit.
         if length == 0 or not gathered:
             return self.plain(step, init, xs, length=length, **options)
         seen = [gathered[i].aval if i in gathered else aval for i, aval in enumerate(avals)]
+        # The step is traced here, once, on what it will see: whole parameters. What it closes over
+        # becomes an input, for `custom_vjp` hands no derivative to a value that a rule closes over.
         closed, shape = jax.make_jaxpr(step, return_shape=True)(
             init, jax.tree.unflatten(tree, seen)
         )
@@ -237,6 +249,8 @@ class _Run:
 
     def layer(self, parts: Leaves, i: jax.Array) -> Leaves:
         """The parameters of one step, gathered; of one past the ends those at the end."""
+        # The last step has no layer to gather ahead. It gathers its own once more, which costs less
+        # than a branch in every step.
         i = jnp.clip(i, 0, self.length - 1)
         both = zip(self.gathered, parts, strict=True)
         return [
@@ -269,6 +283,8 @@ class _Run:
             return out[: len(carry)], (out[len(carry) :], carry)
 
         end, (ys, entered) = self.over(body, parts, carry, rest, 1)
+        # What entered each step is all that is kept: the rest is computed again from gathered
+        # layers.
         return (end, ys), (consts, entered, parts, rest)
 
     def backward(self, kept: Any, cotangents: Any) -> Any:
@@ -276,6 +292,7 @@ class _Run:
         d_carry, d_ys = cotangents
 
         def body(state: Any, whole: Leaves, x: Any) -> Any:
+            # Constants are used by all steps, so their derivatives add up; they begin with zero.
             sums, d_carry = state
             carry, rest, d_ys = x
             groups = (consts, carry, whole, rest)
@@ -292,6 +309,7 @@ class _Run:
             return (sums, d_carry), ([leaf.scatter(d) for leaf, d in both], d_rest)
 
         zeros = [jnp.zeros_like(leaf) for leaf in floats(consts)]
+        # JAX hands a cotangent for integers too, of a dtype (float0) that no loop takes.
         d_carry, d_ys = floats(d_carry), floats(d_ys)
         (d_consts, d_carry), (d_parts, d_rest) = self.over(
             body, parts, (zeros, d_carry), (entered, rest, d_ys), -1

@@ -38,6 +38,7 @@ class Asked:
           beside: whether that is x and arguments that go along.
         """
         leaves, args_def = jax.tree.flatten(self.args)
+        # By leaf: an argument is one tree to the user, and the loop takes arrays alone.
         cut = [i not in self.whole for i, a in enumerate(self.args) for _ in jax.tree.leaves(a)]
         count = pipeline.microbatches
         parts = [
@@ -46,6 +47,8 @@ class Asked:
         ]
 
         def loss(y: list[jax.Array], args: list[jax.Array]) -> jax.Array:
+            # Behind the carry are variables that go along with their microbatch: no business of the
+            # loss.
             out: Any = jax.tree.unflatten(carry, y[: carry.num_leaves])
             found = self.loss_fn(out[0] if beside else out, *jax.tree.unflatten(args_def, args))
             return scalar(found)
@@ -54,6 +57,8 @@ class Asked:
         return self.objective
 
 
+# The loop is made deep inside `stack.apply`, by the lift, and knows no caller. What is asked of it
+# reaches it by context, as no argument of the model could.
 ASKED: ContextVar[Asked | None] = ContextVar("liftax_pipeline_objective", default=None)
 """What the next pipeline that is traced is asked to differentiate."""
 
@@ -61,6 +66,7 @@ ASKED: ContextVar[Asked | None] = ContextVar("liftax_pipeline_objective", defaul
 def microbatches(leaf: Any, count: int) -> jax.Array:
     """An argument of the loss by microbatches."""
     leaf = jnp.asarray(leaf)
+    # Unequal parts would have unequal weights in the mean.
     if leaf.ndim == 0 or leaf.shape[0] % count:
         raise PipelineError(
             f"pipeline_value_and_grad: an argument of the loss cannot be cut into {count} "
@@ -126,6 +132,7 @@ def pipeline_value_and_grad(
       {'params': {'block_0': {'bias': (4, 4), 'kernel': (4, 4, 4)}}}
     """
     pipeline = _pipeline(stack, schedule)
+    # Counted as users count: variables are 0, x is 1.
     rest = [n - 2 for n in ((whole,) if isinstance(whole, int) else whole)]
     if any(n < 0 for n in rest):
         raise PipelineError(
@@ -142,6 +149,8 @@ def pipeline_value_and_grad(
                 y = apply(variables, x, rngs=rngs, **kwargs)
                 return _mean(loss_fn, pipeline.microbatches, y, args, rest)
             asked = Asked(loss_fn, args, rest)
+            # Inside `loss`, so that each trace asks anew: `value_and_grad` may be traced again
+            # under a jit.
             token = ASKED.set(asked)
             try:
                 apply(variables, x, rngs=rngs, **kwargs)
@@ -150,6 +159,8 @@ def pipeline_value_and_grad(
             assert asked.objective is not None and asked.objective.total is not None
             return asked.objective.total
 
+        # The loop has made the derivatives already; its rule for them hands those out, so that this
+        # is where argnums, x and other arguments are sorted as users know it from JAX.
         return jax.value_and_grad(loss, argnums)(variables, x, *args)
 
     return run
@@ -183,6 +194,8 @@ def _pipeline(stack: Declaration, schedule: str) -> Pipeline:
         raise PipelineError(
             f"{name}: expected a Stack with run=Pipeline(...); found run={stack.run!r}"
         )
+    # How long a stage keeps what came in, and in which step its derivatives come back, is counted
+    # for one way through the stages, each a step after the one before.
     if schedule == "1f1b" and (pipeline.repeats > 1 or pipeline.delay > 1):
         raise PipelineError(
             f"{name}: schedule='1f1b' takes a Pipeline whose microbatches go through once; found "

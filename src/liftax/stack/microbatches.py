@@ -45,9 +45,12 @@ class Batched:
     ):
         self.pipeline, self.place = pipeline, place
         sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
+        # Leaves that disagree have no batch that can be told; then only what is declared is cut.
         self.size = next(iter(sizes)) if len(sizes) == 1 else None
         _, names = positional(blocks[0], method)
         names += map(str, range(len(names), len(call.args)))
+        # Keys of positional arguments are their numbers as text, as in `Slices`; names are for
+        # people.
         given = {
             **{str(i): (name, v) for i, (name, v) in enumerate(zip(names, call.args))},  # noqa: B905
             **{name: (name, value) for name, value in call.kwargs.items()},
@@ -56,6 +59,8 @@ class Batched:
         self.going: Slices = {}
         for key, (name, value) in given.items():
             axis = self._axis(name, value, of_layers=key in call.sliced)
+            # One that is sliced by layer has the axis of layers in front, and is cut with the
+            # layer's variables; here are those that travel beside x.
             if axis is not None and key not in call.sliced:
                 first = functools.partial(self._first, axis=axis, name=name)
                 self.axes[key], self.going[key] = axis, jax.tree.map(first, value)
@@ -63,6 +68,7 @@ class Batched:
         self.moving = [
             of_names[key]
             for slices in call.xs
+            # As JAX flattens a dict, so that the axes come in the order of the leaves.
             for key in sorted(slices)
             for _ in jax.tree.leaves(slices[key])
         ]
@@ -80,6 +86,7 @@ class Batched:
             return self.pipeline.microbatched[name]
         for path, leaf in jax.tree_util.tree_leaves_with_path(value):
             shape = jnp.shape(leaf)[of_layers:] if hasattr(leaf, "shape") else ()
+            # With one microbatch whole and cut are the same, so nobody has to say which is meant.
             if shape[:1] == self.size and self.pipeline.microbatches > 1:
                 raise MicrobatchError(
                     f"{self.place}: nothing says whether argument {name!r} has a batch.\n"
@@ -100,4 +107,5 @@ class Batched:
                 f"expected: {self.size[0] if self.size else 'one size'} along that axis; or "
                 f"another axis in microbatched="
             )
+        # In front, where x has its batch: what goes through the layers is cut in one way.
         return jnp.moveaxis(value, axis, 0)
