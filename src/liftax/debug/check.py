@@ -90,6 +90,7 @@ def check(module: Module, rngs: Any, *args: Any, tx: Any = None, **kwargs: Any) 
     """
     streams = dict(rngs) if isinstance(rngs, Mapping) else {"params": rngs}
     given, rest = split((streams, args, kwargs), is_array)
+    # Shapes alone from here on, so that nothing can be computed by mistake.
     arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given]
 
     def init(arrays: list[Any]) -> Any:
@@ -107,6 +108,7 @@ def check(module: Module, rngs: Any, *args: Any, tx: Any = None, **kwargs: Any) 
         out = module.apply(held, *args, rngs=streams, mutable=list(others), **kwargs)
         return jax.tree.leaves(out)
 
+    # One trace serves for parameters, keys and dtypes.
     with intercept_methods(wider.see):
         closed = jax.make_jaxpr(forward)(params, others, arrays)
     names = [names_of(path) for path, _ in jax.tree.leaves_with_path(params)]
@@ -158,6 +160,7 @@ def _listed(names: list[str]) -> str:
 
 def _reached(closed: jex.ClosedJaxpr, count: int) -> list[bool]:
     """Tells of the first inputs of a program whether an output depends on them."""
+    # What JAX would leave out as dead is what no output depends on.
     program = jax_private.consts_as_inputs(closed)
     _, used = jax_private.prune(program, [True] * len(program.outvars))
     return used[len(closed.consts) :][:count]
@@ -178,6 +181,8 @@ def _with_gradient(forward: Any, params: Any, others: Any, arrays: list[Any]) ->
     closed = jax.make_jaxpr(pulled)(cotangents, params, others, arrays)
     program, first = jax_private.consts_as_inputs(closed), len(closed.consts)
 
+    # One output at a time: which parameter's derivative needs no cotangent cannot be told of all
+    # together.
     def comes_back(n: int) -> bool:
         count = len(program.outvars)
         _, used = jax_private.prune(program, [n == k for k in range(count)])
@@ -202,6 +207,7 @@ class _Draw:
 def _keys_twice(level: Steps) -> Iterator[Finding]:
     first: dict[object, _Draw] = {}
     said = set()
+    # A key that comes in is equal to itself alone; what it may be outside is not asked.
     for draw in _draws(level, {n: n for n in level.inputs}, Place()):
         before = first.setdefault(draw.key, draw)
         if before is not draw:
@@ -250,6 +256,7 @@ def _draws(level: Steps, same: dict[int, object], place: Place) -> Iterator[_Dra
         if name in equations.SAME_KEY:
             same.update(dict.fromkeys(step.outputs, inputs[0]))
         elif name is not None:
+            # By value: two `fold_in` of one key by one number are one key, though two equations.
             text = name, str(equations.computes_by(eqn)), inputs
             same.update({out: (text, k) for k, out in enumerate(step.outputs)})
 
@@ -281,6 +288,8 @@ class _Wider:
         self.found: dict[str, str] = {}
 
     def see(self, call: Any, args: Any, kwargs: Any, context: InterceptorContext) -> Any:
+        # A module that was noted while this one ran has widened already: its parents only pass it
+        # on.
         before = len(self.found)
         out = call(*args, **kwargs)
         module = context.module

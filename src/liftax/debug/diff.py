@@ -121,6 +121,7 @@ def diff(
     )
     rows = [_apart(*key, one[key], two[key]) for key in one if key in two]
     if not rows:
+        # What each has, so that a prefix that is missing shows at once.
         names = [", ".join(dict.fromkeys(path or "/" for path, _ in m)) for m in (one, two)]
         raise ValueError(
             f"diff: the models have no module of the same path.\nfound: {names[0]} and {names[1]}"
@@ -132,11 +133,14 @@ def _apart(module: str, layer: int, a: Any, b: Any) -> Apart:
     texts = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in (a, b)]
     if a.shape != b.shape:
         return Apart(module, layer, float("inf"), *texts)
+    # In float32 at least: two bfloat16 may be apart by less than bfloat16 can say.
     a, b = (np.asarray(jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))) for x in (a, b))
     # The same infinity, or NaN, at the same place is no difference.
     alike = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore"):
         distance = np.where(alike, 0, np.abs(a - b)).max(initial=0)
+    # Beside the largest value, and not value by value, where any noise around zero would be the
+    # worst of all.
     largest = np.abs(a[np.isfinite(a)]).max(initial=0)
     return Apart(module, layer, float(distance / (largest or 1)), *texts)
 
@@ -145,6 +149,7 @@ def _calls(
     model: Module, variables: Mapping[str, Any], args: Any, kwargs: Any
 ) -> Iterator[tuple[str, int, Any]]:
     """Yields path, number of the call, and output, in the order in which modules return."""
+    # Arguments that are no arrays (a flag, a name) must reach the model as Python has them.
     arrays, rest = split((dict(variables), args, kwargs), is_array)
 
     def call(arrays: list[Any]) -> Any:
@@ -165,6 +170,8 @@ def _calls(
             turns = iter(index)
             place = tuple(next(turns) if n is None else n for n in read.at)
             found.append((place, path, value[index]))
+    # By number of the call: the layers of a stack that is scanned and of one that is written out
+    # come in the same order, and have the same path or not.
     counts: dict[str, int] = {}
     for _, path, value in sorted(found, key=lambda row: row[:2]):
         number = counts[path] = counts.get(path, -1) + 1

@@ -104,6 +104,7 @@ class NonFinite:
     def __str__(self) -> str:
         if self.operation is None:
             return f"{self.kind} in the argument {self.argument}\n  {self.inputs[0]}"
+        # A layer can have dozens of inputs: the first ones are what it computes with.
         more = len(self.inputs) - _SHOWN
         turns = [f"iteration {i} of {count}" for i, count in self.loops]
         where = ", ".join([f"module {self.module}"] * bool(self.module) + turns)
@@ -172,6 +173,7 @@ def origin(
       arrays: its inputs.
       names: what each input is called.
     """
+    # Grades stay on the device until all are there: to fetch each would wait for each.
     level = Steps(program)
     found: dict[int, Any] = {}
 
@@ -190,12 +192,14 @@ def origin(
         return _locate(level, arrays, grades, wanted, limit, Place())
 
     first = search(worst)
+    # Infinity that NaN was made of is the fault, and not what came of it.
     if worst == NAN and (first is None or any(r.infinite for r in first.inputs)):
         before = search(INFINITE)
         if before is not None and before != first:
             return before if first is None else _with_nan(before, first)
     if first is not None:
         return first
+    # No step made it, so it was given.
     at, name, array = next(
         (n, name, array)
         for n, name, array in zip(level.inputs, names, arrays, strict=True)
@@ -246,6 +250,7 @@ def _walk(
       that are bad and lead to what is wanted.
     """
     reached, first, meant = set(wanted), None, _meant(level, grades, limit)
+    # Backwards, and only along what is wanted: bad values that nothing uses are no fault.
     for n in reversed(range(len(level.steps))):
         step = level.steps[n]
         if reached.isdisjoint(step.outputs):
@@ -259,6 +264,8 @@ def _walk(
 
 def _meant(level: Steps, grades: Grades, limit: int) -> set[int]:
     """Returns the values that the program has in itself, or makes of such bad ones alone."""
+    # An infinity that is written in the program, as of a mask, was written on purpose, and so is
+    # what is computed of nothing else.
     meant = set(level.constants)
     for step in level.steps:
         if meant.issuperset(filter(is_number, step.inputs)):
@@ -294,6 +301,8 @@ def _locate(
         return None
     step = level.steps[number]
     here = place.at(step)
+    # Run a second time for these few values: to keep all of the first run would hold every
+    # activation of the model at once.
     numbers = [i for i in step.inputs if is_number(i)]
     values = dict(zip(numbers, level.run(given, _unseen, numbers), strict=True))
     inputs = [values[i] if isinstance(i, int) else i.value for i in step.inputs]
@@ -313,6 +322,7 @@ def _inside(
     if scan is not None:
         shared, rest = inputs[: scan.shared], inputs[scan.shared :]
         carry, slices = rest[: scan.carried], rest[scan.carried :]
+        # A scan in reverse is the backward pass of one, in which layer 5 is still layer 5.
         order = range(scan.length)
         loop = _Loop(Steps(scan.body), shared, carry, slices, order[:: -1 if scan.reverse else 1])
         return loop.locate(bad, limit, place)
@@ -342,6 +352,7 @@ def _turns(
 ) -> int:
     """Counts the iterations of a while loop."""
 
+    # Compiled, since a while loop may run for very long, and only its length is wanted.
     @jax.jit
     def count(tested: Any, shared: Any, carry: Any) -> Any:
         def goes_on(state: Any) -> Any:
@@ -378,6 +389,8 @@ class _Loop:
         if found is None:
             return None
         turn, wanted = found
+        # Computed again rather than kept: the carries of all iterations would be as much memory as
+        # the backward pass of the model takes.
         carry = self._carry_at(turn)
         index = self.order[turn]
         given = [*self.shared, *carry, *(x[index] for x in self.slices)]
@@ -396,6 +409,7 @@ class _Loop:
             grades = table[turn]
             reached = _numbers(body, [*wanted, *stacked])
             reached = {n for n in reached if grades[n] >= limit}
+            # Good again: what was bad in later iterations began later.
             if not reached:
                 wanted = set()
                 continue
@@ -412,6 +426,7 @@ class _Loop:
         @jax.jit
         def run(shared: Any, carry: Any, slices: Any) -> Any:
             def turn(carry: Any, slices: Any) -> Any:
+                # A byte for each value of each iteration is all that leaves the loop.
                 grades = [jnp.int8(FINITE)] * body.count
 
                 def note(number: int, value: Any) -> None:
@@ -432,6 +447,8 @@ class _Loop:
 
         @jax.jit
         def run(shared: Any, carry: Any, slices: Any, turn: Any) -> Any:
+            # The body as often as it takes to get there; the number is an argument, so one program
+            # serves for every iteration.
             def one(n: Any, carry: Any) -> Any:
                 at = order.start + n * order.step
                 now = [jax.lax.dynamic_index_in_dim(x, at, keepdims=False) for x in slices]

@@ -68,6 +68,7 @@ class Steps:
         self.steps: list[Step] = []
         self.constants: dict[int, Any] = {}
         self.count = 0
+        # Numbers and not JAX's variables, which are the same objects wherever a program is called.
         self.inputs = tuple(self._new() for _ in program.jaxpr.invars)
         self.outputs = self._add(program, self.inputs, ())
 
@@ -91,6 +92,8 @@ class Steps:
 
         for eqn in program.jaxpr.eqns:
             inputs = tuple(map(read, eqn.invars))
+            # A jit or a checkpoint has no meaning of its own for who looks at values: written out,
+            # a walk along values never has to enter or leave it.
             called = equations.called_by(eqn)
             if called is not None:
                 number.update(
@@ -119,6 +122,7 @@ class Steps:
         Returns:
           the values of ``needed``.
         """
+        # What is not asked for is not run at all: with `needed` this is also a cut of the program.
         wanted = self.outputs if needed is None else needed
         last: dict[int, int] = {}
         live = set(filter(is_number, wanted))
@@ -133,6 +137,7 @@ class Steps:
         values = {**self.constants, **dict(zip(self.inputs, given, strict=True))}
         for number, value in values.items():
             see(number, value)
+        # The caller's own, which must outlive their last use.
         kept = set(filter(is_number, wanted))
 
         def read(atom: Atom) -> Any:
@@ -190,6 +195,7 @@ class Place:
     @property
     def line(self) -> str | None:
         """`file:line` of the user's innermost call that wrote it."""
+        # Innermost first: what stands around it was written by whoever called the layer.
         for eqn in reversed(self.eqns):
             for file, line in jax_private.lines_of(eqn):
                 if is_users(file):
@@ -220,6 +226,8 @@ def traced(fn: Callable[..., Any], args: Sequence[object], kwargs: Mapping[str, 
         args, kwargs = rest.filled(given)
         return fn(*args, **kwargs)
 
+    # Without prints and callbacks: the program is run several times, and they are the user's to be
+    # heard once.
     program = jax_private.with_program(jax.make_jaxpr(call)(*arrays), equations.quiet)
     closed = jax_private.as_program(program)
     assert closed is not None

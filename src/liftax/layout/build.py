@@ -85,6 +85,7 @@ def layout(module: Any, rngs: Any, *args: Any, grads: bool = False, **kwargs: An
         )
     call = _Call(module, rngs, args, kwargs)
     record = _Record()
+    # The recorder hears the engine, the interceptor the modules: the core knows scopes alone.
     token = recorder.set(record)
     try:
         with (
@@ -96,11 +97,13 @@ def layout(module: Any, rngs: Any, *args: Any, grads: bool = False, **kwargs: An
         recorder.reset(token)
     lifts, modules = record.lifts(variables), record.modules()
 
+    # A second trace, of a gradient, which may cost as much again: only where it is asked for.
     kept = None
     if grads:
         with said("tracing a gradient"):
             kept = residuals_of(*call.forward(variables), call.mutable(variables) is not False)
 
+    # Compiling takes longer than all else, so it waits until somebody asks for the cost.
     def measure() -> Measured:
         with said("compiling one forward pass"):
             cost = forward_cost(*call.forward(variables))
@@ -130,6 +133,8 @@ class _Call:
 
     def __init__(self, module: Any, rngs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.module = module
+        # Flattened once: `init`, the forward pass and the counting of FLOPs are functions of the
+        # same arrays, with everything else closed over.
         leaves, self.treedef = jax.tree.flatten((rngs, args, kwargs), is_leaf=is_array)
         self.arrays = [_shape(leaf) for leaf in leaves if is_array(leaf)]
         # The layout may outlive the arrays that it was made for, so only their shapes are kept.
@@ -166,6 +171,7 @@ class _Call:
         def apply(variables: Any, arrays: list[Any]) -> Any:
             rngs, args, kwargs = self.filled(arrays)
             kwargs = {**kwargs, "mutable": mutable}
+            # `init` takes one key for all streams, `apply` wants to know them by name.
             streams = dict(rngs) if isinstance(rngs, Mapping) else {"params": rngs}
             return self.module.apply(variables, *args, rngs=streams, **kwargs)
 
@@ -174,6 +180,7 @@ class _Call:
     def flops(self, modules: Iterable[ModuleNode], lifts: Sequence[LiftNode]) -> dict[Path, float]:
         """The FLOPs of each module's calls by its path, as often as the lifts around it run."""
         rngs = self.filled(list(self.arrays))[0]
+        # The lifts multiply: a summary counts what one iteration of a module does.
         rows = summary(self.module, rngs, show_repeated=True, compute_flops=True)
         times = {node.path: math.prod(lifts[i].size or 1 for i in node.lifts) for node in modules}
         found: dict[Path, float] = {}
@@ -247,6 +254,7 @@ class _Record:
 
     def took(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         node = self.nodes[self.nest[-1]]
+        # Its first argument goes from one iteration to the next and is told by itself.
         if node.event.kind in _CARRYING:
             first, *args = args
             node.carries = described(first) if node.event.carry and first is not None else ""
@@ -260,6 +268,8 @@ class _Record:
 
     def variable(self, collection: str, path: Path, value: Any) -> None:
         before = self.seen.get((collection, path))
+        # Outside a lift the same variable is seen whole; what its layer made is seen deepest
+        # inside.
         if before is None or len(before.nest) < len(self.nest):
             shapes = [np.shape(leaf) for leaf in jax.tree.leaves(value)]
             self.seen[collection, path] = _Sighting(self.nest, shapes)
@@ -274,6 +284,7 @@ class _Record:
         # A lifted class and the class that it lifts stand at one path: the inner one comes last.
         path = context.module.path
         self.layers[path] = context.module
+        # By attribute: stacks import the layout's data, so the layout cannot import them.
         describe = getattr(context.module, "_stack_layout", None)
         if describe is not None and context.method_name == "__call__":
             around = [self.nodes[index].event for index in self.nest]
@@ -314,6 +325,8 @@ class _Record:
         )
 
     def lifts(self, variables: Mapping[str, Any]) -> tuple[LiftNode, ...]:
+        # Only collections that have variables in a lift: a filter such as True names any number
+        # more.
         used: dict[int, set[str]] = {}
         for (collection, _), sighting in self.seen.items():
             if collection in variables:
@@ -399,9 +412,11 @@ class _Record:
             for name, part in value.items():
                 self._walk(collection, (*path, name), part, rows)
             return
+        # A box may name the axes that its layer made; these go before the table of labels.
         names = getattr(value, "names", None) if _is_box(value) else None
         if _is_box(value):
             value = value.unbox()
+        # One that `init` was given, or that was written whole, was never seen under its own path.
         nest = sighting.nest if sighting else self._nest_above(path, collection)
         seen = sighting.shapes if sighting else []
         leaves = jax.tree_util.tree_leaves_with_path(value)

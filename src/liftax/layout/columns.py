@@ -51,10 +51,12 @@ def folded(path: str, width: int) -> str:
     """
     if len(path) <= width:
         return path
+    # Depth is shown by indenting, and must survive the folding.
     indent = path[: len(path) - len(path.lstrip(" "))]
     if indent:
         return indent + folded(path[len(indent) :], max(width - len(indent), 3))
     first, *parts = path.split("/")
+    # The first name tells which part of the model it is, the last ones what it is.
     while len(parts) > 1:
         parts.pop(0)
         short = "/".join((first, "…", *parts))
@@ -74,6 +76,7 @@ def wrapped(line: Line, width: int, indent: str = "") -> list[Line]:
             lines.append([Segment(indent)] if indent else [])
             used = len(indent)
             piece = replace(piece, text=piece.text.lstrip())
+        # A word that is wider than the whole line is cut, wherever it breaks.
         while len(piece.text.rstrip()) > width - used > 0 and used <= len(indent):
             lines[-1].append(replace(piece, text=piece.text[: width - used]))
             piece = replace(piece, text=piece.text[width - used :])
@@ -89,6 +92,7 @@ def _pieces(line: Line) -> Iterator[Segment]:
     for segment in line:
         start = 0
         for i, char in enumerate(segment.text):
+            # After the last of several spaces, so that two columns of a line stay apart.
             if char == " " and segment.text[i + 1 : i + 2] != " ":
                 yield replace(segment, text=segment.text[start : i + 1])
                 start = i + 1
@@ -115,6 +119,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Line]], width: int)
         widths = _widths(columns, [titles, *rows], beside, width, least)
         if widths is not None or not movable:
             break
+        # The last is the least important; in front, so that they keep their order below.
         below.insert(0, movable[-1])
     if widths is None:
         widths = [max(1, width // len(beside) - len(_GAP))] * len(beside)
@@ -127,6 +132,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Line]], width: int)
         under = [row[i] for i in below if text_of(row[i])]
         if under:
             first = text_of(row[beside[0]])
+            # Under the name, whatever its depth.
             indent = " " * (len(first) - len(first.lstrip(" ")) + 2)
             joined: Line = [Segment(indent)]
             for i, cell in enumerate(under):
@@ -147,6 +153,8 @@ def _widths(
     over = sum(widths) + len(_GAP) * (len(which) - 1) - width
     paths = [at for at, i in enumerate(which) if columns[i].path]
     while over > 0:
+        # A character at a time from the widest: short paths are left whole as long as there are
+        # longer ones.
         widest = max(paths, key=widths.__getitem__, default=None)
         if widest is None or widths[widest] <= shortest:
             return None

@@ -13,6 +13,8 @@ from .data import Cost
 
 def forward_cost(fn: Callable[..., Any], *args: Any) -> Cost:
     """Compiles `fn` for abstract arguments and reads what the compiler says of it."""
+    # Traced once for both: the whole program, and each loop's body by itself, which the compiler's
+    # count takes for one iteration.
     closed = jax.make_jaxpr(fn)(*args)
     compiled = lowered(closed).compile()
     once = counted(compiled.cost_analysis())
@@ -26,6 +28,7 @@ def forward_cost(fn: Callable[..., Any], *args: Any) -> Cost:
         backend=jax.default_backend(),
         flops=None if work is None else work.flops,
         bytes_accessed=None if work is None else work.bytes,
+        # A backend may say nothing, or not all of it.
         peak_temporary_bytes=getattr(memory, "temp_size_in_bytes", None),
         argument_bytes=getattr(memory, "argument_size_in_bytes", None),
         output_bytes=getattr(memory, "output_size_in_bytes", None),

@@ -18,6 +18,7 @@ from ..words import did_you_mean
 from .staged import Staged
 from .wording import human_bytes, short_file_line
 
+# What a reader is told, in words, where the engine has an axis number or a word of its own.
 Role = Literal["stacked", "shared", "carried", "through", "mapped", "differentiated", "absent"]
 
 ROLE_WORDS: dict[str, str] = {
@@ -94,6 +95,7 @@ class VariableLayout:
         """The number of elements of the array."""
         return math.prod(self.shape)
 
+    # Outermost: that is what a user counts layers by.
     @property
     def layer_axis(self) -> int | None:
         """The axis of the outermost lift that stacks the variable."""
@@ -426,6 +428,7 @@ class LayoutData:
         try:
             return self._by_name[name]
         except KeyError:
+            # A KeyError, as of any mapping, but one that helps.
             hint = did_you_mean(name, self._by_name)
             raise KeyError(f"the layout of {self.module} has no variable {name!r}{hint}") from None
 
@@ -498,6 +501,7 @@ class LayoutData:
             if lift.size is None or not (lift.index in stacked or lift.index in other):
                 continue
             own, shared = stacked.get(lift.index, 0), other.get(lift.index, 0)
+            # A loop of no iterations has no iteration to count.
             one = own // lift.size + shared if lift.size else shared
             totals.append(LiftTotal(lift.index, own + shared, one, shared, one))
         return tuple(totals)

@@ -161,6 +161,7 @@ def _folded(found: Iterable[Difference]) -> list[str]:
     groups: dict[tuple[str, str], list[Difference]] = {}
     for d in found:
         rest = d.message.removeprefix(d.path)
+        # A hundred layers that differ alike are one thing to read.
         groups.setdefault((numberless(d.path), rest), []).append(d)
     messages = []
     for (_, rest), members in groups.items():
@@ -211,6 +212,7 @@ class _Comparison:
         self.found = list(found)
 
     def result(self) -> LayoutDiff:
+        # First of all: what only has another name would be missing in one and extra in the other.
         renamed = self.renamed()
         paths = {new: old for old, new in renamed.items()}
         b = {(c, _moved(path, paths), leaf): v for (c, path, leaf), v in self.b.items()}
@@ -228,6 +230,7 @@ class _Comparison:
             if key in b:
                 before = len(self.found)
                 self.variable(v, b[key])
+                # Counted by what was found, so that alike means that nothing at all was said.
                 alike += len(self.found) == before
         order = {kind: i for i, kind in enumerate(_TITLES)}
         found = sorted(self.found, key=lambda d: order[d.kind])
@@ -257,6 +260,7 @@ class _Comparison:
         gone = [k for k in self.a if k not in self.b]
         new = [k for k in self.b if k not in self.a]
         found: dict[Path, Path] = {}
+        # Equal shapes and names first; what is left may still be the one subtree of its kind.
         for exact in (True, False):
             before, after = _subtrees(gone, self.a, exact), _subtrees(new, self.b, exact)
             for signature, old in before.items():
@@ -264,6 +268,7 @@ class _Comparison:
                 # Several that are alike are paired in their order, but only if none is left over.
                 if len(old) == len(others) and (exact or len(old) == 1):
                     for one, other in zip(old, others, strict=True):
+                        # Inside a subtree that was renamed all paths moved along.
                         if not any(_within(one, p) for p in found):
                             found.setdefault(one, other)
         return found
@@ -278,6 +283,8 @@ class _Comparison:
         """Lift of the first -> lift of the second: of one kind, at one path, in their order."""
         places: dict[tuple[str, Path], list[int]] = {}
         for lift in self.layouts[1].lifts:
+            # Several lifts of a kind may stand at one path, one in the other: then the order is
+            # what they have.
             places.setdefault((lift.kind, _moved(lift.path, paths)), []).append(lift.index)
         pairs = {}
         for lift in self.layouts[0].lifts:
@@ -332,6 +339,8 @@ class _Comparison:
         known = set(self.pairs) if side == 0 else set(self.pairs.values())
         lifts = self.layouts[side].lifts
         parent = lift.parent
+        # A lift that only one has is a difference already; what stands in it is compared as if it
+        # weren't there.
         while parent is not None and parent not in known:
             parent = lifts[parent].parent
         if parent is None:
@@ -354,6 +363,7 @@ class _Comparison:
         back = {theirs: ours for ours, theirs in self.pairs.items()}
         first = {al.lift: al for al in a.along if al.lift in self.pairs}
         second = {back[al.lift]: al for al in b.along if al.lift in back}
+        # The axis that follows from a role is said with the role, and not again as an axis.
         explained: set[int] = set()
         for index in dict.fromkeys((*first, *second)):
             one, other = first.get(index), second.get(index)
@@ -369,6 +379,7 @@ class _Comparison:
         others = _origins(b, explained, back.get)
         if ours != others:
             self.axes(name, a, b, self.cause(ours, others))
+        # Names last: where sizes differ, other names are the least of it.
         elif (own := _own_names(a)) != (theirs_ := _own_names(b)):
             if len(own) == len(theirs_):
                 text = f": {self.both(_shape(a.axes), _shape(b.axes))}"

@@ -53,6 +53,7 @@ def fold(
     groups: dict[Hashable, list[VariableLayout]] = {}
     keys = [
         (
+            # All that is shown of a variable: a row speaks for each of its members.
             v.collection,
             numberless(v.name),
             v.shape,
@@ -69,6 +70,7 @@ def fold(
     folds: list[Fold] = []
     for key, v in zip(keys, variables, strict=True):
         group = groups[key]
+        # Two rows are read faster than a row that stands for two.
         if len(group) < enough:
             folds.append(Fold(v.name, (v,)))
         elif v is group[0]:
@@ -100,6 +102,7 @@ class AlikeLifts:
 
 def alike_lifts(layout: LayoutData, enough: int = ENOUGH) -> AlikeLifts:
     """Lifts beside each other that are the same, with all that is inside of them."""
+    # A number for each kind: keys that hold keys would grow with the depth of the nest.
     kinds: dict[Hashable, int] = {}
     kind: dict[int, int] = {}
     for lift in reversed(layout.lifts):  # those inside come after the one around them
@@ -108,6 +111,8 @@ def alike_lifts(layout: LayoutData, enough: int = ENOUGH) -> AlikeLifts:
             for v in layout.inside.get(lift.index, ())
         )
         key = (
+            # Paths without numbers, and all else as it is; those inside by their kinds, which are
+            # known.
             lift.title,
             lift.axis_name,
             lift.file_line,
@@ -153,6 +158,7 @@ def fold_findings(layout: LayoutData, lifts: AlikeLifts) -> list[tuple[Finding, 
     counts: dict[Hashable, int] = {}
     first: dict[Hashable, Finding] = {}
     for finding in layout.findings:
+        # Lifts that are drawn as one have findings that are told as one.
         where = tuple(lifts.same.get(i, i) for i in finding.lifts)
         key = (finding.code, finding.severity, numberless(finding.message), where)
         counts[key] = counts.get(key, 0) + 1

@@ -41,6 +41,7 @@ def by_module(kept: Residuals) -> list[Kept]:
         modules.setdefault(row.module, []).append(row)
     groups: dict[Hashable, list[tuple[str, list[Residual]]]] = {}
     for name, rows in modules.items():
+        # Alike are modules that keep the same, in the same order.
         key = (numberless(name), tuple((r.operation, r.shape, r.dtype) for r in rows))
         groups.setdefault(key, []).append((name, rows))
     found = []
@@ -51,6 +52,7 @@ def by_module(kept: Residuals) -> list[Kept]:
 
 
 def _together(alike: list[tuple[str, list[Residual]]]) -> Kept:
+    # Bytes of all, operations of one: ten times the same list would say no more.
     rows = [row for _, some in alike for row in some]
     name = common_name([name for name, _ in alike])
     cheap = sum(row.bytes for row in rows if not row.dear)

@@ -27,6 +27,7 @@ def axis_labels(layer: Any, name: str, rank: int) -> tuple[str | None, ...]:
       >>> axis_labels(Dense(), "kernel", 2)
       ('in', 'out')
     """
+    # By name, so that no layer has to be imported for its labels.
     for cls in type(layer).__mro__ if layer is not None else ():
         rules = _TABLE.get(cls.__name__)
         if rules is None:
@@ -34,6 +35,8 @@ def axis_labels(layer: Any, name: str, rank: int) -> tuple[str | None, ...]:
         rule = rules.get(name) or rules.get("*")
         if rule is not None:
             found = tuple(rule(layer, rank))
+            # A rule that does not fit means that the layer is used in a way it was not written for;
+            # no name is better than a wrong one.
             return found if len(found) == rank else (None,) * rank
     return (None,) * rank
 
@@ -51,6 +54,7 @@ def _numbered(word: str, count: int) -> list[str]:
 
 
 def _in_attention(layer: Any) -> bool:
+    # A `DenseGeneral` has no idea that it makes heads; its parent has.
     owner = type(getattr(layer, "parent", None))
     return any(cls.__name__.startswith(("MultiHead", "SelfAtt")) for cls in owner.__mro__)
 
@@ -91,6 +95,7 @@ def _letters(layer: Any, rank: int) -> Labels:
     """An einsum's own letters: `"bd,dhk->bhk"` names the kernel's axes d, h and k."""
     spec = str(getattr(layer, "einsum_str", "") or "").replace(" ", "")
     inputs = spec.split("->")[0].split(",")
+    # The kernel is the last operand, as `Einsum` calls it.
     letters = inputs[-1].replace("...", "")
     return list(letters) if len(letters) == rank else [None] * rank
 

@@ -55,6 +55,7 @@ def module_tree(layout: LayoutData, enough: int = ENOUGH) -> Branch:
         branch.node, branch.flops = node, node.flops
     for v in layout.variables:
         owner = v.path[:-1]
+        # A module's parameters are those of all inside of it, so each counts for all above.
         for end in range(len(owner) + 1):
             branch = _at(owner[:end], branches)
             branch.bytes += v.bytes
@@ -67,6 +68,7 @@ def module_tree(layout: LayoutData, enough: int = ENOUGH) -> Branch:
 def _at(path: Path, branches: dict[Path, Branch]) -> Branch:
     found = branches.get(path)
     if found is None:
+        # Also where no module was called: a scope between two, or a stack's container.
         found = branches[path] = Branch(path[-1], path)
         _at(path[:-1], branches).below.append(found)
     return found
@@ -83,14 +85,17 @@ def _fold(branch: Branch, kinds: dict[Hashable, int], enough: int) -> int:
         for made in (group if len(group) < enough else [_together(group)])
     ]
     node = branch.node
+    # Calls count too: one that is shared is not like one that isn't.
     told = (node.layer, node.takes, node.gives, len(node.uses)) if node is not None else None
     below = tuple((kind, len(group)) for kind, group in groups.items())
+    # Those below by number of their kind, from the leaves upward: each branch is compared once.
     key = (numberless(branch.name), told, branch.parameters, branch.bytes, branch.flops, below)
     return kinds.setdefault(key, len(kinds))
 
 
 def _together(group: list[Branch]) -> Branch:
     first = group[0]
+    # The first stands for all, so its subtree must hold the sums of all.
     first.name, first.times = common_name([one.name for one in group]), len(group)
     _scale((one for _, one in first.downward()), len(group))
     return first

@@ -29,6 +29,7 @@ def findings_of(layout: LayoutData) -> tuple[Finding, ...]:
             *_same_numbers(lift),
             *_bubble(lift),
         )
+        # Silenced where the lift was made: the place that knows what was meant.
         if finding.code not in lift.quiet
     ]
     found += _cheap(layout)
@@ -40,6 +41,7 @@ _Inside = dict[int, list[tuple[VariableLayout, str]]]
 
 
 def _same_start(lift: LiftNode, inside: _Inside) -> Iterator[Finding]:
+    # By the variable and not the table alone: a stream that nothing is drawn from splits nothing.
     params = [v for v in _stacked_params(lift, inside) if _split(v, lift) is False]
     if params and lift.splits.get("params") is False and lift.size != 1:
         yield _finding(
@@ -83,6 +85,7 @@ def _order(layout: LayoutData, lift: LiftNode, every: _Inside) -> Iterator[Findi
         return
     inside = every.get(lift.index, [])
     params = [v for v, _ in inside if v.collection == "params"]
+    # With an axis of its own for any variable the two nests store other things.
     if not params or any(role != "shared" for _, role in inside):
         return
     yield _finding(
@@ -115,6 +118,7 @@ def _bubble(lift: LiftNode) -> Iterator[Finding]:
     at = lift.staged
     if at is None or at.bubble <= 0.25:
         return
+    # Three times as many steps with work as without: then a quarter of them is bubble.
     enough = 3 * (at.steps - at.repeats * at.microbatches) / at.repeats
     found = _finding(
         "LX910",
@@ -140,6 +144,7 @@ def _cheap(layout: LayoutData) -> Iterator[Finding]:
         loop = layout.kept.loops[index]
         kept = sum(row.bytes for row in rows)
         lift = _lift_of(loop, rows, layout)
+        # Less than that a checkpoint would hardly win.
         if kept <= 2 * loop.products or (lift is not None and "LX904" in lift.quiet):
             continue
         where = f"module /{loop.place}, a loop × {loop.length}" if lift is None else _place(lift)
@@ -162,6 +167,7 @@ def _cheap(layout: LayoutData) -> Iterator[Finding]:
 def _lift_of(loop: Loop, rows: list[Residual], layout: LayoutData) -> LiftNode | None:
     """The lift that a loop of the program was made by."""
     found = None
+    # A carry belongs to the loop; its path is not that of what computed it.
     modules = [tuple(row.module.split("/")) for row in rows if row.operation != "carry"]
     for lift in layout.lifts:
         # A lifted class stands in the module that calls it, and its layers below it; a stack at its

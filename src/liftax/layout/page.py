@@ -25,6 +25,7 @@ _CELL_ROWS = 200
 
 def page(layout: LayoutData) -> str:
     """The whole page."""
+    # Templates last: they hold the details that everything before them has asked for.
     draw = _Page(layout)
     body = "".join(
         (
@@ -49,6 +50,7 @@ def page(layout: LayoutData) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
+        # An icon of no bytes, or a browser asks the server of the folder for one.
         '<link rel="icon" href="data:,">'
         f"<title>{escape(layout.module)} · layout</title>"
         f"<style>{_asset('page.css')}{draw.hot_rules()}body{{margin:0}}</style></head>"
@@ -64,6 +66,7 @@ def fragment(layout: LayoutData) -> str:
         draw.nest(),
         draw.findings(),
         draw.modules(),
+        # A notebook keeps its outputs in its file: no page of megabytes in it.
         draw.variables(_CELL_ROWS),
         draw.kept(),
         draw.values(_CELL_ROWS),
@@ -91,6 +94,7 @@ def stylesheet() -> str:
 
 @cache
 def _asset(name: str) -> str:
+    # Not by path: a package may be imported from a zip.
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
@@ -101,6 +105,7 @@ class _Page(Nest, Rows):
         layout = self.layout
         where = short_file_line(layout.file_line)
         call = f" <code>({escape(layout.arguments)})</code>" if layout.arguments else ""
+        # Rounded on the tile, in full where one points at it.
         tiles = [
             (human_count(layout.parameters), "parameters", f"{layout.parameters:,}"),
             (human_bytes(layout.bytes), "in all variables", f"{layout.bytes:,} bytes"),
@@ -149,6 +154,8 @@ class _Page(Nest, Rows):
                 f'{escape(f.title)} <span class="soft">· {escape(f.severity)}</span></h3>'
                 f"<p>{escape(f.message)}{more}</p>"
                 "<details><summary>An example and the fix</summary>"
+                # The page of the finding itself, as `liftax explain` prints it: nobody has to leave
+                # for it.
                 f'<pre class="mono">{escape(RULES[f.code].text())}</pre></details></div>'
             )
         return f"<section><h2>Findings</h2>{''.join(cards)}</section>"

@@ -31,10 +31,13 @@ class Details:
         self.layout = layout
         self.alike = alike_lifts(layout)
         same = self.alike.same
+        # A hue for lifts with an axis alone, since only these have something to colour, and one for
+        # alike ones together.
         sized = [n.index for n in layout.lifts if n.size is not None and same[n.index] == n.index]
         hues = {index: _hue(i) for i, index in enumerate(sized)}
         self.hue = {i: hues[one] for i, one in same.items() if one in hues}
         self.kinds: dict[str, str] = {}
+        # By identity: a variable is a frozen value, and hashing it would hash its whole nest.
         self.ids = {id(v): f"v{i}" for i, v in enumerate(layout.variables)}
         self.folds = {
             total.collection: fold(
@@ -59,6 +62,7 @@ class Details:
         )
 
     def kind(self, details: str) -> str:
+        # Ten thousand variables have a few dozen kinds of details; each is in the page once.
         return self.kinds.setdefault(details, f"k{len(self.kinds)}")
 
     def templates(self) -> str:

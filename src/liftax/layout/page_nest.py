@@ -46,6 +46,7 @@ class Nest(Details):
         at = lift_where(lift)
         where = f'<span class="where">{escape(at)}</span>' if at else ""
         many = len(self.alike.members.get(index, ()))
+        # Escaped like all that a user wrote: names of modules may hold anything.
         path = escape(self.alike.path(self.layout, index))
         alike = f' <em class="times">{many:,} alike: {path}</em>' if many else ""
         size = "" if lift.size is None else f" × {lift.size}"
@@ -84,6 +85,7 @@ class Nest(Details):
                 f"{breakable(name or 'itself')}</code>"
                 f"<span>{escape(' · '.join(f for f in facts if f))}</span></a>"
             )
+        # A box has to fit on a screen; the table below has them all.
         if len(chips) > _CHIPS:
             rest = len(chips) - _CHIPS
             chips[_CHIPS:] = [f'<span class="chip soft">and {rest:,} more</span>']
@@ -95,9 +97,11 @@ class Nest(Details):
         if not self.layout.modules or not tree.below:
             return ""
         most = tree.parameters or 1
+        # A column that would be empty is not drawn.
         counted = any(branch.flops is not None for _, branch in tree.downward())
         rows: list[str] = []
         for depth, branch in tree.downward():
+            # A browser takes seconds to lay out a table of thousands of rows.
             if len(rows) == _MODULES:
                 rows.append('<tr><td class="soft">and more</td></tr>')
                 break
@@ -124,6 +128,7 @@ class Nest(Details):
 
 def breakable(path: str) -> str:
     """A path that a browser may break after slashes and underscores."""
+    # Names are long and have no spaces; without this they would widen the column.
     return escape(path).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 

@@ -24,6 +24,7 @@ class Rows(Details):
     drawn = 0
 
     def variables(self, limit: int | None = None) -> str:
+        # Counted over all collections: the limit is on the page and not on each part of it.
         groups, left = [], limit if limit is not None else math.inf
         for total in self.layout.collections:
             rows = []
@@ -53,6 +54,7 @@ class Rows(Details):
         return f'<section id="variables"><h2>Variables</h2>{tools}{"".join(groups)}</section>'
 
     def folded(self, group: Fold, shut: bool) -> str:
+        # Without a script a fold would still open, but a notebook's cell must stay bounded.
         if len(group) == 1 or shut or len(group) > MEMBERS:
             name = f"{_name(group.first, group.name)[:-7]}{_times(len(group))}</span>"
             row = self.row(group.first, group.name)
@@ -88,6 +90,7 @@ class Rows(Details):
         name = f"{v.collection}/{called}"
         words = [v.dtype, v.layer or "", *(a.label or "" for a in v.axes)]
         words += [f"{a.role} {self.layout.lifts[a.lift].label}" for a in v.along]
+        # Details cost the most of a row; past this many nobody reads each.
         kind = f' data-k="{self.kind(self.details(v))}"' if self.drawn <= _DRAWN else ""
         return (
             f' class="{self.row_class(v)}" id="{self.ids[id(v)]}"{kind} data-name="{escape(name)}" '
@@ -106,6 +109,7 @@ class Rows(Details):
         for axis in v.axes:
             label = axis.label or ("axis" if axis.lift is None else "")
             said.append(f"{label} {axis.size}".strip())
+            # By the logarithm: an axis of 50,000 beside one of 4 must leave both to be seen.
             width = f' style="--w:{math.log2(max(axis.size, 1)):.1f}'
             hue = self.hue.get(axis.lift) if axis.lift is not None else None
             style = f'{width};--h:{hue}"' if hue is not None else f'{width}"'
@@ -118,6 +122,7 @@ class Rows(Details):
             blocks.append('<span class="ax"><b>1</b><i>scalar</i></span>')
         for along in v.along:
             lift = self.layout.lifts[along.lift]
+            # Stacked lifts have their block among the axes.
             if along.role in ("shared", "carried") and along.lift in self.hue:
                 said.append(f"{along.role} along {lift.label}")
                 blocks.append(

@@ -24,6 +24,7 @@ def said(what: str, how_far: Callable[[], str] = str) -> Iterator[None]:
       what: `"tracing Model"`.
       how_far: called now and then, from another thread; `"312 modules"`, or nothing.
     """
+    # Neither a log file nor a notebook wants a line that is written over.
     fancy = sys.stderr.isatty()
     if not (fancy or always.get()):
         yield
@@ -37,11 +38,14 @@ def said(what: str, how_far: Callable[[], str] = str) -> Iterator[None]:
         while not done.wait(wait):
             told, parts = True, [what, how_far(), f"{time.monotonic() - began:.0f} s"]
             line = "liftax: " + ", ".join(filter(None, parts))
+            # The stream may be closed by now, and a word about waiting must break nothing.
             with contextlib.suppress(OSError, ValueError):
                 stream.write(f"\r{line}\x1b[K" if fancy else f"{line}\n")
                 stream.flush()
             wait = PATIENCE if fancy else 5 * PATIENCE
 
+    # A thread, since tracing and compiling hold this one; a daemon, so that it keeps no process
+    # alive.
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:

@@ -83,14 +83,17 @@ def residuals_of(
     """
 
     def residuals(params: Any, others: dict[str, Any], arrays: Any) -> list[Any]:
+        # Of floats alone: outputs without a derivative would need cotangents of their own kind.
         def forward(params: Any) -> list[Any]:
             out = apply({**others, "params": params}, arrays)
             return floats(jax.tree.leaves(out[0] if with_state else out))
 
+        # The pull-back is a pytree whose leaves are exactly what it holds on to.
         return jax.tree.leaves(jax.vjp(forward, params)[1])
 
     others = {name: value for name, value in variables.items() if name != "params"}
     program = jax.make_jaxpr(residuals)(variables.get("params", {}), others, arrays).jaxpr
+    # What no equation makes was given, and lies in memory whether there is a gradient or not.
     order = {out: n for n, eqn in enumerate(program.eqns) for out in eqn.outvars}
     # A variable, or an input, is there anyway; and what is kept twice is one array.
     kept = [atom for atom in dict.fromkeys(_variables(program.outvars)) if atom in order]
@@ -116,6 +119,7 @@ def _residual(
 ) -> Residual:
     """Finds what computed a value, in the programs that equations call."""
     aval, loops, names, outermost = variable.aval, [], [], None
+    # Inward: an output of a loop or a call was computed by an equation of the program inside.
     while True:
         eqn = makers[program].get(variable)
         if eqn is None:  # it came into a loop's body
@@ -124,6 +128,7 @@ def _residual(
         if equations.is_handed_on(eqn):  # as what a checkpoint keeps is
             (variable,) = eqn.invars
             continue
+        # Scopes name the modules; each level adds those between the one outside and itself.
         names.append(equations.place_of(eqn))
         index = eqn.outvars.index(variable)
         scan = equations.as_scan(eqn)
@@ -132,6 +137,8 @@ def _residual(
             loops.append(scan.length)
             inner = scan.body.jaxpr
         else:
+            # With one program whose outputs are the equation's it is only called; with more, as for
+            # a branch or a kernel, it cannot be told which made the value.
             called = [p.jaxpr for p in equations.programs_of(eqn)]
             inner = called[0] if len(called) == 1 else None
             if inner is None or len(inner.outvars) != len(eqn.outvars):
@@ -156,6 +163,8 @@ def _residual(
 
 def _path(names: list[str]) -> str:
     """The path of a module, from the names of the scopes around what it computes."""
+    # A scope is named by class and method, and by the name of the submodule: the two say the same
+    # twice where a module calls itself.
     path: list[str] = []
     method = False
     for name in "/".join(filter(None, names)).split("/"):
@@ -177,6 +186,8 @@ def _loops(program: jex.Jaxpr, names: list[str]) -> Iterator[tuple[int, Loop]]:
                 yield from _loops(called.jaxpr, inside)
             continue
         body = scan.body.jaxpr
+        # What enters an iteration is kept whatever the policy: without it nothing could be computed
+        # again.
         carried = body.invars[scan.shared : scan.shared + scan.carried]
         once = _products(body) + sum(_bytes(atom.aval) for atom in carried)
         yield id(eqn), Loop(_path(inside), scan.length, scan.length * once)

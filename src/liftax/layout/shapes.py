@@ -25,6 +25,7 @@ def described(value: object) -> str:
 
 
 def _described(value: object) -> str:
+    # Arrays, shapes and tracers alike: the numbers of a tracer are not there to be shown.
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and dtype is not None:
         return f"{_short(dtype)}[{','.join(map(str, shape))}]"
@@ -33,6 +34,7 @@ def _described(value: object) -> str:
         return f"[{inside}]" if isinstance(value, list) else f"({inside})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k!r}: {_described(v)}" for k, v in value.items()) + "}"
+    # Its repr is a page of fields.
     if is_module(value):
         return type(value).__name__
     text = repr(value)

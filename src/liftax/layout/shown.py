@@ -64,6 +64,7 @@ class Layout(LayoutData):
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
         parts: dict[str, Any] = {"module": self.module, "parameters": self.parameters}
+        # Nested as dicts, which treescope opens one by one.
         parts["lifts"] = self._nested(None)
         for collection in self.collections:
             parts[collection.collection] = {
@@ -86,6 +87,8 @@ class Layout(LayoutData):
         text = page(self)
         if path is not None:
             target = Path(path)
+            # Beside the target, so that replacing it stays within one file system and is whole or
+            # not at all.
             part = target.parent / f".{target.name}.{os.getpid()}.part"
             try:
                 part.write_text(text, encoding="utf-8")

@@ -24,6 +24,8 @@ class Staged:
 
     def numbers(self, stage: int) -> str:
         """The repeats of the pattern that a stage runs: `0-1 8-9`."""
+        # In a circular pipeline a stage has one group of layers in each repeat, `stages` groups
+        # apart.
         starts = [(r * self.stages + stage) * self.layers for r in range(self.repeats)]
         ends = [f"-{start + self.layers - 1}" * (self.layers > 1) for start in starts]
         return " ".join(f"{start}{end}" for start, end in zip(starts, ends, strict=True))

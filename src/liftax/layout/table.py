@@ -36,6 +36,7 @@ class Rich:
         self.layout = layout
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        # Who prints with rich has it; nobody else needs it.
         from rich.text import Text
 
         for line in lines_of(self.layout, options.max_width):
@@ -43,6 +44,7 @@ class Rich:
 
 
 def _style(segment: Segment) -> str:
+    # In turn: a nest of more than six lifts is rare, and neighbours still differ.
     colour = "" if segment.lift is None else _COLOURS[segment.lift % len(_COLOURS)]
     return f"{_STYLES.get(segment.style, segment.style)} {colour}".strip()
 
@@ -53,6 +55,7 @@ def lines_of(layout: LayoutData, width: int) -> list[Line]:
     alike = alike_lifts(layout)
     parts = [_nest(layout, alike, width)]
     tree = module_tree(layout)
+    # A tree of the root alone repeats the head line.
     if layout.modules and tree.below:
         parts.append(_modules(tree, width))
     if layout.variables:
@@ -97,6 +100,8 @@ def _lifts(
         times = f"  ×{many:,}: {alike.path(layout, index)}" if many else ""
         where = lift_where(lift)
         line: Line = [title, Segment(times), Segment(f"  · {where}" if where else "", style="dim")]
+        # Deep nests leave no room: half of the narrowest width is kept for words, and may stick
+        # out.
         first, *rest = wrapped(line, max(width - len(below), _NARROWEST // 2))
         yield [Segment(prefix + ("└── " if last else "├── ")), *first]
         for more in (*rest, *_extras(lift, width - len(below))):
@@ -148,6 +153,7 @@ def lift_stages(lift: LiftNode) -> tuple[str, ...]:
 def lift_extras(lift: LiftNode) -> str:
     """What is said of a lift besides: carry, roles, keys; may be empty."""
     extras = ["↻ carry"] if lift.carry else []
+    # What passes unchanged is what one expects of it.
     shown = {c: r for c, r in lift.roles.items() if r != "through"}
     extras += [f"{collection} {role}" for collection, role in shown.items()]
     for word, split in (("keys split", True), ("not split", False)):
@@ -233,6 +239,7 @@ def _along_text(layout: LayoutData, variable: VariableLayout) -> str:
     parts = []
     for along in variable.along:
         lift = layout.lifts[along.lift]
+        # Stacked ones show it by their axis.
         if along.role in ("shared", "carried"):
             parts.append(f"{along.role} along {lift.label}")
     return ", ".join(parts)
@@ -244,6 +251,7 @@ STATS = ("mean", "spread", "smallest", "largest", "zeros", "nonfinite")
 def stats_texts(stats: Stats) -> list[str]:
     """The numbers of `Stats` in short; empty where there is nothing to say."""
     numbers = (stats.mean, stats.spread, stats.smallest, stats.largest)
+    # Nothing where there is none: an array of ordinary numbers should look empty here.
     shares = (stats.zeros, stats.nonfinite)
     texts = ["" if n is None else f"{n:.3g}" for n in numbers]
     return texts + [f"{100 * share:.3g} %" if share else "" for share in shares]
@@ -285,6 +293,7 @@ def _by_lift(layout: LayoutData, alike: AlikeLifts, width: int) -> list[Line]:
     columns = [Column(title, right=i > 0, path=i == 0) for i, title in enumerate(titles)]
     rows = []
     for total in layout.by_lift:
+        # One of several alike stands for them here as in the nest.
         if alike.same[total.lift] != total.lift:
             continue
         lift = layout.lifts[total.lift]

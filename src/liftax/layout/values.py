@@ -30,6 +30,7 @@ def measured(row: VariableLayout, variables: Mapping[str, Any]) -> VariableLayou
                 f"{', '.join(map(str, variables)) or 'none'}"
             )
         node = node[part]
+    # A box may hold another one.
     while isinstance(node, AxisMetadata):
         node = node.unbox()
     leaves = {jax.tree_util.keystr(k): x for k, x in jax.tree_util.tree_leaves_with_path(node)}

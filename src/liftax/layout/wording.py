@@ -32,6 +32,7 @@ def short_file_line(file_line: str | None) -> str:
     file, _, line = file_line.rpartition(":")
     path = Path(file)
     try:
+        # As an editor's terminal takes it, to be clicked on.
         path = path.relative_to(Path.cwd())
     except ValueError:
         pass

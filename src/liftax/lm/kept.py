@@ -36,6 +36,8 @@ def whole_steps(folder: Path) -> list[int]:
             wanted = json.loads(listed.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
+        # Sizes and not contents: what a kill leaves behind is files that are missing or cut short,
+        # and to read all of them would take as long as to restore.
         if step.isdecimal() and wanted == dict(_files(folder / step)):
             found.append(int(step))
     return sorted(found, reverse=True)
@@ -57,13 +59,16 @@ class Kept:
         self.unlisted: list[int] = []
         self.begin = self._tidied(keep)
         self.manager = ocp.CheckpointManager(
-            self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
+            # Not created here: every process makes a manager, and one of them has made the folder.
+            self.folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=False),
         )
 
     def _tidied(self, keep: int) -> int:
         """The last whole step, which all processes agree on; what is no good is gone."""
         from jax.experimental import multihost_utils
 
+        # One process decides, since each may see another state of a folder that is being written.
         step = 0
         if self.first:
             try:
@@ -73,6 +78,7 @@ class Kept:
                 for path in self.folder.iterdir():
                     if path.name.removesuffix(".json") not in map(str, whole[:keep]):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
+            # A full or foreign disk cannot be helped by starting again.
             except OSError as error:
                 raise self._failed("cannot be read", error) from error
         if jax.process_count() == 1:
@@ -87,6 +93,8 @@ class Kept:
         """The state of the last whole step, laid out as the shapes say."""
         try:
             return self.manager.restore(self.begin, args=self.args.StandardRestore(shapes))
+        # Orbax raises errors of many kinds, of its own and of what is below it; to a user all mean
+        # this.
         except Exception as error:
             raise self._failed(f"of step {self.begin} cannot be read", error) from error
 
@@ -104,6 +112,8 @@ class Kept:
         try:
             self.manager.check_for_errors()
             if self.first:
+                # Orbax writes one at a time, so those before the last are complete; the last one is
+                # when nothing is being written.
                 busy = self.manager.is_saving_in_progress()
                 for step in self.unlisted[:-1] if busy else self.unlisted[:]:
                     self._list(step)
@@ -115,9 +125,11 @@ class Kept:
         folder = self.folder / str(step)
         if folder.is_dir():
             text = json.dumps(dict(_files(folder)), indent=0)
+            # Beside the checkpoint and not in it, where it would be one of the files that it lists.
             with files.replacing(self.folder / f"{step}.json") as (file, _):
                 file.write(text.encode())
 
+        # Orbax has removed the oldest by itself; its list must not outlive it.
         for listed in self.folder.glob("*.json"):
             if not (self.folder / listed.stem).is_dir():
                 listed.unlink()

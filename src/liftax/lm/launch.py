@@ -48,10 +48,12 @@ def launch(settings: Settings, processes: int, watch: Watch, one: Place | None =
             f"evenly"
         )
     settings.out.mkdir(parents=True, exist_ok=True)
+    # Not fork: this process may have a JAX of its own, whose threads a fork does not take along.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work.__module__, *_IMPORTED])
     reached, left = -1, TRIES
     while True:
+        # A new port each time: the old one may still be held by what was killed.
         address = f"localhost:{_free_port()}"
         places = [one] if one else [Place(i, processes, address) for i in range(processes)]
         furthest = _once(context, settings, places, watch)
@@ -80,6 +82,7 @@ def _once(context: Any, settings: Settings, places: Sequence[Place], watch: Watc
     try:
         return _watched(settings, places, ends, running, watch)
     finally:
+        # Killed and not asked: who waits in a collective hears nothing.
         for process in running:
             process.kill()
         for process in running:
@@ -98,6 +101,7 @@ def _watched(
     done: set[int] = set()
     begun = time.monotonic()
     deadline = begun + settings.join + 30
+    # The step of the first process stands for all: a step is a collective.
     furthest, said = -1, dict(enumerate(ends))
     while True:
         left = None if len(joined) == len(running) else max(0.0, deadline - time.monotonic())

@@ -22,6 +22,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, decode: bool = False) -> jax.Array:
         width = x.shape[-1]
+        # With a cache the layer masks what is not there yet by itself.
         mask = None if decode else nn.make_causal_mask(x[..., 0])
         attention = nn.MultiHeadDotProductAttention(self.heads, decode=decode, name="attention")
         x = x + attention(nn.LayerNorm(name="ln_1")(x), mask=mask)
@@ -45,6 +46,7 @@ class Decoder(nn.Module):
     width: int = 128
     heads: int = 4
     depth: int = 6
+    # A word, or a `Pipeline`, as `Stack` takes it.
     run: Any = "scan"
     fsdp: str | None = None
 
@@ -59,6 +61,7 @@ class Decoder(nn.Module):
         self, tokens: jax.Array, start: jax.Array | int = 0, decode: bool = False
     ) -> jax.Array:
         x = self.bytes(tokens) + self.positions(start + jnp.arange(tokens.shape[1]))
+        # Left out where it says nothing: an argument of a pipelined stack has to be declared.
         x = self.blocks(x, decode=decode) if decode else self.blocks(x)
         return self.bytes.attend(self.norm(x))
 
@@ -73,6 +76,7 @@ def loss(model: Decoder, params: Any, tokens: jax.Array) -> jax.Array:
 def empty_cache(model: Decoder) -> Any:
     """A cache for one text; only shapes are computed."""
     tokens = jnp.zeros((1, model.context), jnp.int32)
+    # The cache is as long as what `init` is given.
     init = functools.partial(model.init, decode=True)
     cache = jax.eval_shape(init, jax.random.key(0), tokens)["cache"]
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), cache)
@@ -96,6 +100,8 @@ def sample(
             {"params": params, "cache": cache}, token, position, decode=True, mutable=["cache"]
         )
         drawn = jax.random.categorical(jax.random.fold_in(key, position), logits[0, 0] / 0.8)
+        # Within the prompt the next byte is known, and the cache is filled by the same step: one
+        # program for both, whatever the prompt's length.
         given = jax.lax.dynamic_slice_in_dim(text, position + 1, 1)[0]
         chosen = jnp.where(position + 1 < len(prompt), given, drawn.astype(text.dtype))
         text = jax.lax.dynamic_update_slice_in_dim(text, chosen[None], position + 1, 0)

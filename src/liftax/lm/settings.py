@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 
+# No LiftaxError: it is about a run on this machine, and no page of findings explains it.
 class TrainingError(Exception):
     """What stops a run and cannot be helped by starting it again: one line for the user."""
 
@@ -29,6 +30,7 @@ class Settings:
       sample: bytes of text to sample in the end; 0 for none.
     """
 
+    # Plain values alone: the same settings are pickled to every process.
     out: Path
     steps: int = 1000
     seed: int = 0
@@ -67,6 +69,7 @@ def parse_mesh(text: str) -> tuple[tuple[str, int], ...]:
     axes = []
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
+        # `isdecimal`, since int() takes a sign, spaces and underscores too.
         if name not in ("data", "stage") or not size.isdecimal() or int(size) < 1:
             raise TrainingError(
                 f"--mesh expected sizes of data and stage, e.g. data=2,stage=2; found {text!r}"

@@ -29,6 +29,7 @@ def whole() -> np.ndarray:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None:
             parts.append(Path(spec.origin).read_text(encoding="utf-8"))
+    # Bytes as tokens: no tokenizer to fetch, and none to disagree about between processes.
     return np.frombuffer("\n\n".join(parts).encode(), np.uint8)
 
 
@@ -49,6 +50,8 @@ def batch(text: np.ndarray, seed: int, step: int, size: int, context: int) -> np
       >>> batch(np.arange(100, dtype=np.uint8), seed=0, step=7, size=2, context=3).shape
       (2, 4)
     """
+    # Philox is made for being keyed: a run that goes on draws what it would have drawn, and every
+    # process draws the same without a word between them.
     draws = np.random.Generator(np.random.Philox(key=[seed, step]))
     starts = draws.integers(0, len(text) - context - 1, size)
     return text[starts[:, None] + np.arange(context + 1)].astype(np.int32)

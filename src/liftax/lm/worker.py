@@ -62,6 +62,7 @@ def join(settings: Settings, place: Place) -> Mesh:
             heartbeat_timeout_seconds=max(10, settings.join // 2),
             shutdown_timeout_seconds=10,
         )
+    # One process may have more devices than it was asked to use; of several, each must use all.
     devices = jax.devices()
     if place.processes == 1:
         devices = devices[: settings.devices]
@@ -83,6 +84,7 @@ def model_of(settings: Settings) -> Decoder:
         if pipeline is None:
             raise TrainingError("--mesh: this liftax has no Pipeline, so no stages")
         run = pipeline(stages=stages, microbatches=2 * stages, axis="stage")
+    # Inside a pipeline the loop over layers is another one, that gathers nothing.
     split = settings.axis("data") > 1 and stages == 1
     return Decoder(
         settings.context,
@@ -104,6 +106,7 @@ class Training:
         rows = NamedSharding(mesh, PartitionSpec("data"))
         optimizer = optax.adamw(settings.rate)
 
+        # One jitted program makes parameters and moments, so each device makes its own part alone.
         def made() -> Any:
             tokens = jnp.zeros((settings.batch, settings.context), jnp.int32)
             params = self.model.init(jax.random.key(settings.seed), tokens)["params"]
@@ -117,6 +120,7 @@ class Training:
 
         shapes = jax.eval_shape(made)
         everywhere = NamedSharding(mesh, PartitionSpec())
+        # Moments lie as the parameters that they belong to: their trees have the same names.
         places = nn.fsdp_sharding({"params": shapes}, mesh, "data")["params"]
         self.shapes = jax.tree.map(
             lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
@@ -125,6 +129,7 @@ class Training:
         )
         self.rows = rows
         self.made = jax.jit(made, out_shardings=places)
+        # Donated: the old state is used up, and two of them would not fit where one just does.
         self.step = jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
         self.value = jax.jit(functools.partial(loss, self.model), out_shardings=everywhere)
 
@@ -132,10 +137,12 @@ class Training:
         """The batch of a step, of which each process makes the rows that its devices hold."""
         size, context = self.settings.batch, self.settings.context
         batch = text.batch(part, seed, step, size, context)
+        # Every process makes the whole batch, which is small, and hands over what JAX asks it for.
         return jax.make_array_from_callback(batch.shape, self.rows, lambda index: batch[index])
 
     def held_out(self, state: Any) -> float:
         """The loss on held-out text."""
+        # Always the same batches, so that two of these losses differ by the model alone.
         batches = (self.tokens(self.text[1], 0, i) for i in range(HELD_OUT_BATCHES))
         values = [float(self.value(state[0], tokens)) for tokens in batches]
         return sum(values) / len(values)
@@ -192,6 +199,7 @@ def work(settings: Settings, place: Place, say: Say) -> None:
         for step in range(kept.begin + 1, settings.steps + 1):
             tokens = training.tokens(training.text[0], settings.seed, step)
             state, value = training.step(state, tokens)
+            # Waits for the step: no process is more than one ahead when another is lost.
             row = {"step": step, "loss": float(value)}
             due = step % settings.every == 0 or step == settings.steps
             if due:
@@ -213,6 +221,7 @@ def _finish(settings: Settings, training: Training, state: Any, metrics: Metrics
     """Writes the sample and the picture."""
     from jax.experimental import multihost_utils
 
+    # A collective: all processes come here, and the first one goes on alone.
     params = state[0]
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
@@ -223,6 +232,7 @@ def _finish(settings: Settings, training: Training, state: Any, metrics: Metrics
         params = jax.tree.map(np.asarray, params)
         prompt = training.text[1][: settings.context // 4].astype(np.int32)
         length = min(settings.sample, settings.context)
+        # The others are ending by now, so that sampling must ask nothing of them.
         mesh = jax.make_mesh((1,), ("data",), devices=jax.local_devices()[:1])
         with jax.set_mesh(mesh):
             found = sample(training.model, params, prompt, jax.random.key(settings.seed), length)

@@ -61,6 +61,7 @@ class LayerEdit:
           tree: its variables, ``{collection: variables}`` or the parameters alone. What an
             optimizer keeps for it is zero.
         """
+        # One past the last is a place too: the end.
         if number != len(self.sources) + self._first:
             self._at(number, "insert")
         one = dict(tree) if isinstance(tree, Mapping) and "params" in tree else {"params": tree}
@@ -78,6 +79,8 @@ class LayerEdit:
         places = sorted({self._at(n, "average") for n in numbers})
         if len(places) < 2:
             raise StackingError(f"edit_layers: average of {list(numbers)}; it takes two or more")
+        # Means of means would weigh the layers unequally, so an average of averages is that of all
+        # the layers that went into them.
         merged: list[int] = []
         for source in (self.sources[i] for i in places):
             if isinstance(source, Mapping):
@@ -112,6 +115,7 @@ class LayerEdit:
           StackingError: as `to_layers`.
         """
         stackings = (self.stacking, *self.others)
+        # Before anything is changed: a state half edited fits no parameters.
         check_states(tree, stackings, None)
         return roots_replaced(tree, stackings, None, self._changed)
 
@@ -123,13 +127,16 @@ class LayerEdit:
 
     @property
     def _after(self) -> Stacking:
+        # Numbered anew without gaps, as the model with the new depth will make them.
         count, first = len(self.sources), self._first
         paths = [_numbered(self.stacking.layers[0], i) for i in range(count + 1)]
         return dataclasses.replace(
             self.stacking,
             layers=tuple(paths[:-1]),
             numbers=tuple(range(first, first + count)),
+            # The first number that is no layer's: a tree which has it as well is not of this depth.
             beyond=(paths[-1],),
+            # What was known of the old layers' shapes says nothing of those that were inserted.
             shapes={},
         )
 
@@ -158,8 +165,10 @@ class LayerEdit:
                 f"edit_layers: {name_of(root.path)} has its layers one by one, and others besides "
                 f"the repeated ones, whose numbers would change: nn.to_stacked first"
             )
+        # One storage to work in, whichever was given: layer by layer every edit is of a list.
         tree = Converter("layers", name)(root.tree, (s,), root.path)
         old = [get(tree, path) for path in s.layers]
+        # Moments lie in the shape of the parameters, and under another name than theirs.
         is_state = bool(root.path) and root.path[-1] != name and name == "params"
         new = [_made(source, old, name, is_state, root.path) for source in self.sources]
         after = self._after
@@ -215,6 +224,7 @@ def _numbered(first: Path, i: int) -> Path:
     def later(match: re.Match[str]) -> str:
         return str(int(match[0]) + i)
 
+    # From the end: `block_0/layer_2` counts layers by its last number.
     for at in reversed(range(len(first))):
         name = re.sub(r"\d+(?!.*\d)", later, first[at])
         if name != first[at] or re.search(r"\d", first[at]):
@@ -242,6 +252,7 @@ def _made(source: Source, old: list[Any], collection: str, is_state: bool, at: P
 def _mean(*values: Any) -> Any:
     if not jnp.issubdtype(jnp.result_type(values[0]), jnp.inexact):
         return values[0]  # a count, a key: of the first
+    # Summed in float32 at least, or a mean of bfloat16 would round at each step.
     wide = jnp.promote_types(values[0].dtype, np.float32)
     total = sum(jnp.asarray(value, wide) for value in values) / len(values)
     return jnp.asarray(total, values[0].dtype)

@@ -102,11 +102,14 @@ def per_layer(
     """
     optax = needed("optax", "train", "nn.per_layer is for transformations of optax")
     stackings = as_stackings(layout)
+    # One call for both kinds: what takes no extra arguments leaves them alone then.
     inner = optax.with_extra_args_support(tx)
     checked: list[object] = []  # the shapes of which `_check` has found nothing wrong
 
     def init(params: Any) -> PerLayerState:
         values = _View.of_parameters(params, stackings)
+        # Only shapes of one layer are needed to see what a transformation keeps, and of which
+        # parameter.
         state = values.state(jax.eval_shape(inner.init, values.one_layer()), has_axes=False)
         made = list(state.leaves)
 
@@ -132,6 +135,8 @@ def per_layer(
             jax.tree.structure((shapes, extra)),
             [(x.shape, x.dtype) for x in jax.tree.leaves(shapes)],
         )
+        # The check traces the transformation, so it is made once for each set of shapes, and not in
+        # each step.
         if checked != [key]:
             _check(lambda *given: inner.update(*given, **extra), shapes, views)
             checked[:] = [key]
@@ -172,6 +177,7 @@ def mixed_layers(tx: optax.GradientTransformation, params: Any, layout: Any) -> 
     """
     stackings = as_stackings(layout)
     view = _View.of_parameters(params, stackings)
+    # Two layers are enough to tell one parameter from many, and cost nothing to try.
     two = tuple(map(_of_two, stackings))
     numbers = np.random.default_rng(0)
 
@@ -182,6 +188,7 @@ def mixed_layers(tx: optax.GradientTransformation, params: Any, layout: Any) -> 
         for axis in view.axes(i):
             at = whole.pop(axis)
             shape[at] = min(np.shape(view.leaves[i])[at], 2)
+        # Layers of unlike size: where all are alike, a norm of all of them hides what it mixes.
         spread = np.linspace(0.1, 3.0, max(math.prod(shape), 1)).reshape(shape)
         return jnp.asarray(numbers.normal(size=shape) * spread, jnp.result_type(view.leaves[i]))
 
@@ -207,6 +214,7 @@ def mixed_layers(tx: optax.GradientTransformation, params: Any, layout: Any) -> 
 
     def differs(i: int) -> bool:
         pairs = [(np.asarray(a[i]), np.asarray(b[i])) for a, b in zip(apart, bare, strict=True)]
+        # Rounding alone is a thousand times less than this.
         return any(np.abs(a - b).max() > 1e-3 * np.abs(a).max() for a, b in pairs)
 
     stacked = [i for i, chain in enumerate(view.chains) if chain]
@@ -249,9 +257,11 @@ class _View:
 
     @classmethod
     def of_parameters(cls, tree: Any, stackings: Stackings) -> _View:
+        # Parameters alone, or whole variables: optax is given either.
         bare, names, roots = find_roots(tree, stackings, None)
         found, treedef = jax.tree_util.tree_flatten_with_path(tree)
         paths = [names_of(keys) for keys, _ in found]
+        # A stack may be stored layer by layer, and then has nothing to be taken apart.
         there = {
             name: [s for s in stackings if form_of(s, roots[name], collection) == "stacked"]
             for name, collection in names.items()
@@ -283,6 +293,7 @@ class _View:
         """Returns the view of a state; what lies at the place of a parameter belongs to that."""
         found, treedef = jax.tree_util.tree_flatten_with_path(tree)
         paths = [names_of(keys) for keys, _ in found]
+        # By part of the path: optax keeps trees like the parameters at places of its own.
         places = {path: i for i, path in enumerate(self.paths)}
         owners = [next((places[p] for p in _parts(path) if p in places), None) for path in paths]
         chains = [() if i is None else self.chains[i] for i in owners]
