@@ -60,6 +60,7 @@ def axes_of(axes: Tree, tree: Tree, at: Lifted, argument: str, skip: int = 0) ->
 
 def _no_prefix(axes: Tree, tree: Tree, at: Lifted, argument: str, skip: int) -> AxesTreeError:
     """Says where a tree of axes does not fit first, and what would."""
+    # Down to where the two part, for a message about that place and not about the whole tree.
     path: tuple[object, ...] = ()
     while True:
         deeper = _first_misfit(axes, tree)
@@ -78,6 +79,7 @@ def _no_prefix(axes: Tree, tree: Tree, at: Lifted, argument: str, skip: int) -> 
             "carry" if skip == 2 else "module"
         )
         what += ": " + ", ".join(name.removeprefix("argument ") for name in names)
+    # What would have fitted depends on what was meant: one axis for all parts, or one for each.
     parts = isinstance(axes, (list, tuple)) and isinstance(tree, (list, tuple))
     if parts or (isinstance(axes, Mapping) and isinstance(tree, Mapping)):
         like = _shape_of(tree, lambda leaf: "0", 1)
@@ -132,6 +134,7 @@ def _expand(axes: Tree, tree: Tree, found: list[Axis]) -> bool:
 
 def _shape_of(tree: Tree, leaf: Callable[[object], str], depth: int = 9) -> str:
     """Shows the containers of a tree down to a depth, and what ``leaf`` says of what is in them."""
+    # A tree may hold a whole model, so that depth and width are both bounded.
     if depth == 0:
         return leaf(tree)
     if isinstance(tree, Mapping):
@@ -212,6 +215,8 @@ class Sizes:
         size = shape[axis]
         if self.size is None:
             self.size = size
+            # Called for a message alone: to put each leaf in words would be most of the work of a
+            # call.
             self.source = lambda: f"{spoken()[0]} ({describe(leaf)}, axis {axis})"
         elif size != self.size:
             name, asked = spoken()
@@ -225,6 +230,7 @@ class Sizes:
     def see_variables(self, group: Group, axis: int) -> None:
         """Notes the sizes of a group of stacked variables."""
         for collections in group:
+            # Paths are built for the leaves only where one of them does not fit.
             if self._all_fit(jax.tree.leaves(collections), axis):
                 continue
             for path, leaf in jax.tree_util.tree_leaves_with_path(collections):
@@ -323,6 +329,7 @@ def _first_refused(change: boxes.Change, group: Group, axis: int, metadata_param
 
 def unstack(group: Group, axis: int) -> Group:
     """Moves the axis of a group to the front."""
+    # `moveaxis` would be an equation for each variable in every program.
     if axis == 0 or not any(group):
         return group
     return jax.tree.map(lambda x: to_front(x, axis), group)

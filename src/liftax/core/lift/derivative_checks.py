@@ -90,6 +90,8 @@ def check_tangents(
             f"{opening.place}: there are {len(primals)} primals and {len(tangents)} tangents; "
             f"give one tangent for each primal"
         ) from cause
+    # Only when JAX has refused: it takes more than could be checked here, and what it takes is
+    # right.
     pairs = [(f"tangents[{i}]", *pair) for i, pair in enumerate(zip(primals, tangents))]  # noqa: B905
     for name, old, new in [*pairs, ("variable_tangents", variables, directions)]:
         # JAX has refused one of them; which, and by what name the user knows it, is found here.

@@ -63,6 +63,7 @@ def run(
     """
     x = jax.tree.map(jax_private.element, xs)
     closed, shape = jax.make_jaxpr(step, return_shape=True)(state, x)
+    # A variable that changes its shape is another array, and cannot lie in the old one's place.
     found = [p for p in pairs(x, shape[1]) if _alike(x, shape[1], p)]
     program = jax_private.consts_as_inputs(closed)
     first = len(closed.consts) + len(jax.tree.leaves(state))  # where the inputs of x begin
@@ -88,9 +89,11 @@ def run(
             return (out[:after], wholes), _without(out[after:], y_at)
 
         wholes = [xs[k] for k in whole_at]
+        # An iteration has to know which part is its own: the slice did not say.
         numbers = jnp.arange(len(wholes[0]), dtype=jnp.int32)
         start = (state, wholes), (_without(xs, whole_at), numbers)
         (state, wholes), ys = loop(writing, *start)
+        # From the first place on, so that each insertion leaves the later places right.
         for k, whole in sorted(zip(y_at, wholes, strict=True)):
             ys.insert(k, whole)
         return state, ys
@@ -101,6 +104,7 @@ def run(
         out, ys = sliced(*leaves)
     else:
         ruled = jax.custom_jvp(in_place)
+        # Run only where a derivative is taken; the value is then of this loop too.
         ruled.defjvp(lambda primals, tangents: jax.jvp(sliced, primals, tangents))
         out, ys = ruled(*leaves)
     return jax.tree.unflatten(state_def, out), jax.tree.unflatten(y_def, ys)
@@ -138,6 +142,8 @@ class _Body:
         self.updates: dict[int, int] = {}
         self.replaced: dict[int, Atom] = {}
         for k, (i, o) in enumerate(pairs):
+            # Backwards from what comes out: only a chain of updates, with nothing between, can be
+            # made in the whole array.
             found = _updates(program.invars[i], program.outvars[o], makers)
             if found is None:
                 self.replaced[k] = program.outvars[o]
@@ -159,6 +165,8 @@ class _Body:
 
     def _part(self, eqns: list[jex.JaxprEqn]) -> Iterator[jex.Jaxpr]:
         if eqns:
+            # All that a part makes is handed out, used or not: what is dead there XLA finds by
+            # itself.
             made = [out for eqn in eqns for out in eqn.outvars if jax_private.is_variable(out)]
             used = [a for eqn in eqns for a in eqn.invars if jax_private.is_variable(a)]
             inside = set(made)
@@ -184,6 +192,7 @@ class _Body:
                 values.update(zip(part.outvars, made, strict=True))
                 continue
             _, update, *place = map(read, part.invars)
+            # `dynamic_update_slice` wants all of its indices of one dtype, and the body has chosen.
             number = i.astype(jnp.result_type(*place))
             wholes[changed] = lax.dynamic_update_slice(
                 wholes[changed], update[None], (number, *place)

@@ -48,6 +48,7 @@ def interleaved(
     def total(parts: Leaves, own: Leaves, args: Leaves) -> jax.Array:
         return run(parts, own, args)[0]
 
+    # The loss is one number, so whatever comes back is a factor of what is stored already.
     def backward(slopes: Slopes, by: jax.Array) -> tuple[list[jax.Array | None], ...]:
         return tuple([s if s is None else (s * by).astype(s.dtype) for s in p] for p in slopes)
 
@@ -66,6 +67,7 @@ class _Both:
     def __call__(self, parts: Leaves, own: Leaves, args: Leaves) -> tuple[jax.Array, Slopes]:
         options, ids = self.stages.options, self.stages.ids
         count, last = options.microbatches, options.stages - 1
+        # The first stage waits longest: the way to the last stage and back.
         ring_size, alone = 2 * last + 1, self.alone
 
         def forward(number: jax.Array, state: Leaves, own: Leaves) -> Leaves:
@@ -78,6 +80,7 @@ class _Both:
             def again(some: list[Leaves]) -> Leaves:
                 return floats(self.visit(with_floats(state, some[0]), with_floats(now, some[1]))[0])
 
+            # By floats alone: integers have no derivative that a loop could carry.
             (slopes,) = jax.vjp(again, real)[1](slope)
             return slopes
 
@@ -90,6 +93,7 @@ class _Both:
                 choose(ids == 0, jnp.broadcast_to(f, a.shape), self.stages.moved(a, 1))
                 for f, a in zip(first, flight, strict=True)
             ]
+            # What lay here has been worked back on by now, by the size of the ring.
             at = t % ring_size
             ring = [self.stages.put(leaf, at, x) for leaf, x in zip(ring, state, strict=True)]
             out = self.stages.vmapped(forward)(number, state, own)
@@ -117,6 +121,7 @@ class _Both:
             ]
             slopes, own_slopes = self.stages.vmapped(back)(number, kept, own, slopes)
             is_one = (behind >= 0) & (behind < count)
+            # Zero where the stage has no microbatch, and not skipped: all stages run one program.
             summed = [
                 self.added(total, jnp.where(_wide(is_one, s), s, 0), number, one)
                 for total, s, one in zip(summed, own_slopes, _where(own, alone), strict=True)
@@ -126,6 +131,8 @@ class _Both:
             of_args = [
                 total if c else total + s for total, s, c in zip(of_args, more, cuts, strict=True)
             ]
+            # Arguments that are cut have a derivative for each microbatch; of others there is one
+            # sum.
             apart = [s for s, c in zip(more, cuts, strict=True) if c]
             carry = out, slopes, ring, summed, of_args
             return carry, [[jnp.where(valid, value, 0)], [s[0] for s in slopes], apart]

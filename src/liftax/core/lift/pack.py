@@ -17,6 +17,8 @@ from ..streams import Keyed
 from ..types import Collections, Function, Group, Path, Tree
 from .crossing import Opening
 
+# A user's lift is written over scopes, and is called by one of modules: nothing in its signature
+# could hand this on.
 lifting: ContextVar[Any] = ContextVar("liftax_lifting", default=None)
 """What a lift of modules is made of, for a lift of the user's that sees its scopes alone."""
 
@@ -52,9 +54,13 @@ class _Packed(Roles):
 
     def of(self, col: str) -> Row | None:
         if col not in self._rows:
+            # In and out are asked apart, since a collection may go in by one filter and come out by
+            # another.
             enters = any(in_filter(f, col) for f in self.ins)
             found = (_out(j) for j, f in enumerate(self.outs) if in_filter(f, col))
             role = next(found, None) if in_filter(self.mutable, col) else None
+            # Not in the table at all is another answer than in it and written nowhere: messages
+            # differ.
             self._rows[col] = None
             if enters or role is not None:
                 argument = "in_variable_filters" if enters else "out_variable_filters"
@@ -162,6 +168,8 @@ def _target(scope_tree: Tree, fn: Function) -> Any:
     body = lifting.get()
     if body is None:
         return fn
+    # A lift inside of the module may be called on other scopes; then the function is what is
+    # lifted.
     mine = {id(scope) for scope in body.detached.scopes}
     return body if all(id(scope) in mine for scope in jax.tree.leaves(scope_tree)) else fn
 
@@ -175,6 +183,7 @@ class _Packing(Opening):
         """Returns the variables by group."""
         found: list[list[Collections]] = [[] for _ in filters]
         for top in self.tops:
+            # Popped, so that the first filter that has a collection takes it, as Linen's groups do.
             left = {col: top.node(col) for col in top.collections()}
             for group, which in zip(found, filters, strict=True):
                 names = [col for col in left if in_filter(which, col)]
@@ -199,6 +208,7 @@ class _Packing(Opening):
     ) -> Any:
         """Makes scopes around variables and keys."""
         tables, roles = self.tables, self.roles
+        # For this call of `scope_fn` alone: the next one may ask for another.
         if mutable_filter is not True:
             streams = [rng for rng, _ in roles.streams]
             narrow = _Packed(roles.lift, roles.ins, roles.outs, streams, mutable_filter)
@@ -214,6 +224,7 @@ class _Packing(Opening):
 
     def repack_fn(self, inner_scope_tree: Tree) -> tuple[Group, ...]:
         """Ends the scopes; returns what may be written of their variables, by group."""
+        # By call: the user may hand back scopes below those that were made, or several of one.
         found = {id(scope.call): scope.root for scope in jax.tree.leaves(inner_scope_tree)}
         inner = list(found.values())
         written = tuple(self.written(inner, _out(j)) for j in range(len(self.roles.outs)))

@@ -157,6 +157,7 @@ class Pipelined:
             own = [of_layers[k] for k in range(len(x))]
             return self.loop(layer, state, own, length=layers, **of_jax)
 
+        # What has a batch differs from microbatch to microbatch, and so does its derivative.
         alone = [leaf.axis is not None for leaf in x]
         wide = [
             (stages.everywhere(c), False) for s, c in zip(shared, closed.consts, strict=True) if s

@@ -83,6 +83,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         for name in ("stages", "microbatches", "repeats", "delay"):
             n = getattr(self, name)
+            # True is an int, and `stages=True` would be one stage.
             if not isinstance(n, int) or isinstance(n, bool) or n < 1:
                 raise PipelineError(
                     f"Pipeline: {name} expected an int, 1 or more; found {shown(n)}"
@@ -96,6 +97,7 @@ class Pipeline:
                 f"Pipeline: axis expected the name of an axis of the mesh; found {shown(self.axis)}"
             )
         self._check_microbatched()
+        # With fewer, stage 0 would want a microbatch again before it has come around.
         if self.repeats > 1 and self.microbatches < self.stages * self.delay:
             around = f"stages={self.stages}" + f" * delay={self.delay}" * (self.delay > 1)
             raise PipelineError(
@@ -118,6 +120,7 @@ class Pipeline:
                     f"Pipeline: microbatched[{name!r}] expected an axis, or None for what has no "
                     f"batch; found {shown(axis)}"
                 )
+        # A copy, as the user may go on changing theirs.
         object.__setattr__(self, "microbatched", dict(given))
 
     @property
@@ -145,6 +148,8 @@ class Pipeline:
           PipelineError: they don't come out even.
         """
         visits = self.stages * self.repeats
+        # Unequal stages would wait for the longest one in each step; layers that are left over can
+        # stand outside.
         if depth % visits:
             more = f" * repeats={self.repeats}" if self.repeats > 1 else ""
             raise PipelineError(

@@ -57,6 +57,7 @@ class ShardMap:
     @functools.cached_property
     def lift(self) -> Lift:
         """The lift: what has a spec of its own has a role of its own."""
+        # The empty name is last and takes what is left, which every device has whole.
         variables: dict[str, Filter] = {**{name: name for name in self.variable_specs}, "": True}
         streams = tuple(name for name, value in self.split_rngs.items() if value)
         return Lift(self._run, variables, {"split": streams, "same": True}, name="shard_map")
@@ -65,6 +66,7 @@ class ShardMap:
         return self.lift(fn)
 
     def _run(self, body: Any, variables: Any, keys: Any, *args: Tree, **kwargs: Tree) -> Any:
+        # At the call and not before: a model is made once, and used under several meshes.
         mesh = self.mesh if self.mesh is not None else jax.sharding.get_abstract_mesh()
         if mesh.empty:
             raise LiftOptionError(
@@ -84,6 +86,7 @@ class ShardMap:
         arrays, rest = split(kwargs, is_array)
 
         def part(variables: Any, keys: dict[str, Keyed], args: Any, arrays: Any) -> Any:
+            # One number over all axes of the mesh, so that no two devices draw the same.
             number = jax.lax.axis_index(mesh.axis_names)
             own = jax.tree.map(lambda key: jax.random.fold_in(key, number), keys["split"])
             kwargs = rest.filled(arrays)
