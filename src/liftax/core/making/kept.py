@@ -56,8 +56,8 @@ class KeptLoops:
         if eqn.effects or not equations.is_loop(eqn):
             return eqn
         try:
-            key = _key(eqn)
-        except _Unequalled:
+            key = key_of(eqn)
+        except Unequalled:
             return eqn
         call = self.calls.pop(key, None)
         if call is None:
@@ -78,11 +78,11 @@ def _bytes(key: Hashable) -> int:
     return sys.getsizeof(key) + parts
 
 
-class _Unequalled(Exception):
+class Unequalled(Exception):
     """A program that no other one equals."""
 
 
-def _key(eqn: jex.JaxprEqn) -> Hashable:
+def key_of(eqn: jex.JaxprEqn) -> Hashable:
     """Returns what is equal for equations that compute alike, whatever they compute with."""
     avals = tuple(atom.aval for atom in (*eqn.invars, *eqn.outvars))
     # The context is one object for equal settings of JAX.
@@ -121,7 +121,7 @@ def _value(value: Any) -> Hashable:
     # Types of arrays and classes of them, as in Pallas's parameters, have a dtype and a shape too.
     if hasattr(value, "__array__") and not isinstance(value, type):
         if isinstance(value, jax.core.Tracer) or is_key(value) or value.nbytes > _LITTLE:
-            raise _Unequalled
+            raise Unequalled
         # NumPy's arrays change in place: their value is what was traced.
         return kind, value.dtype, value.shape, np.asarray(value).tobytes()
     if isinstance(value, Draw):
@@ -131,5 +131,5 @@ def _value(value: Any) -> Hashable:
     try:
         hash(value)
     except TypeError:
-        raise _Unequalled from None
+        raise Unequalled from None
     return kind, value

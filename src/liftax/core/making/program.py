@@ -19,6 +19,7 @@ from ...errors import LazyInitError
 from ...pytrees import is_array, split_by
 from ..streams import Rngs, Stream, as_streams
 from ..types import Tree
+from . import alike
 from .kept import KeptLoops
 
 if TYPE_CHECKING:
@@ -143,7 +144,9 @@ class _Init:
         if eager:
             small = loops.put_into(small)
         inputs = zip([*closed.consts, *self.inputs], used, strict=True)
-        arrays = iter(jax_private.evaluate(small, [value for value, used in inputs if used]))
+        compiled = jax_private.is_compiled(jax_private.current_trace())
+        evaluate = alike.evaluate if compiled else jax_private.evaluate
+        arrays = iter(evaluate(small, [value for value, used in inputs if used]))
         return _filled(made, [next(arrays) if x is _TRACED else x for x in jax.tree.leaves(made)])
 
 
