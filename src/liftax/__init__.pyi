@@ -53,6 +53,7 @@ from .debug.nonfinite import NonFinite as NonFinite
 from .debug.nonfinite import find_nonfinite as find_nonfinite
 from .debug.watch import Watched as Watched
 from .debug.watch import watch as watch
+from .debug.watch import watch_updates as watch_updates
 from .errors import LiftWarning as LiftWarning
 from .init_sharded import init_sharded as init_sharded
 from .layers.activation import PReLU as PReLU

@@ -244,14 +244,18 @@ def identity(name: str) -> _core.Primitive:
 
 
 def both_ways(name: str) -> _core.Primitive:
-    """Makes a primitive that returns its input: it marks a value, and the gradient that comes back.
+    """Makes a primitive that returns its first input: it marks a value, and the gradient of it.
 
     Its parameter ``kind`` is ``"value"`` where it was put, and ``"gradient"`` in a backward pass.
+    The other inputs are there to be seen with the first; no derivative is taken by them.
     """
     mark = identity(name)
+    mark.def_impl(lambda x, *_, **__: x)
+    mark.def_abstract_eval(lambda aval, *_, **__: aval)
+    mlir.register_lowering(mark, lambda ctx, x, *_, **__: [x])
 
     def jvp(primals: Sequence[object], tangents: Sequence[Any], *, kind: str, **params: Any) -> Any:
-        (tangent,) = tangents
+        tangent = tangents[0]
         if not isinstance(tangent, ad.Zero):
             tangent = mark.bind(tangent, kind="tangent", **params)
         return mark.bind(*primals, kind=kind, **params), tangent
@@ -260,8 +264,12 @@ def both_ways(name: str) -> _core.Primitive:
         back = "gradient" if kind == "tangent" else kind
         return [ct if isinstance(ct, ad.Zero) else mark.bind(ct, kind=back, **params)]
 
+    def batch(args: Sequence[object], axes: Sequence[object], **params: object) -> tuple[Any, Any]:
+        return mark.bind(*args, **params), axes[0]
+
     ad.primitive_jvps[mark] = jvp
     ad.primitive_transposes[mark] = transpose
+    batching.primitive_batchers[mark] = batch
     return mark
 
 

@@ -1,8 +1,11 @@
 """A few numbers of each module and layer, from one trace of a compiled step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import liftax as nn
@@ -137,5 +140,98 @@ def test_table_and_page(tmp_path):
 def test_names_that_are_none():
     with pytest.raises(ValueError, match="watch: 'mean' is none of rms, max, zeros, nonfinite"):
         nn.watch(step_of(Model()), stats=["mean"])
-    with pytest.raises(ValueError, match="watch: 'inputs' is none of outputs, gradients"):
+    with pytest.raises(
+        ValueError, match="watch: 'inputs' is none of outputs, gradients, params, updates"
+    ):
         nn.watch(step_of(Model()), of=["inputs"])
+
+
+def training(model, tx):
+    def step(params, state):
+        loss = lambda p: (model.apply({"params": p}, X) ** 2).mean()  # noqa: E731
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(grads, state, params)
+        return value, optax.apply_updates(params, updates), state
+
+    return step
+
+
+EVERY = ("outputs", "gradients", "params", "updates")
+
+
+@pytest.mark.parametrize("remat", [None, nn.Remat(), "auto"], ids=["plain", "remat", "auto"])
+def test_parameters_and_updates_of_each_layer(remat):
+    model, params = Model(remat), V["params"]
+    layout = nn.layout(model, KEY, X)
+    bare = optax.chain(optax.clip_by_global_norm(1.0), nn.per_layer(optax.lamb(1e-2), layout))
+    tx = nn.watch_updates(bare, layout)
+    state = tx.init(params)
+    step = training(model, tx)
+    (_, new, after), seen = jax.jit(nn.watch(step, of=EVERY))(params, state)
+    plain = jax.jit(training(model, bare))(params, bare.init(params))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), (new, after), plain[1:]
+    )
+    for of, tree in (
+        ("params", params),
+        ("updates", jax.tree.map(lambda a, b: a - b, new, params)),
+    ):
+        assert sorted(seen[of]) == [
+            *("deep/block_0/up/bias", "deep/block_0/up/kernel", "first/bias", "first/kernel")
+        ]
+        kernel = tree["deep"]["block_0"]["up"]["kernel"]
+        rms = jnp.sqrt((kernel**2).mean((1, 2)))
+        np.testing.assert_allclose(seen[of]["deep/block_0/up/kernel"]["rms"], rms, rtol=1e-3)
+        first = jnp.abs(tree["first"]["kernel"]).max()
+        np.testing.assert_allclose(seen[of]["first/kernel"]["max"], first, rtol=1e-3)
+
+
+def test_layers_of_layers_and_a_model_without_any():
+    inner = nn.Stack(nn.Dense(4), depth=2)
+    deep = nn.Stack(inner, depth=3)
+    params = deep.init(KEY, X)["params"]
+    tx = nn.watch_updates(optax.sgd(1.0), nn.layout(deep, KEY, X))
+    _, seen = nn.watch(training(deep, tx), of=EVERY, stats=["max"])(params, tx.init(params))
+    (path,) = [path for path in seen["params"] if path.endswith("kernel")]
+    assert seen["params"][path]["max"].shape == seen["updates"][path]["max"].shape == (3, 2)
+    kernel = functools.reduce(lambda tree, name: tree[name], path.split("/"), params)
+    np.testing.assert_allclose(seen["params"][path]["max"], jnp.abs(kernel).max((2, 3)), rtol=1e-6)
+
+    dense = nn.Dense(4)
+    params = dense.init(KEY, X)["params"]
+    tx = nn.watch_updates(optax.sgd(1.0))
+    _, seen = nn.watch(training(dense, tx), of=["updates"])(params, tx.init(params))
+    assert list(seen["updates"]) == ["bias", "kernel"] and seen["updates"]["bias"]["rms"].ndim == 0
+
+
+def test_a_module_that_returns_no_floats_has_parameters():
+    class Best(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return jnp.argmax(nn.Dense(3)(x) * self.param("scale", nn.initializers.ones, (3,)), -1)
+
+    best = Best()
+    variables = best.init(KEY, X)
+    _, seen = nn.watch(best.apply, of=["outputs", "params"], stats=["max"])(variables, X)
+    assert sorted(seen["params"]) == ["Dense_0/bias", "Dense_0/kernel", "scale"]
+    assert list(seen["outputs"]) == ["Dense_0"]
+
+
+def test_updates_that_nobody_marked():
+    tx = optax.sgd(1e-2)
+    params = V["params"]
+    with pytest.raises(ValueError, match=r"asks for 'updates'.*\n.*tx = nn.watch_updates\(tx, lay"):
+        nn.watch(training(Model(), tx), of=["updates"])(params, tx.init(params))
+    marked = nn.watch_updates(tx, nn.layout(Model(), KEY, X))
+    _, seen = nn.watch(training(Model(), marked), of=["updates"])(params, tx.init(params))
+    assert len(seen["updates"]) == 4
+
+
+def test_watched_updates_cost_nothing_where_nobody_watches():
+    tx, params = optax.adam(1e-2), V["params"]
+    marked = nn.watch_updates(tx, nn.layout(Model(), KEY, X))
+    texts = [
+        jax.jit(training(Model(), one)).lower(params, one.init(params)).compile().as_text()
+        for one in (tx, marked)
+    ]
+    assert texts[0].count(" = ") == texts[1].count(" = ")

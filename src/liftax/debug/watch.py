@@ -1,9 +1,10 @@
 """What goes through the modules of a running step, and what comes back: numbers of each layer.
 
 While a function is traced, each module's output goes through a mark, which does nothing. The mark's
-derivative marks the gradient of the output. The program of the whole function, gradients and all,
-is then run with the numbers of each marked value beside it; a loop stacks them, layer by layer, and
-no value is kept for them.
+derivative marks the gradient of the output; the module's own parameters go into it too, only to be
+seen. The program of the whole function, gradients and all, is then run with the numbers of each
+marked value beside it; a loop stacks them, layer by layer, and no value is kept for them. Updates
+are made outside of all modules: `watch_updates` marks them where the optimizer returns them.
 """
 
 from __future__ import annotations
@@ -22,17 +23,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import equations, jax_private
+from ..core.boxes import unbox
 from ..files import replacing
+from ..installed import needed
 from ..module import intercept_methods
 from ..pytrees import is_array, is_inexact, split
+from ..training.per_layer import layer_axes
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
+    import optax
 
+    from ..module.bound import Variables
     from ..module.methods import InterceptorContext
 
 _mark_p = jax_private.both_ways("liftax_watched")
-_KINDS = {"value": "outputs", "gradient": "gradients"}
+_KINDS = {"value": "outputs", "gradient": "gradients", "update": "updates"}
+_OF = ("outputs", "gradients", "params", "updates")
 _STATS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "rms": jnp.square,
     "max": lambda x: x,
@@ -42,7 +49,7 @@ _STATS: dict[str, Callable[[jax.Array], jax.Array]] = {
 """Of the absolute values of all elements: what is added up, or of which the largest is taken."""
 
 Seen = dict[str, dict[str, dict[str, jax.Array]]]
-"""``"outputs"`` or ``"gradients"`` -> path of the module -> statistic -> an array of the layers."""
+"""``"outputs"``, ``"params"`` ... -> path of module or parameter -> statistic -> an array."""
 
 
 @jax.tree_util.register_dataclass
@@ -51,8 +58,9 @@ class Watched:
     """The numbers of each module; a pytree, as text a table.
 
     Attributes:
-      values: ``"outputs"`` or ``"gradients"`` -> path of the module -> statistic -> ``float32`` of
-        the loops around the module, the outermost first: ``[layers]`` in a stack.
+      values: ``"outputs"`` or ``"gradients"`` -> path of the module, ``"params"`` or ``"updates"``
+        -> path of the parameter; -> statistic -> ``float32`` of the loops around the module, the
+        outermost first: ``[layers]`` in a stack.
 
     Example:
       >>> import jax, jax.numpy as jnp, liftax as nn
@@ -138,7 +146,8 @@ def watch(
         values; ``"zeros"`` and ``"nonfinite"``, which share of the elements is zero, infinite or
         NaN.
       of: ``"outputs"`` of the modules' ``__call__``, ``"gradients"`` of the function with respect
-        to them.
+        to them, the ``"params"`` of the modules that are called, the ``"updates"`` of an optimizer
+        in `watch_updates`.
 
     Returns:
       a function of the same arguments that returns ``(fn(...), Watched)``. In a stack each number
@@ -146,7 +155,8 @@ def watch(
       `jax.lax.cond` or in a while loop is not heard of.
 
     Raises:
-      ValueError: there is no such statistic, or nothing of that name to watch.
+      ValueError: there is no such statistic, or nothing of that name to watch; or no optimizer of
+        the function is in `watch_updates`, and updates are asked for.
 
     Example:
       >>> import jax, liftax as nn
@@ -165,7 +175,7 @@ def watch(
       >>> seen["outputs"]["block_0/up"]["rms"].shape, sorted(seen["gradients"])
       ((6,), ['', 'block_0', 'block_0/up'])
     """
-    for name, known in ((stats, _STATS), (of, dict.fromkeys(_KINDS.values()))):
+    for name, known in ((stats, tuple(_STATS)), (of, _OF)):
         for one in name:
             if one not in known:
                 raise ValueError(f"watch: {one!r} is none of {', '.join(known)}")
@@ -178,7 +188,7 @@ def watch(
 
         def call(arrays: list[Any]) -> Any:
             args, kwargs = rest.filled(arrays)
-            with marked():
+            with marked("params" in of):
                 return fn(*args, **kwargs)
 
         closed, shape = jax.make_jaxpr(call, return_shape=True)(arrays)
@@ -186,6 +196,11 @@ def watch(
         values: Seen = {kind: {} for kind in of}
         for (kind, path), one in found.items():
             values[kind][path] = one.numbers
+        if "updates" in of and not values["updates"]:
+            raise ValueError(
+                "watch: of= asks for 'updates', and the function has none that are marked\n"
+                "expected: an optimizer tx = nn.watch_updates(tx, layout), called in the function"
+            )
         return jax.tree.unflatten(jax.tree.structure(shape), outputs), Watched(values)
 
     return run
@@ -211,20 +226,87 @@ def _numbers(stats: tuple[str, ...], x: jax.Array) -> dict[str, jax.Array]:
     return made
 
 
-def marked() -> contextlib.AbstractContextManager[None]:
-    """A block in which what modules return goes through a mark."""
-    return intercept_methods(_mark)
+def watch_updates(
+    tx: optax.GradientTransformation, layout: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Makes `watch` hear of the updates that an optimizer returns, layer by layer.
+
+    Outside of `watch` nothing changes: neither numbers, nor the state, nor the compiled program.
+
+    Args:
+      tx: any transformation of optax.
+      layout: which subtrees are stacked, as for `per_layer`: a `Stack` (as the whole model), or
+        what `nn.layout` found in a model. None if nothing is.
+
+    Returns:
+      the transformation, with the same state.
+
+    Raises:
+      StackingError: the layout has no stack, or other layers than the updates; by ``update``.
+      MissingExtraError: optax is not installed.
+
+    Example:
+      >>> import jax, optax, liftax as nn
+      >>> stack = nn.Stack(nn.Dense(4), depth=3)
+      >>> x = jax.numpy.ones((2, 4))
+      >>> params = stack.init(jax.random.key(0), x)["params"]
+      >>> tx = nn.watch_updates(optax.adam(1e-3), stack)
+      >>> def step(params, state):
+      ...     grads = jax.grad(lambda p: stack.apply({"params": p}, x).sum())(params)
+      ...     updates, state = tx.update(grads, state, params)
+      ...     return optax.apply_updates(params, updates), state
+      >>> watched = nn.watch(step, stats=["rms"], of=["params", "updates"])
+      >>> _, seen = jax.jit(watched)(params, tx.init(params))
+      >>> seen["params"]["block_0/kernel"]["rms"].shape
+      (3,)
+      >>> [f"{rms:.4f}" for rms in seen["updates"]["block_0/kernel"]["rms"]]  # adam's first step
+      ['0.0010', '0.0010', '0.0010']
+    """
+    optax = needed("optax", "train", "nn.watch_updates is for transformations of optax")
+    inner = optax.with_extra_args_support(tx)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        new, state = inner.update(updates, state, params, **extra)
+        leaves, treedef = jax.tree.flatten(new)
+        places = layer_axes(new, layout)
+        made = [
+            _mark_p.bind(x, kind="update", path="/".join(path), axes=tuple(axes))
+            for x, (path, axes) in zip(leaves, places, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, made), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _mark(call: Any, args: Any, kwargs: Any, context: InterceptorContext) -> Any:
+def marked(params: bool = False) -> contextlib.AbstractContextManager[None]:
+    """A block in which results of modules go through a mark, with their own ``params`` or not."""
+    return intercept_methods(functools.partial(_mark, params))
+
+
+def _mark(params: bool, call: Any, args: Any, kwargs: Any, context: InterceptorContext) -> Any:
     out = call(*args, **kwargs)
     if context.method_name != "__call__":
         return out
     path = "/".join(context.module.path)
+    own = _own_params(context.module) if params else {}
     leaves, rest = split(out, lambda leaf: is_array(leaf) and is_inexact(leaf))
+    if own and not leaves:  # tokens, say: they bear the mark of the parameters alone
+        leaves, rest = split(out, is_array)
     names = [path] if len(leaves) == 1 else [f"{path}[{i}]" for i in range(len(leaves))]
-    pairs = zip(leaves, names, strict=True)
-    return rest.filled([_mark_p.bind(x, kind="value", path=name) for x, name in pairs])
+    seen = [(own, tuple(f"{path}/{name}".lstrip("/") for name in own)), *[({}, ())] * len(leaves)]
+    return rest.filled(
+        [
+            _mark_p.bind(x, *also.values(), kind="value", path=name, also=paths)
+            for x, name, (also, paths) in zip(leaves, names, seen, strict=False)
+        ]
+    )
+
+
+def _own_params(module: Variables) -> dict[str, jax.Array]:
+    """The parameters of a module without those of the modules in it."""
+    scope = module.scope
+    node: dict[str, Any] = unbox(scope.node("params") or {}) if scope is not None else {}
+    return {name: x for name, x in node.items() if is_array(x) and is_inexact(x)}
 
 
 At = tuple[int | None, ...]
@@ -285,7 +367,7 @@ class Reader:
 
     def _step(self, eqn: jex.JaxprEqn, inputs: list[Any], at: At) -> tuple[list[Any], Found]:
         if equations.name_of(eqn) == _mark_p.name:
-            return inputs, self._read(eqn, inputs[0], at)
+            return inputs[:1], self._read(eqn, inputs, at)
         if not _has_marks(eqn):
             return jax_private.run_equation(eqn, inputs), {}
         scan, remat = equations.as_scan(eqn), equations.as_remat(eqn)
@@ -323,13 +405,20 @@ class Reader:
         )
         return [*carry, *ys], found
 
-    def _read(self, eqn: jex.JaxprEqn, x: jax.Array, at: At) -> Found:
-        kind = _KINDS.get(eqn.params["kind"])
+    def _read(self, eqn: jex.JaxprEqn, inputs: list[jax.Array], at: At) -> Found:
         # What a backward pass computes again is the output that was counted.
-        again = kind == "outputs" and equations.is_again(eqn)
-        if kind not in self.of or again:
+        if eqn.params["kind"] == "value" and equations.is_again(eqn):
             return {}
-        return {(kind, eqn.params["path"]): Read(self.numbers(x), at)}
+        kind, x = _KINDS.get(eqn.params["kind"], ""), inputs[0]
+        found: Found = {}
+        if kind in self.of and is_inexact(x):
+            numbers = self.numbers
+            for axis in reversed(eqn.params.get("axes", ())):
+                numbers = jax.vmap(numbers, in_axes=axis)
+            found[kind, eqn.params["path"]] = Read(numbers(x), at)
+        for path, x in zip(eqn.params.get("also", ()), inputs[1:], strict=False):
+            found["params", path] = Read(self.numbers(x), at)
+        return found
 
 
 def _has_marks(eqn: jex.JaxprEqn) -> bool:

@@ -160,6 +160,20 @@ def per_layer(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def layer_axes(tree: Any, layout: Any) -> list[tuple[Path, list[int]]]:
+    """Finds path and layer axes of each parameter, outermost first, each in what those before left.
+
+    Args:
+      tree: the parameters, or a tree like them.
+      layout: as for `per_layer`; None for a model without a stack.
+    """
+    if layout is None:
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        return [(names_of(keys), []) for keys, _ in leaves]
+    view = _View.of_parameters(tree, as_stackings(layout))
+    return [(path, view.axes(i)) for i, path in enumerate(view.paths)]
+
+
 def mixed_layers(tx: optax.GradientTransformation, params: Any, layout: Any) -> list[str]:
     """Finds the stacked parameters that a transformation takes for one where they are many.
 
