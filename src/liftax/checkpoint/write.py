@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -312,13 +313,15 @@ def write(
             file.seek(0)
             file.write(header_of(tensors, about)[0])
         file.flush()
-        os.fsync(file.fileno())
-        # From the file, and not from what was meant to be in it: this is what a reader will see.
-        if kind == "msgpack":
-            tree, told = read_msgpack(np.memmap(temporary, np.uint8, mode="r"))
-            _verify(tree, {} if told is None else json.loads(told), plan, sums)
-        else:
-            _verify(*read_safetensors(temporary), plan, sums)
+        with ThreadPoolExecutor(1) as pool:  # the disk has its own pace
+            synced = pool.submit(os.fsync, file.fileno())
+            # From the file, not from what was meant to be in it: this is what a reader will see.
+            if kind == "msgpack":
+                tree, told = read_msgpack(np.memmap(temporary, np.uint8, mode="r"))
+                _verify(tree, {} if told is None else json.loads(told), plan, sums)
+            else:
+                _verify(*read_safetensors(temporary), plan, sums)
+            synced.result()
     return sums
 
 
