@@ -30,6 +30,7 @@ TABLES: dict[str, tuple[str, str, str]] = {
     "layout": ("layout", "run", "layout() beside one abstract init"),
     "layers": ("layers", "run", "the layers, one by one"),
     "stack": ("stack", "run", "every way to run a stack: trace, compile, step, memory"),
+    "plans": ("plans", "run", "a stack as it is beside its loop, by depth"),
     "pipeline": ("pipeline", "run", "pipelines beside the loop over microbatches"),
     "decode": ("decode", "run", "one token through a stack with a cache, by run and storage"),
     "growth": ("growth", "run", "what grows with values, leaves and layers"),

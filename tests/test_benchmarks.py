@@ -20,6 +20,7 @@ from benchmarks import (
     gpu,
     imports,
     inits,
+    plans,
     plot,
     profile,
     programs,
@@ -204,6 +205,13 @@ def test_gpu_sizes_and_what_is_said_without_one() -> None:
 def test_conversions_are_timed_beside_cp() -> None:
     (table,) = convert.run(Settings(rounds=1), width=32)
     assert set(convert.CASES) < set(table.cells) and "cp" in table.cells["layers to axis 1"]
+
+
+def test_plans_are_compared_with_their_loop() -> None:
+    small = Config(dim=16, batch=1, positions=8)
+    (table,) = plans.run(Settings(rounds=1, min_sample=0.0), small, (2,))
+    assert set(table.cells) == {f"2 layers, {of}" for of in ("step", "compile", "temporary memory")}
+    assert table.cells["2 layers, step"][plans.PLAN].ratio is not None
 
 
 def test_interleaving_takes_turns() -> None:
