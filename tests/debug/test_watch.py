@@ -235,3 +235,34 @@ def test_watched_updates_cost_nothing_where_nobody_watches():
         for one in (tx, marked)
     ]
     assert texts[0].count(" = ") == texts[1].count(" = ")
+
+
+def test_it_adds_little_to_a_program():
+    """The four numbers of all outputs and gradients: a few operations for each element."""
+    wide = nn.Stack(nn.Dense(64), depth=3)
+    x = jnp.ones((64, 64))
+    variables = wide.init(KEY, x)
+    step = jax.value_and_grad(lambda v: (wide.apply(v, x) ** 2).mean())
+    costs = [
+        jax.jit(fn).lower(variables).compile().cost_analysis()["flops"]
+        for fn in (step, nn.watch(step))
+    ]
+    assert costs[1] < 1.1 * costs[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_numbers_of_any_float(dtype):
+    x = jnp.asarray([0.0, -0.0, -3.0, 1.0, jnp.inf, -jnp.inf, jnp.nan, 2.0], dtype)
+
+    class Given(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x
+
+    (_, seen), (_, finite) = (nn.watch(Given().apply, of=["outputs"])({}, v) for v in (x, x[:4]))
+    of = seen["outputs"][""]
+    assert (float(of["zeros"]), float(of["nonfinite"])) == (0.25, 0.375)
+    assert jnp.isnan(of["max"]) and jnp.isnan(of["rms"])
+    of = finite["outputs"][""]
+    assert (float(of["max"]), float(of["zeros"])) == (3.0, 0.5)
+    np.testing.assert_allclose(of["rms"], np.sqrt(2.5), rtol=1e-6)

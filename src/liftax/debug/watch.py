@@ -40,13 +40,7 @@ if TYPE_CHECKING:
 _mark_p = jax_private.both_ways("liftax_watched")
 _KINDS = {"value": "outputs", "gradient": "gradients", "update": "updates"}
 _OF = ("outputs", "gradients", "params", "updates")
-_STATS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "rms": jnp.square,
-    "max": lambda x: x,
-    "zeros": lambda x: x == 0,
-    "nonfinite": lambda x: ~jnp.isfinite(x),
-}
-"""Of the absolute values of all elements: what is added up, or of which the largest is taken."""
+_STATS = ("rms", "max", "zeros", "nonfinite")
 
 Seen = dict[str, dict[str, dict[str, jax.Array]]]
 """``"outputs"``, ``"params"`` ... -> path of module or parameter -> statistic -> an array."""
@@ -175,7 +169,7 @@ def watch(
       >>> seen["outputs"]["block_0/up"]["rms"].shape, sorted(seen["gradients"])
       ((6,), ['', 'block_0', 'block_0/up'])
     """
-    for name, known in ((stats, tuple(_STATS)), (of, _OF)):
+    for name, known in ((stats, _STATS), (of, _OF)):
         for one in name:
             if one not in known:
                 raise ValueError(f"watch: {one!r} is none of {', '.join(known)}")
@@ -210,18 +204,32 @@ def _numbers(stats: tuple[str, ...], x: jax.Array) -> dict[str, jax.Array]:
     """Computes the statistics of one value."""
     sizes = jnp.abs(jax.lax.stop_gradient(x))
     sizes = sizes.astype(jnp.promote_types(sizes.dtype, jnp.float32))
-    parts = [_STATS[name](sizes).astype(sizes.dtype) for name in stats]
+    # As whole numbers, which are in the order of the sizes: the compiler may take the largest, and
+    # count, many at a time, where of floats it takes one after the other, for the sake of NaN.
+    whole = jnp.uint64 if sizes.dtype == jnp.float64 else jnp.uint32
+    bits = jax.lax.bitcast_convert_type(sizes, whole)
+    infinite = jax.lax.bitcast_convert_type(jnp.full((), jnp.inf, sizes.dtype), whole)
+    parts = {
+        "rms": jnp.square(sizes),
+        "max": bits,
+        "zeros": (bits == 0).astype(whole),
+        "nonfinite": (bits >= infinite).astype(whole),
+    }
 
     def join(one: Sequence[jax.Array], two: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         each = zip(stats, one, two, strict=True)
         return tuple(jnp.maximum(a, b) if name == "max" else a + b for name, a, b in each)
 
     # All in one pass: reading a value once for each would cost more than all else here.
-    zeros = tuple(jnp.zeros((), sizes.dtype) for _ in stats)
-    found = jax.lax.reduce(tuple(parts), zeros, join, tuple(range(x.ndim)))
+    given = tuple(parts[name] for name in stats)
+    zeros = tuple(jnp.zeros((), part.dtype) for part in given)
+    found = jax.lax.reduce(given, zeros, join, tuple(range(x.ndim)))
     made = {}
     for name, total in zip(stats, found, strict=True):
-        value = total if name == "max" else total / max(x.size, 1)
+        if name == "max":
+            value = jax.lax.bitcast_convert_type(total, sizes.dtype)
+        else:
+            value = total.astype(sizes.dtype) / max(x.size, 1)
         made[name] = (jnp.sqrt(value) if name == "rms" else value).astype(jnp.float32)
     return made
 
