@@ -239,8 +239,8 @@ def test_watched_updates_cost_nothing_where_nobody_watches():
 
 def test_it_adds_little_to_a_program():
     """The four numbers of all outputs and gradients: a few operations for each element."""
-    wide = nn.Stack(nn.Dense(64), depth=3)
-    x = jnp.ones((64, 64))
+    wide = nn.Stack(nn.Dense(256), depth=3)
+    x = jnp.ones((64, 256))
     variables = wide.init(KEY, x)
     step = jax.value_and_grad(lambda v: (wide.apply(v, x) ** 2).mean())
     costs = [
