@@ -218,6 +218,11 @@ def is_handed_on(eqn: jex.JaxprEqn) -> bool:
     return exact and eqn.primitive.name == "reduce_precision" and len(eqn.invars) == 1
 
 
+def is_reshape(eqn: jex.JaxprEqn) -> bool:
+    """Tells whether an equation gives the same numbers in the same order another shape."""
+    return eqn.primitive.name in ("reshape", "squeeze", "expand_dims") and len(eqn.invars) == 1
+
+
 def is_update(eqn: jex.JaxprEqn) -> bool:
     """Tells whether an equation is a `jax.lax.dynamic_update_slice`."""
     return eqn.primitive.name == "dynamic_update_slice"

@@ -108,3 +108,12 @@ def test_streams_and_shapes_go_in():
 def test_nothing_is_kept_of_what_is_linear():
     found = kept(nn.Dense(3, use_bias=False), X)
     assert found.rows == () and str(found) == "0 B kept, 0 B of it cheap"
+
+
+def test_weights_in_another_shape_are_the_weights():
+    """A loop over groups of layers sees `[groups, layers, ...]`: nothing is kept for that."""
+    stack = nn.Stack(nn.Dense(4), depth=6, run="scan of 3")
+    x = jax.ShapeDtypeStruct((2, 4), "float32")
+    shapes = jax.eval_shape(stack.init, jax.random.key(0), x)
+    kept = nn.saved_residuals(stack, shapes, x)
+    assert kept.cheap_bytes == 0 and {row.shape for row in kept.rows} == {(2, 2, 4)}

@@ -95,6 +95,9 @@ def residuals_of(
     program = jax.make_jaxpr(residuals)(variables.get("params", {}), others, arrays).jaxpr
     # What no equation makes was given, and lies in memory whether there is a gradient or not.
     order = {out: n for n, eqn in enumerate(program.eqns) for out in eqn.outvars}
+    for eqn in program.eqns:  # a loop over groups of layers sees the weights in another shape
+        if equations.is_reshape(eqn) and eqn.invars[0] not in order:
+            order.pop(eqn.outvars[0])
     # A variable, or an input, is there anyway; and what is kept twice is one array.
     kept = [atom for atom in dict.fromkeys(_variables(program.outvars)) if atom in order]
     makers, loops = _Makers(), dict(_loops(program, []))
