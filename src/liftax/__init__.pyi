@@ -165,6 +165,8 @@ from .stack.stack import Stack as Stack
 from .stack.stacking import Stacking as Stacking
 from .stack.storage import StackLayout as StackLayout
 from .stack.storage import stack_layouts as stack_layouts
+from .training.adapt import Adapted as Adapted
+from .training.adapt import adapt as adapt
 from .training.edit import LayerEdit as LayerEdit
 from .training.edit import edit_layers as edit_layers
 from .training.per_layer import PerLayerState as PerLayerState

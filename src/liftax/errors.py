@@ -524,6 +524,12 @@ class PerLayerError(LiftaxError, ValueError):
     code, title = "LX602", "An optimizer that cannot act layer by layer"
 
 
+class AdaptError(LiftaxError, ValueError):
+    """An adapter that does not fit the model: no such layer, no kernel, too large a rank."""
+
+    code, title = "LX605", "Adapters that do not fit the model"
+
+
 # --- the table of codes and pages ---------------------------------------------
 
 

@@ -38,7 +38,8 @@ def axis_labels(layer: Any, name: str, rank: int) -> tuple[str | None, ...]:
             # A rule that does not fit means that the layer is used in a way it was not written for;
             # no name is better than a wrong one.
             return found if len(found) == rank else (None,) * rank
-    return (None,) * rank
+    # An adapter stands beside the kernel of any of these layers.
+    return _ADAPTERS[name] if rank == 2 and name in _ADAPTERS else (None,) * rank
 
 
 def _fixed(*labels: str) -> Rule:
@@ -108,6 +109,8 @@ _CACHE: Rule = lambda layer, rank: [  # noqa: E731
     "heads",
     "head dim",
 ]
+
+_ADAPTERS = {"lora_a": ("in", "rank"), "lora_b": ("rank", "out")}
 
 _TABLE: dict[str, dict[str, Rule]] = {
     "Dense": _LINEAR,

@@ -6,6 +6,7 @@ automatic names, interceptors, captures, names in profiles) stands in `call_meth
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -236,13 +237,11 @@ def intercepted(
     kwargs: dict[str, object],
 ) -> object:
     """Calls a method by way of the interceptors."""
-    named, interceptors = watch()
+    interceptors = watch().interceptors
 
     def run(*args: object, **kwargs: object) -> object:
         # The name in profiles is the method's own: what interceptors do is outside.
-        if not named or module.scope is None:
-            return method(module, *args, **kwargs)
-        with jax.named_scope(_profile_name(module, name)):
+        with profiled(module, name):
             return method(module, *args, **kwargs)
 
     called, told = _told(method, module, name)
@@ -251,6 +250,13 @@ def intercepted(
     for interceptor in reversed(interceptors):
         call = functools.partial(_intercepted, interceptor, call, context)
     return call(*args, **kwargs)
+
+
+def profiled(module: Variables, name: str) -> contextlib.AbstractContextManager[object]:
+    """Gives what runs in a ``with`` block the name that a method has in profiles."""
+    if not watch().named_call or module.scope is None:
+        return contextlib.nullcontext()
+    return jax.named_scope(_profile_name(module, name))
 
 
 def _told(method: Function, module: Variables, name: str) -> tuple[Variables, str]:

@@ -20,8 +20,8 @@ from ...errors import PipelineError
 from ...words import shown
 
 STOP, NAN = "stop", "nan"
-DECLARED: Mapping[str, int | None] = {"params": None, "batch_stats": None}
-"""Collections that every pipeline knows to have no batch."""
+DECLARED: Mapping[str, int | None] = {"params": None, "batch_stats": None, "lora": None}
+"""Collections that every pipeline knows to have no batch; the last are the adapters of `adapt`."""
 
 
 @dataclasses.dataclass(frozen=True)
