@@ -15,6 +15,7 @@ import pytest
 from helpers.compare import ON_FLAX, Counter, Library, ours
 from helpers.models import SHARED, WIDTH, cheap, mapped, scanned
 from helpers.run import keys, ramp
+from jax.sharding import AxisType, PartitionSpec
 
 pytestmark = pytest.mark.skipif(ON_FLAX, reason="the reference traces more often")
 DEPTHS = [1, 2, 3, 4, 5, 6]
@@ -62,11 +63,25 @@ def wrap(kind: str, lib: Library, target: Any, depth: int) -> tuple[Any, Any]:
             target = nn.remat(target)
         elif name == "jit":
             target = nn.jit(target)
+        elif name == "pipeline":
+            # The whole carry is one microbatch: the body's is a vector, with no axis of a batch.
+            axes = {"params": 0, "state": 0}
+            split = {"params": True, "dropout": True}
+            state = {"state": None}
+            target = nn.pipeline(
+                target, 2, 1, variable_axes=axes, split_rngs=split, length=2, microbatched=state
+            )
+        elif name == "shard_map":
+            # Devices of one level: an axis that each has to itself can be split only once.
+            axis = f"level_{level}"
+            mesh = jax.make_mesh((1,), (axis,), axis_types=(AxisType.Auto,))
+            whole = PartitionSpec()
+            target = nn.shard_map(target, (whole, whole), whole, mesh)
         elif name == "negate":
             target = nn.map_variables(target, "params", _negated, _negated, init=True)
         else:
             raise ValueError(name)
-        if name in ("scan", "shared", "carry", "vmap"):
+        if name in ("scan", "shared", "carry", "vmap", "pipeline"):
             xs = (2, *xs)
         if name == "vmap":
             cs = (2, *cs)
@@ -77,11 +92,21 @@ def _negated(collections: Any) -> Any:
     return jax.tree.map(jnp.negative, collections)
 
 
-KINDS = ["scan", "shared", "carry", "vmap", "remat", "jit", "negate", "mixed"]
+KINDS = [
+    "scan", "shared", "carry", "vmap", "remat", "jit", "negate", "mixed", "pipeline", "shard_map"
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("kind", KINDS)
+# A pipeline in a pipeline multiplies stages, and devices are given out once.
+AT_DEPTHS = [
+    (kind, depth)
+    for kind in KINDS
+    for depth in DEPTHS
+    if depth <= {"pipeline": 2, "shard_map": 1}.get(kind, depth)
+]
+
+
+@pytest.mark.parametrize(("kind", "depth"), AT_DEPTHS)
 def test_one_trace(kind: str, depth: int) -> None:
     counter = Counter()
     model, args = wrap(kind, ours(), counting_body(ours(), counter), depth)

@@ -25,7 +25,8 @@ from .compare import Library
 from .models import key_bits
 
 WIDTH = 2
-LOOPS = ("scan", "vmap")
+LOOPS = ("scan", "vmap", "pipeline")
+TURNS = ("scan", "pipeline")  # loops that hand a carry on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Level:
     def is_loop(self) -> bool:
         return self.kind in LOOPS
 
+    @property
+    def hands_on(self) -> bool:
+        return self.kind in TURNS
+
 
 Nest = tuple[Level, ...]
 Draws = tuple[int, int]
@@ -62,6 +67,16 @@ def levels(draw: Any, kinds: Sequence[str], carries: bool) -> Level:
     if kind not in LOOPS:
         return Level(kind)
     shared = draw(st.booleans())
+    if kind == "pipeline":
+        # Of one microbatch, which is the whole carry; what comes out has an axis of microbatches.
+        return Level(
+            kind,
+            size=draw(st.integers(1, 3)),
+            params=None if shared else draw(_AXES),
+            stats=draw(_AXES),
+            split=draw(st.booleans()),
+            x_axis=None if draw(st.integers(0, 4)) == 0 else draw(_ENDS),
+        )
     return Level(
         kind,
         size=draw(st.integers(1, 3)),
@@ -83,14 +98,17 @@ def nests(draw: Any, kinds: Sequence[str], carries: bool = True, deepest: int = 
     """Nests with at least one loop, at most 18 runs of the body, gradients only innermost."""
     found = draw(st.lists(levels(kinds, carries), min_size=1, max_size=deepest))
     if not any(level.is_loop for level in found):
-        found.append(draw(levels(LOOPS, carries)))
-    branches = any(level.kind in ("cond", "switch") for level in found)
+        found.append(draw(levels([kind for kind in kinds if kind in LOOPS], carries)))
+    # What comes out of these is the same in all iterations to who looks, but not to a program.
+    branches = any(level.kind in ("cond", "switch", "pipeline") for level in found)
     kept: list[Level] = []
     runs = 1
     for level in found:
         level = dataclasses.replace(level, size=min(level.size, max(1, 18 // runs)))
-        if branches and level.k_axis is None:  # which branch runs depends on the loop
+        if branches and level.k_axis is None:
             level = dataclasses.replace(level, k_axis=0)
+        if level.kind == "shard_map" and any(one.kind == "shard_map" for one in kept):
+            continue  # devices are given out once
         runs *= level.size
         if level.kind != "vjp":
             kept.append(level)
@@ -144,7 +162,7 @@ def draws_before(nest: Nest, mode: str) -> Draws:
         if not levels:
             return body(missing)
         first = play(levels[1:], missing)
-        twice = levels[0].kind == "scan" or (levels[0].kind == "map" and mode == "init")
+        twice = levels[0].hands_on or (levels[0].kind == "map" and mode == "init")
         if not twice:
             return first
         # Shared parameters are those of the first run, and are there in the second.
@@ -211,6 +229,25 @@ def _lift(lib: Library, lifts: Any, target: Any, level: Level) -> Any:
             length=level.size if level.sized or level.x_axis is None else None,
             reverse=level.reverse,
             unroll=level.unroll,
+        )
+    if kind == "pipeline":
+        return lifts.pipeline(
+            target,
+            level.size,
+            1,
+            variable_axes={"stats": level.stats}
+            | ({} if level.params is None else {"params": level.params}),
+            variable_broadcast="params" if level.params is None else False,
+            split_rngs={"params": level.params is not None, "dropout": level.split},
+            in_axes=(lib.broadcast if level.x_axis is None else level.x_axis, lib.broadcast),
+            length=level.size,
+            microbatched={"stats": None},
+        )
+    if kind == "shard_map":
+        mesh = jax.make_mesh((1,), ("one",), axis_types=(jax.sharding.AxisType.Auto,))
+        whole = jax.sharding.PartitionSpec()
+        return lifts.shard_map(
+            target, mesh=mesh, in_specs=(whole,) * 3, out_specs=whole, check_vma=False
         )
     if kind == "vmap":
         return lifts.vmap(
@@ -332,9 +369,10 @@ class Loops:
         x: Any,
         k: Any,
     ) -> Any:
-        n, scan = level.size, level.kind == "scan"
+        n, scan = level.size, level.hands_on
         axes = {"params": level.params, "stats": level.stats}
-        rows = _rows(level, keys)
+        parts = level.kind == "pipeline" and self.mode != "init"
+        rows = _rows(level, keys, parts)
         variables = dict(variables)
         outs: list[Any] = [None] * n
         made: list[Any] = [None] * n
@@ -346,6 +384,8 @@ class Loops:
             given = _take(x, level.x_axis, i)
             found, made[i] = self._run(inner, before, here, key, start, given, k)
             carries[i], outs[i] = found
+            if parts:
+                outs[i] = jax.tree.map(lambda leaf: np.asarray(leaf)[None], outs[i])
             if scan:
                 c = carries[i]
             # What all iterations share, the first one that runs makes; what is carried, each.
@@ -366,8 +406,10 @@ def _order(level: Level) -> Any:
     return reversed(order) if level.kind == "scan" and level.reverse else order
 
 
-def _rows(level: Level, keys: Any) -> dict[str, Any]:
+def _rows(level: Level, keys: Any, parts: bool = False) -> dict[str, Any]:
     split = {"params": level.params is not None, "dropout": level.split}
+    if parts:  # the keys of the first microbatch
+        keys = {stream: jax.random.fold_in(key, 0) for stream, key in keys.items()}
     return {
         stream: jax.random.split(key, level.size) if split[stream] else [key] * level.size
         for stream, key in keys.items()

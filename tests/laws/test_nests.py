@@ -16,6 +16,7 @@ from hypothesis import given, settings
 CARRIES = not ON_FLAX
 IDENTITIES = ("remat",) if ON_FLAX else ("remat", "jit", "map")
 BRANCHES = () if ON_FLAX else ("cond", "switch")
+DEVICES = () if ON_FLAX else ("pipeline", "shard_map")
 
 
 def inputs(nest: Nest) -> tuple[Any, Any, Any]:
@@ -41,7 +42,9 @@ def check(nest: Nest, style: str) -> None:
     keys = {"params": jax.random.key(1), "dropout": jax.random.key(2)}
     # Variables are made without some levels: parameters that are not there yet have no gradient,
     # jit folds its keys, branches draw theirs in turn. There is no noise then.
-    first = tuple(level for level in nest if level.kind not in ("vjp", "jit", *BRANCHES))
+    first = tuple(
+        level for level in nest if level.kind not in ("vjp", "jit", "shard_map", *BRANCHES)
+    )
     if _map_shows(first):
         first = tuple(level for level in first if level.kind != "map")
     if first != nest:
@@ -84,6 +87,13 @@ def test_loops_of_functions(nest: Nest) -> None:
 @given(nests(("scan", "vmap", "vjp", *IDENTITIES, *BRANCHES), carries=CARRIES))
 def test_any_lifts_of_functions(nest: Nest) -> None:
     check(nest, "functions")
+
+
+@settings(max_examples=3)
+@given(nests(("vmap", *DEVICES), carries=CARRIES, deepest=2))
+def test_lifts_over_devices(nest: Nest) -> None:
+    """A pipeline of one microbatch is a loop, and a mesh of one device the body itself."""
+    check(nest, "modules")
 
 
 @settings(max_examples=50)

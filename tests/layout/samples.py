@@ -16,6 +16,7 @@ from liftax.layout.data import (
     VariableLayout,
 )
 from liftax.layout.shown import Layout
+from liftax.layout.staged import Staged
 
 SIZES = {"float32": 4, "bfloat16": 2, "int32": 4}
 
@@ -77,6 +78,24 @@ def decoder() -> Layout:
     )  # fmt: skip
     cost = Cost("cpu", 1.5e9, 4.5e8, 12_345_678, 1000, 2000)
     return Layout("Decoder", rows, lifts, (note,), "i32[8,128]", f"{file}:40", cost)
+
+
+def piped() -> Layout:
+    """Two stacks that run in stages: a circular one, and one with more stages than are drawn."""
+    lifts = (
+        LiftNode(0, "stack", "Block", ("deep", "block_0"), None, 16, "layers", carry=True,
+                 roles={"params": "stacked"},
+                 staged=Staged(4, 2, 8, 2, "stage", 22, 6 / 22, 96, 2)),
+        LiftNode(1, "stack", "Wide", ("wide", "block_0"), None, 160, carry=True,
+                 roles={"params": "stacked"},
+                 staged=Staged(40, 1, 300, 4, "<axis>", 1239, 39 / 1239, 3 << 20)),
+    )  # fmt: skip
+    rows = tuple(
+        variable(f"{name}/block_0/kernel", [Axis(size, "layers", i), Axis(4, "in")],
+                 (Along(i, "stacked", 0),), layer="Dense")
+        for i, (name, size) in enumerate([("deep", 16), ("wide", 160)])
+    )  # fmt: skip
+    return Layout("Piped", rows, lifts)
 
 
 def measured() -> Layout:

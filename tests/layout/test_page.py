@@ -65,7 +65,27 @@ DO = """(doc, win) => {
   return said;
 }"""
 
-NAMES = ["empty", "plain", "decoder", "large", "alike", "deep", "measured", "many_blocks"]
+STAGES = """(doc, win) => [...doc.querySelectorAll("figure.pipe")].map((figure) => {
+  const boxes = (css) => [...figure.querySelectorAll(css)].map((e) => {
+    const at = e.getBoundingClientRect();
+    return { x: at.x, y: at.y, right: at.right, said: e.querySelector("title").textContent };
+  });
+  const of = (e, name) => win.getComputedStyle(e)[name];
+  return {
+    caption: figure.querySelector("figcaption").textContent,
+    facts: [...figure.querySelectorAll(".tile")].map((e) => e.textContent),
+    picture: figure.querySelector("svg").getAttribute("aria-label"),
+    rows: [...figure.querySelectorAll("text.end")].map((e) => e.textContent),
+    runs: boxes("rect.run"), idle: boxes("rect.idle"),
+    tones: [...new Set([...figure.querySelectorAll("rect.run")].map((e) => of(e, "fill")))],
+    hollow: [...figure.querySelectorAll("rect.idle")].every((e) => of(e, "fill") === "none"),
+    numbers: [...figure.querySelectorAll("text.of")].map((e) => e.textContent),
+    keys: figure.querySelector(".keys").textContent,
+    bytes: figure.outerHTML.length,
+  };
+})"""
+
+NAMES = ["empty", "plain", "decoder", "piped", "large", "alike", "deep", "measured", "many_blocks"]
 
 
 def rows_of(layout):
@@ -121,6 +141,35 @@ def test_keyboard_filter_and_hover(pages):
     assert said["hover"] == "cache/blocks/cached_key"
 
 
+def test_stages_are_drawn_along_their_steps(pages):
+    """Each stage begins two steps after the one before; what is left over is the bubble."""
+    ((deep, wide),), console = ask([pages["sample piped"]], STAGES)
+    assert console == []
+    assert deep["caption"] == (
+        "/deep, stack × 16 over Block: 4 stages × 2 repeats along the mesh axis 'stage', each 2 "
+        "steps after the one before"
+    )
+    assert deep["facts"] == [
+        "22steps", "27%bubble: 6 of 22 steps", "8microbatches",
+        "96 Bcross from each stage in a step",
+    ]  # fmt: skip
+    assert deep["rows"] == ["stage 0", "stage 1", "stage 2", "stage 3", "step"]
+    assert "stage s works from step 2 × s on, for 16 steps" in deep["picture"]
+    runs = deep["runs"]
+    step = (runs[2]["x"] - runs[0]["x"]) / 2
+    assert [round((box["x"] - runs[0]["x"]) / step) for box in runs] == [0, 8, 2, 10, 4, 12, 6, 14]
+    assert [round((box["right"] - box["x"]) / step) for box in runs] == [8] * 8
+    # Without a gap but for the bubble, three rows of which begin and three end with one.
+    idle = [round((box["right"] - box["x"]) / step) for box in deep["idle"]]
+    assert (idle, deep["hollow"], len(deep["tones"])) == ([6, 2, 4, 4, 2, 6], True, 2)
+    assert runs[3]["said"] == "stage 1, repeats of the pattern 10-11: steps 10 to 17"
+    assert deep["numbers"] == [*"01234567"] * 8
+    assert "0 0-1 8-9 · 1 2-3 10-11" in deep["keys"]
+    # Of many stages the first ones and the last, and no number for each of thousands of steps.
+    assert (len(wide["rows"]), wide["rows"][-2], wide["numbers"]) == (25, "… stage 39", [])
+    assert "<axis>" in wide["caption"] and wide["bytes"] < 40_000
+
+
 def test_names_are_escaped():
     layout = samples.plain()
     wild = samples.variable("<script>alert(1)</script>/\"w'", [], layer="<b>")
@@ -150,6 +199,7 @@ def test_notebook_cell_is_bounded_and_has_no_script():
     assert "More in the page" in cell
     assert len(cell) < 300_000
     assert "LX901" in samples.decoder()._repr_html_()
+    assert "<figure" in samples.piped()._repr_html_()
 
 
 def test_a_thousand_hand_written_layers_fold():

@@ -48,6 +48,32 @@ def test_memory_does_not_grow_with_the_microbatches():
     assert temporary("gpipe", 64) > 2 * many
 
 
+@pytest.mark.parametrize("stages", [2, 4])
+def test_a_stage_keeps_as_many_as_there_are_steps_there_and_back(stages):
+    """Of every microbatch's input `2 * stages - 1` are kept, in `microbatches + 2 * (stages - 1)`
+    steps, and of nothing more than that."""
+    stack = nn.Stack(dense(4), depth=4, run=nn.Pipeline(stages, 8))
+    step = nn.pipeline_value_and_grad(stack, lambda y: y.sum())
+    variables = jax.eval_shape(stack.init, KEY, X)
+    program = jax.make_jaxpr(step)(variables, X).jaxpr
+    (scan,) = [
+        eqn for eqn in every_equation(program)
+        if eqn.primitive.name == "scan" and eqn.params["length"] == 8 + 2 * (stages - 1)
+    ]  # fmt: skip
+    rings = [v.aval.shape for v in scan.outvars if v.aval.shape[2:] == (2, 4)]
+    assert (stages, 2 * stages - 1, 2, 4) in rings
+    assert all(shape[1] <= 2 * stages - 1 for shape in rings)
+
+
+def every_equation(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from every_equation(inner)
+
+
 def test_what_it_does_not_take():
     stack = nn.Stack(Residual(), depth=4, run=nn.Pipeline(2, 4))
     variables = stack.init(KEY, X)
@@ -59,7 +85,10 @@ def test_what_it_does_not_take():
     refused("schedule expected '1f1b' or 'gpipe'; found 'zb'", schedule="zb")
     refused("expected a Stack; found", stack=dense(4))
     refused("run=Pipeline", stack=stack.clone(run="scan"))
-    refused("repeats=2, delay=1; expected both 1", stack=stack.clone(run=nn.Pipeline(2, 4, 2)))
+    refused(
+        "found: repeats=2, delay=1\n.* a stage would keep more",
+        stack=stack.clone(run=nn.Pipeline(2, 4, 2)),
+    )
     refused("with after=", stack=stack.clone(after=[dense(4)]))
     refused("return one number", loss=lambda y: y)
     refused("cut into 4 microbatches", loss=lambda y, to: y.sum(), args=(jnp.ones(3),))

@@ -219,7 +219,16 @@ class _Told:
         if index == len(self.lifts):
             target = at[-1] if at else "the layers"
             self.lifts.append(
-                LiftNode(index, "stack", target, at, parent, len(s.layers), roles=roles)
+                LiftNode(
+                    index,
+                    "stack",
+                    target,
+                    at,
+                    parent,
+                    len(s.layers),
+                    roles=roles,
+                    order=tuple(s.order or ()),
+                )
             )
         else:
             node = self.lifts[index]

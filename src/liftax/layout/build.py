@@ -237,6 +237,9 @@ class _Record:
         self.asked: set[str] = set()
         self.staged: dict[Path, Staged | None] = {}  # of stacks, by their places
         self.described: dict[Path, tuple[Any, list[LiftEvent], bool]] = {}
+        self.renaming: list[
+            Any
+        ] = []  # the layouts of stacks stored under other names than they run
 
     # --- what the engine calls ------------------------------------------------
 
@@ -266,7 +269,14 @@ class _Record:
             value = value[1]
         node.gives = described(value) if jax.tree.leaves(value) else ""
 
+    def stored(self, path: Path, collection: str = "params") -> Path:
+        """Where the variables lie of what has a path in the model as it runs."""
+        for at in self.renaming:  # those around others first
+            path = at.stored_path(collection, path)
+        return path
+
     def variable(self, collection: str, path: Path, value: Any) -> None:
+        path = self.stored(path, collection)
         before = self.seen.get((collection, path))
         # Outside a lift the same variable is seen whole; what its layer made is seen deepest
         # inside.
@@ -282,7 +292,7 @@ class _Record:
     def see_layer(self, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         """An interceptor of methods: notes which module stands at which path."""
         # A lifted class and the class that it lifts stand at one path: the inner one comes last.
-        path = context.module.path
+        path = self.stored(context.module.path)
         self.layers[path] = context.module
         # By attribute: stacks import the layout's data, so the layout cannot import them.
         describe = getattr(context.module, "_stack_layout", None)
@@ -290,7 +300,9 @@ class _Record:
             around = [self.nodes[index].event for index in self.nest]
             around = [event for event in around if event.size is not None]
             told = describe(path), around, context.module._is_scanned()
-            self.described.setdefault(path, told)
+            if path not in self.described:
+                self.described[path] = told
+                self.renaming += [told[0]] if told[0].order else []
             self.staged[path] = context.module._staged(*args[:1])
         method = context.method_name
         if method in ("setup", LIFTED) or (self.calls and self.calls[-1][0] == path):
@@ -346,7 +358,7 @@ class _Record:
                     index=index,
                     kind=event.kind,
                     target=event.name,
-                    path=event.path,
+                    path=self.stored(event.path),
                     parent=node.parent,
                     size=event.size,
                     axis_name=event.axis_name,
@@ -363,10 +375,17 @@ class _Record:
                     quiet=tuple(sorted(event.made.quiet)),
                     batch=event.batch,
                     # The loop of a stack stands at the first position of its pattern.
-                    staged=self.staged.get(event.path[:-1]) if event.kind == "stack" else None,
+                    staged=self.staged.get(self.stored(event.path)[:-1])
+                    if event.kind == "stack"
+                    else None,
+                    order=self._order(event),
                 )
             )
         return tuple(made)
+
+    def _order(self, event: LiftEvent) -> tuple[int, ...]:
+        found = self.described.get(self.stored(event.path)[:-1])
+        return tuple(found[0].order or ()) if found and event.kind == "stack" else ()
 
     def stacks(self, variables: Mapping[str, Any]) -> tuple[StackNode, ...]:
         def roles(role_of: Callable[[str], Any]) -> dict[str, Any]:
@@ -388,11 +407,12 @@ class _Record:
                         event.size,
                         roles(event.role_of),
                         # The loop of a stack stands at the first position of its pattern.
-                        event.path[:-1] if event.kind == "stack" else None,
+                        self.stored(event.path)[:-1] if event.kind == "stack" else None,
                     )
                     for event in around
                 ),
                 scanned,
+                at.order and tuple(at.order),
             )
             for path, (at, around, scanned) in self.described.items()
         )

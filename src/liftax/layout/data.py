@@ -120,7 +120,8 @@ class LiftNode:
     `roles` maps collections that occur in the layout to a role; `splits` maps rng streams to
     whether they are split. `takes`, `carries` and `gives` are the shapes that one iteration sees.
     `file_line` is where the body stands, `made_at` where the user lifted it, `called_at` where
-    that was called. `staged` is what a stack says that runs as a pipeline.
+    that was called. `staged` is what a stack says that runs as a pipeline; `order` has the stages
+    and repeats by which its layers are stored, `()` where they lie as they run.
     """
 
     index: int
@@ -143,6 +144,7 @@ class LiftNode:
     quiet: tuple[str, ...] = ()
     batch: bool = False
     staged: Staged | None = None
+    order: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -225,7 +227,8 @@ class StackNode:
 
     `before`, `positions`, `repeats` and `after` count layers as `nn.StackLayout` does; `roles` are
     those of the stack's own loop, as in `Enclosing`; `around` has the lifts with an axis around
-    the stack, outermost first. `scanned` says whether it runs as a loop of the compiled program.
+    the stack, outermost first. `scanned` says whether it runs as a loop of the compiled program;
+    `order` has the stages and repeats of a pipeline by which the layers are stored.
     """
 
     path: tuple[str, ...]
@@ -238,6 +241,7 @@ class StackNode:
     metadata_params: Mapping[Any, Any] = field(default_factory=dict)
     around: tuple[Enclosing, ...] = ()
     scanned: bool = False
+    order: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -608,7 +612,7 @@ def _tuples(plain: Mapping[str, Any], *names: str) -> dict[str, tuple[Any, ...]]
 
 def _lift_node(plain: Mapping[str, Any]) -> LiftNode:
     staged = Staged(**plain["staged"]) if plain.get("staged") else None
-    return LiftNode(**{**plain, **_tuples(plain, "path", "quiet"), "staged": staged})
+    return LiftNode(**{**plain, **_tuples(plain, "path", "quiet", "order"), "staged": staged})
 
 
 def _residuals(plain: Mapping[str, Any]) -> Residuals:
@@ -624,7 +628,9 @@ def _stack_node(plain: Mapping[str, Any]) -> StackNode:
     params = {
         k: tuple(v) if isinstance(v, list) else v for k, v in plain["metadata_params"].items()
     }
+    order = tuple(plain["order"]) if plain.get("order") else None
     fixed = {"path": path(plain["path"]), "metadata_params": params, "around": around}
+    fixed["order"] = order
     return StackNode(**{**plain, **fixed})
 
 

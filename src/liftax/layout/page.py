@@ -18,6 +18,7 @@ from .fold import fold_findings
 from .kept import by_module
 from .page_nest import Nest, bar, breakable, html_table
 from .page_rows import Rows
+from .page_stages import Pipelines
 from .wording import human_bytes, human_count, short_file_line
 
 _CELL_ROWS = 200
@@ -34,6 +35,7 @@ def page(layout: LayoutData) -> str:
             f"<header>{draw.head()}</header>",
             '<main class="cols"><div>',
             draw.nest(),
+            draw.pipelines(),
             draw.findings(),
             draw.modules(),
             draw.variables(),
@@ -64,6 +66,7 @@ def fragment(layout: LayoutData) -> str:
     parts = (
         draw.head(),
         draw.nest(),
+        draw.pipelines(),
         draw.findings(),
         draw.modules(),
         # A notebook keeps its outputs in its file: no page of megabytes in it.
@@ -98,7 +101,7 @@ def _asset(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-class _Page(Nest, Rows):
+class _Page(Nest, Pipelines, Rows):
     """The page of one layout: what stands above, between and below its parts."""
 
     def head(self) -> str:

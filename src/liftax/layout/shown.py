@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from ..core.lift.schedule import Groups
 from ..treescoped import shown
 from .columns import text_of
-from .data import LayoutData
+from .data import LayoutData, VariableLayout
 from .kept import by_module
 from .page import fragment, page
 from .table import Rich, as_text, axes_segments, lift_title
@@ -51,7 +52,15 @@ class Layout(LayoutData):
           >>> layout.with_values(variables)["params/bias"].stats.zeros
           1.0
         """
-        return self.replace(variables=tuple(measured(v, variables) for v in self.variables))
+
+        def rows(v: VariableLayout) -> Sequence[int]:
+            lift = next((self.lifts[a.lift] for a in v.along if a.axis is not None), None)
+            # Stored by the stages of a pipeline, the rows are not in the order of the layers.
+            return Groups(*lift.order).rows(lift.size or 0) if lift and lift.order else ()
+
+        return self.replace(
+            variables=tuple(measured(v, variables, rows(v)) for v in self.variables)
+        )
 
     def __str__(self) -> str:
         return as_text(self)

@@ -10,7 +10,8 @@ class Staged:
     """How the layers of a stack run as a pipeline.
 
     `layers` are the repeats of the pattern in one visit of a stage, `bubble` is the share of the
-    steps in which a stage has nothing to do, `crossing` the bytes that each sends on in a step.
+    steps in which a stage has nothing to do, `crossing` the bytes that each sends on in a step,
+    `delay` the steps that a stage begins after the one before it.
     """
 
     stages: int
@@ -21,11 +22,20 @@ class Staged:
     steps: int
     bubble: float
     crossing: int
+    delay: int = 1
+
+    @property
+    def visits(self) -> int:
+        """The steps in which a stage has a microbatch."""
+        return self.repeats * self.microbatches
+
+    def group(self, stage: int, repeat: int) -> str:
+        """The repeats of the pattern that a stage runs the n-th time around: `8-9`."""
+        # In a circular pipeline a stage has one group of layers in each repeat, `stages` groups
+        # apart.
+        start = (repeat * self.stages + stage) * self.layers
+        return f"{start}" + f"-{start + self.layers - 1}" * (self.layers > 1)
 
     def numbers(self, stage: int) -> str:
         """The repeats of the pattern that a stage runs: `0-1 8-9`."""
-        # In a circular pipeline a stage has one group of layers in each repeat, `stages` groups
-        # apart.
-        starts = [(r * self.stages + stage) * self.layers for r in range(self.repeats)]
-        ends = [f"-{start + self.layers - 1}" * (self.layers > 1) for start in starts]
-        return " ".join(f"{start}{end}" for start, end in zip(starts, ends, strict=True))
+        return " ".join(self.group(stage, repeat) for repeat in range(self.repeats))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,15 @@ from ..errors import ScopeParamShapeError, ScopeVariableNotFoundError
 from .data import Stats, VariableLayout
 
 
-def measured(row: VariableLayout, variables: Mapping[str, Any]) -> VariableLayout:
+def measured(
+    row: VariableLayout, variables: Mapping[str, Any], rows: Sequence[int] = ()
+) -> VariableLayout:
     """A row of a layout with the stats of its array.
+
+    Args:
+      row: the row.
+      variables: collection -> variables.
+      rows: which layer lies in each row of the axis of layers, where they don't lie as they run.
 
     Raises:
       ScopeVariableNotFoundError: there is no such array among the variables.
@@ -46,6 +53,8 @@ def measured(row: VariableLayout, variables: Mapping[str, Any]) -> VariableLayou
     layers: tuple[Stats, ...] = ()
     if row.layer_axis is not None:
         layers = tuple(map(stats_of, np.moveaxis(array, row.layer_axis, 0)))
+        by_layer = dict(zip(rows, layers, strict=bool(rows)))
+        layers = tuple(by_layer[i] for i in sorted(by_layer)) or layers
     return replace(row, stats=stats_of(array), per_layer=layers)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from ..core.filters import Filter, in_filter
-from ..core.lift.schedule import Pipeline
+from ..core.lift.schedule import Groups, Pipeline
 from ..core.roles import InPlace, Roles, loop_roles
 from ..core.types import Path
 from ..errors import StackError
@@ -62,9 +62,14 @@ class Declaration(Module):
     def _check(self) -> None:
         if not isinstance(self.outputs, bool) and self.outputs != "positions":
             self._check_outputs(self.outputs)
-        if self.store not in ("stacked", "layers"):
-            raise StackError(f"Stack: store expected 'stacked' or 'layers'; found {self.store!r}")
+        if self.store not in ("stacked", "layers", "circular"):
+            raise StackError(
+                f"Stack: store expected 'stacked' or 'layers', or 'circular' with a Pipeline; "
+                f"found {self.store!r}"
+            )
         parse_run(self.run, self.unroll)
+        if self.store == "circular":
+            self._check_circular()
         check_remat(self.remat, "Stack")
         positions = self.remat.positions if isinstance(self.remat, Remat) else None
         for position in positions or ():
@@ -78,6 +83,17 @@ class Declaration(Module):
         self._roles()
         self._frozen()
         self._check_fsdp()
+
+    @nowrap
+    def _check_circular(self) -> None:
+        if not isinstance(self.run, Pipeline):
+            raise StackError(
+                f"Stack: store='circular' keeps the layers in the order of a pipeline's stages; "
+                f"found run={self.run!r}, expected run=Pipeline(...). Where it is to run in "
+                f"another way for once: nn.override_stacks(run=...)"
+            )
+        assert self.repeats is not None
+        self.run.layers(self.repeats, "Stack")
 
     @nowrap
     def _check_fsdp(self) -> None:
@@ -148,6 +164,12 @@ class Declaration(Module):
             raise StackError(f"Stack: frozen has layer {wrong[0]}; there are {len(self)} layers")
         return frozenset(i % len(self) for i in self.frozen)
 
+    @property
+    def _order(self) -> Groups | None:
+        """The order in which the repeats are stored, None for that in which they run."""
+        in_stages = self.store == "circular" and isinstance(self.run, Pipeline)
+        return self.run.order if in_stages else None  # type: ignore[union-attr]
+
     # Under this name a layout of a model finds out that a module is a stack.
     @nowrap
     def _is_scanned(self) -> bool:
@@ -168,6 +190,7 @@ class Declaration(Module):
             self.store,
             self._roles().role,
             self.metadata_params,
+            order=self._order,
         )
 
     # And how it runs now, where that is a pipeline.
@@ -189,6 +212,7 @@ class Declaration(Module):
             at.steps,
             at.bubble,
             2 * sent // at.microbatches,
+            at.delay,
         )
 
     @nowrap

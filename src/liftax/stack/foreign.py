@@ -18,7 +18,7 @@ from ..words import describe, names_on
 from .declaration import Declaration
 from .storage import StackLayout
 
-_PLACE = re.compile(r"(layers|before|block|after)_(\d+)\Z")
+_PLACE = re.compile(r"(layers|before|block|after|circular_\d+x\d+)_(\d+)\Z")
 
 
 def check_names(stack: Declaration, at: StackLayout) -> None:
@@ -72,19 +72,37 @@ def _not_its_own(
     node: Mapping[str, object],
     others: list[str],
 ) -> StackError:
-    form = "layers" if others[0].startswith("layers_") else "stacked"
+    kind = others[0].partition("_")[0]
+    form = kind if kind in ("layers", "circular") else "stacked"
+    if form == at.store == "circular" and others[0].rpartition("_")[0] != at.order_name:
+        return StackError(
+            f"{whose(stack)}: the variables are stored in the order of other stages.\n"
+            f"found: {col}/{others[0]}\n"
+            f"expected: {col}/{at.first_name}; nn.to_layers with the layout of the stack that they "
+            f"are of, then nn.to_stacked with the layout of this one"
+        )
     if form == at.store:
         if form == "layers":
             count = sum(name.startswith("layers_") for name in node)
             return _depth(stack, at, f"{col}/{others[-1]}, one of {count} layers")
         return _depth(stack, at, f"{col}/{others[0]}")
-    text = {"stacked": "stacked", "layers": "by layers"}
+    text = {"stacked": "stacked", "layers": "by layers", "circular": "by the stages of a pipeline"}
+    way = f"nn.to_{at.store}(variables, nn.layout(model, key, x))"
+    if "circular" in (form, at.store):
+        # Both are stacked forms, each of its own layout; the layers one by one lie between them.
+        way = (
+            "nn.to_stacked(variables, nn.layout(model, key, x))"
+            if form == "layers"
+            else (
+                "nn.to_layers(variables, stack) with a stack of that store="
+                + (", then nn.to_stacked with this one" if at.store != "layers" else "")
+            )
+        )
     return StackError(
         f"{whose(stack)}: the variables are stored {text[form]}, and the stack has "
         f"store={at.store!r}.\n"
         f"found: {col}/{others[0]}\n"
-        f"expected: nn.to_{at.store}(variables, nn.layout(model, key, x)); or store={form!r} in "
-        f"the Stack"
+        f"expected: {way}; or store={form!r} in the Stack"
     )
 
 
@@ -107,7 +125,7 @@ def _other_size(at: StackLayout, col: str, node: Mapping[str, object]) -> str | 
     if axis is None:
         return None
     for position in range(at.positions):
-        name = f"block_{position}"
+        name = at.block_name(position)
         for path, leaf in jax.tree_util.tree_leaves_with_path(boxes.unbox(node.get(name))):
             shape = getattr(leaf, "shape", ())
             if -len(shape) <= axis < len(shape) and shape[axis] != at.repeats:

@@ -113,7 +113,7 @@ def fsdp_sharding(
         # By name, since nothing else is known of variables alone: the layers of a stack lie below
         # its positions, and their axis is the one that the loop goes along, which must not be
         # split.
-        first = int(any(re.fullmatch(r"block_\d+", name) for name in names))
+        first = int(any(re.fullmatch(r"(block|circular_\d+x\d+)_\d+", name) for name in names))
         found = None
         if names[0] == "params":
             found = split_axis(leaf.shape[first:], mesh.shape[axis])

@@ -100,14 +100,22 @@ def pipeline_value_and_grad(
     A pipeline that runs forward for all microbatches and then backward stores what came into every
     stage for each of them. With ``"1f1b"`` each step of one loop runs one microbatch forward and
     another one backward, so that a stage keeps no more than ``2 * stages - 1`` of them, and
-    computes its layers again from that. The loss is the mean over the microbatches,
+    computes its layers again from that. It is that many because every stage runs both parts in
+    every step: a microbatch is at the last stage ``stages - 1`` steps after the first one, and back
+    as many steps later, and in each of them another one comes in. (A ring of ``stages`` takes
+    stages that run a forward part while others run a backward part; in one program for all stages
+    that costs both parts in each.) There are ``microbatches + 2 * (stages - 1)`` steps.
+
+    The loss is the mean over the microbatches,
 
     .. code-block:: python
 
       mean([loss_fn(stack.apply(variables, x[m]), *args[m]) for m in range(microbatches)])
 
     Args:
-      stack: a `Stack` whose ``run`` is a `Pipeline`, without repeats.
+      stack: a `Stack` whose ``run`` is a `Pipeline`; with ``"1f1b"`` one without repeats. With
+        repeats all microbatches go around before the first one comes back, so that a stage would
+        keep ``(repeats - 1) * microbatches`` more.
       loss_fn: ``(y, *args) -> loss``, of one microbatch.
       schedule: ``"1f1b"``, or ``"gpipe"`` for all forward and then all backward.
       argnums: by which arguments to differentiate: 0 the variables, 1 ``x``, then ``args``.
@@ -198,9 +206,11 @@ def _pipeline(stack: Declaration, schedule: str) -> Pipeline:
     # for one way through the stages, each a step after the one before.
     if schedule == "1f1b" and (pipeline.repeats > 1 or pipeline.delay > 1):
         raise PipelineError(
-            f"{name}: schedule='1f1b' takes a Pipeline whose microbatches go through once; found "
-            f"repeats={pipeline.repeats}, delay={pipeline.delay}; expected both 1, or "
-            f"schedule='gpipe'"
+            f"{name}: schedule='1f1b' takes a Pipeline whose microbatches go through once, a "
+            f"stage a step.\n"
+            f"found: repeats={pipeline.repeats}, delay={pipeline.delay}\n"
+            f"expected: both 1 (with repeats a stage would keep more microbatches the more there "
+            f"are); or schedule='gpipe'"
         )
     if stack.after or stack.outputs:
         raise PipelineError(

@@ -50,6 +50,7 @@ class Runner:
         self.place = place
         self.moving: Sequence[int | None] = ()  # in a pipeline, who has a batch, see `Pipelined`
         self.objective: Objective | None = None  # what a pipeline differentiates as it goes
+        self.stored = False  # whether a pipeline gets variables by stages
         self.remat = remat
         self.chosen = chosen
         self.seen: set[str] = set()
@@ -111,7 +112,9 @@ class Runner:
         def visit(step: Step, init: object, xs: object, *, length: int) -> tuple[object, object]:
             return self._nest(levels(self.run, each, length), step, init, xs, length, True)
 
-        return Pipelined(pipeline, self.place, visit, again, self.objective, self.moving)
+        return Pipelined(
+            pipeline, self.place, visit, again, self.objective, self.moving, self.stored
+        )
 
     def _nest(
         self,

@@ -45,10 +45,25 @@ def check_outside(stack: Declaration, scopes: Sequence[Scope]) -> None:
             )
 
 
+def takes_stages(stack: Declaration, way: Way) -> bool:
+    """Tells whether the layers run as the pipeline by whose stages they are stored."""
+    assert stack.scope is not None and stack.repeats is not None
+    made = stack.scope.call.flags.get("initializing") or not stack.repeats
+    if stack.store != "circular" or made or way.layers is not None or way.reverse:
+        return False
+    run, _ = in_force(stack.run, stack.unroll, stack.remat, stack.repeats)
+    return run.pipeline is not None and run.pipeline.order == stack._order
+
+
 def run_stacked(
-    stack: Declaration, x: object, args: tuple[object, ...], kwargs: dict[str, object], way: Way
+    stack: Declaration,
+    x: object,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    way: Way,
+    by_stage: bool = False,
 ) -> object:
-    """Runs a stack whose variables are stacked."""
+    """Runs a stack whose variables are stacked, by stages where `takes_stages`."""
     place = whose(stack)
     at = stack._stack_layout(stack.path)
     # Options in force where the stack is called, not where it was declared, say how it runs.
@@ -65,6 +80,7 @@ def run_stacked(
     if some is not None or way.reverse:
         run = dataclasses.replace(run, pipeline=None)  # a scan of the layers that are asked for
     runner = Runner(run, remat, some, place)
+    runner.stored = by_stage
     blocks = [*stack.before, *stack._pattern, *stack.after]
     _check_method(blocks, way.method, place)
     call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs, way.method)
@@ -257,19 +273,19 @@ def _named(turn: Function, blocks: Sequence[object]) -> Function:
 
 def layer_scope(scope: Scope, at: StackLayout, number: int, roles: Roles, still: bool) -> Scope:
     """Returns a scope of its own for one layer, over its variables and keys."""
-    name, repeat = at.place(number)
+    name, repeat = at.as_run.place(number)
+    stored, row = at.place(number)
     nodes = {}
     for col in scope.collections():
         node = scope.node(col) or {}
         axis = at.axis_of(col)
         if at.store == "layers" and at.layer_name(number) in node:
             nodes[col] = node[at.layer_name(number)]
+        elif stored in node and row is not None and axis is not None:
+            nodes[col] = _take_layer(node[stored], axis, row, at.metadata_params)
         elif name in node:
             # Whatever the storage, repeats that share a collection have it at the position.
-            part = node[name]
-            if repeat is not None and axis is not None:
-                part = _take_layer(part, axis, repeat, at.metadata_params)
-            nodes[col] = part
+            nodes[col] = node[name]
     if still and "params" in nodes:
         nodes["params"] = jax.lax.stop_gradient(nodes["params"])
     rngs = {}

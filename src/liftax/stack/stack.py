@@ -14,8 +14,10 @@ Layers are numbered in the order in which they run: ``before``, the pattern
 =================  ==========================================================
 
 In storage by layers they are ``layers_i/...``, one subtree for each layer, and
-``shared_k``. Collections that the repeats share or hand on (``variable_broadcast``,
-``variable_carry``) have no axis and stay at ``block_p`` in both.
+``shared_k``. By the stages of a pipeline they are ``circular_4x2_p/...`` in place of
+``block_p``, for 4 stages and 2 repeats: the repeats of the pattern lie in the order
+of the stages, `schedule.Groups`. Collections that the repeats share or hand on
+(``variable_broadcast``, ``variable_carry``) have no axis and stay at ``block_p`` in all of them.
 
 Keys
 ----
@@ -49,8 +51,8 @@ from ..module.detach import Detached, without_modules
 from .chosen import Way
 from .declaration import Declaration
 from .foreign import check_names, told_by
-from .run import check_outside, layer_scope, run_stacked
-from .storage import StackLayout, by_layers, frozen, restored, stacked
+from .run import check_outside, layer_scope, run_stacked, takes_stages
+from .storage import StackLayout, by_layers, by_stages, frozen, restored, running, stacked
 from .templates import own_layers
 
 # What variables of another stack lead to, where they are used.
@@ -97,7 +99,8 @@ class Stack(Declaration):
       remat: what is recomputed in the backward pass: a `Remat`, None for nothing, or ``"auto"``:
         ``Remat("products")`` where the layers are scanned, of whole groups where they are scanned
         by groups; nothing where they are written out.
-      store: ``"stacked"``, or ``"layers"`` for one subtree of variables a layer.
+      store: ``"stacked"``, ``"layers"`` for one subtree of variables a layer, or ``"circular"``
+        for the order of the stages of a `Pipeline` with repeats.
       param_axis: the axis along which the parameters of the repeats are stacked.
       variable_axes: the axis of other collections, 0 where nothing is said.
       variable_broadcast: collections that all repeats share; ``"params"`` ties them.
@@ -234,15 +237,21 @@ class Stack(Declaration):
         frozen_layers = self._frozen()
         if self.store == "stacked" and not frozen_layers:
             return run_stacked(self, x, args, kwargs, way)
-        layered = self.store == "layers"
+        layered, circular = self.store == "layers", self.store == "circular"
+        by_stage = takes_stages(self, way)
 
         # The loop knows stacked variables alone; what is stored otherwise is brought there and
         # back around it. Both ways are renamings and slices, which the compiler sees through.
         def into(variables: Collections) -> Collections:
-            variables = stacked(variables, at) if layered else variables
-            return frozen(variables, at, frozen_layers) if frozen_layers else variables
+            if layered:
+                variables = stacked(variables, at)
+            if circular:
+                variables = running(variables, at, rows=not by_stage)
+            return frozen(variables, at, frozen_layers, by_stage) if frozen_layers else variables
 
         def back(variables: Collections) -> Collections:
+            if circular:
+                return by_stages(variables, at, rows=not by_stage)
             return by_layers(variables, at) if layered else variables
 
         plain, fill, taken = without_modules(args, kwargs)
@@ -252,10 +261,10 @@ class Stack(Declaration):
         def body(scopes: Sequence[Scope], x: object) -> object:
             rebuilt = detached.rebuild(scopes)
             args, kwargs = fill(plain, rebuilt[1:])
-            return run_stacked(rebuilt[0], x, args, kwargs, way)
+            return run_stacked(rebuilt[0], x, args, kwargs, way, by_stage)
 
         body.__name__ = type(self).__name__
-        return restored(body, into, back)(detached.scopes, x)
+        return restored(body, into, back, heard=circular)(detached.scopes, x)
 
     # --- one layer ------------------------------------------------------------
 
@@ -286,7 +295,7 @@ class Stack(Declaration):
         # Not bound, the layer is a template: a module without variables, to be used anywhere.
         at = self._stack_layout(self.path if self.scope is not None else ())
         number = range(len(self))[index]
-        name, repeat = at.place(number)
+        name, _ = at.as_run.place(number)
         part, _, which = name.rpartition("_")
         layer = getattr(self, part)[int(which)]
         if self.scope is None:

@@ -19,6 +19,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..core.lift.schedule import Groups
 from ..core.types import Path
 from ..errors import StackingError
 from .arrays import Places
@@ -86,6 +87,8 @@ class Stacking:
       beyond: paths that only a stack of more layers would have.
       mark: by what `around` and a conversion know its axis, the owner where nothing is said; scans
         at one path have one each.
+      order: how the layers of a stack that is stored by the stages of a pipeline come to lie along
+        the axis; ``layers`` and ``numbers`` are in that order already.
       level: the number of lifts with an axis around the stack, where a trace has told.
       shapes: path from the root of the collection -> shape and dtype of a parameter in the stack,
         where a trace has told.
@@ -107,6 +110,7 @@ class Stacking:
     keys: frozenset[str] | None = None
     beyond: tuple[Path, ...] = ()
     mark: Path = ()
+    order: Groups | None = None
     level: int | None = dataclasses.field(default=None, compare=False, repr=False)
     shapes: Mapping[Path, tuple[tuple[int, ...], str]] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
@@ -258,6 +262,7 @@ class Stacking:
             "keys": None if self.keys is None else sorted(self.keys),
             "beyond": [list(path) for path in self.beyond],
             "mark": list(self.mark),
+            **({} if self.order is None else {"order": list(self.order)}),
         }
 
     @classmethod
@@ -284,6 +289,7 @@ class Stacking:
                 keys=None if plain["keys"] is None else frozenset(plain["keys"]),
                 beyond=tuple(map(_read_path, plain["beyond"])),
                 mark=_read_path(plain.get("mark", [])),
+                order=Groups(*map(int, plain["order"])) if plain.get("order") else None,
             )
         except StackingError:
             raise

@@ -7,6 +7,7 @@ Layers are numbered in the order in which they run: those of ``before``, the pat
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +15,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from ..core import boxes
 from ..core.lift.crossing import Opening
+from ..core.lift.schedule import Groups
 from ..core.roles import THROUGH, through_roles
 from ..core.scope import Scope
 from ..core.types import Collections, Path
@@ -27,6 +30,8 @@ from .stacking import Around, AskedAxes, Stacking, Stackings, placed
 
 T = TypeVar("T")
 RoleOf = Callable[[str], int | str | None]
+Reorder = Callable[[jax.Array, int], jax.Array]
+"""Brings the layers along an axis of an array into another order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +42,12 @@ class StackLayout:
       path: the stack's place in the model; around it, names of stacked storage.
       before, positions, repeats, after: how many layers stand before the pattern, in
         it, how often it runs, and how many stand after it.
-      store: ``"stacked"`` or ``"layers"``, as the module says.
+      store: ``"stacked"``, ``"layers"`` or ``"circular"``, as the module says.
       role_of: collection -> the axis that its layers are stacked along, or a word
         where they are not stacked.
       metadata_params: as handed to boxed variables for the axis.
       enclosing: the lifts around the stack, outermost first.
+      order: of the repeats along their axis, None where they lie as they run.
 
     Example:
       >>> import liftax as nn
@@ -60,12 +66,14 @@ class StackLayout:
     role_of: RoleOf = dataclasses.field(compare=False)
     metadata_params: Mapping[str, object] = dataclasses.field(default_factory=dict, compare=False)
     enclosing: tuple[Enclosing, ...] = ()
+    order: Groups | None = None
 
     @classmethod
     def of_node(cls, node: StackNode) -> StackLayout:
         """Returns what a layout knows of a stack, as a layout of that stack."""
         told = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
         del told["scanned"]  # how it runs is no matter of where its variables lie
+        told["order"] = Groups(*node.order) if node.order else None
         return cls(role_of=_told(told.pop("roles")), enclosing=told.pop("around"), **told)
 
     def __len__(self) -> int:
@@ -109,8 +117,41 @@ class StackLayout:
             return f"before_{layer}", None
         repeat, position = divmod(layer - self.before, self.positions)
         if repeat < self.repeats:
-            return f"block_{position}", repeat
+            row = repeat if self.order is None else self._rows.index(repeat)
+            return self.block_name(position), row
         return f"after_{layer - self.before - self.positions * self.repeats}", None
+
+    def block_name(self, position: int) -> str:
+        """Returns the subtree of a position of the pattern in stacked storage.
+
+        By stages it has a name that says so: with the rows of an array in another order it would
+        else be taken for that of another stack.
+        """
+        return f"{self.order_name}_{position}"
+
+    @property
+    def order_name(self) -> str:
+        """What these subtrees are called but for the position."""
+        return "block" if self.order is None else "circular_{}x{}".format(*self.order)
+
+    @property
+    def as_run(self) -> StackLayout:
+        """The same stack, stored as it runs."""
+        return self if self.order is None else dataclasses.replace(self, order=None)
+
+    @functools.cached_property
+    def _rows(self) -> Sequence[int]:
+        """The repeat that lies in each row."""
+        return range(self.repeats) if self.order is None else self.order.rows(self.repeats)
+
+    def stored_path(self, collection: str, path: Path) -> Path:
+        """Returns where the variables lie of what runs at a path in the model."""
+        depth, here = len(self.path), len(self.path) + 1
+        running = {f"block_{i}": self.block_name(i) for i in range(self.positions)}
+        inside = path[:depth] == self.path and path[depth:here] and path[depth] in running
+        if not inside or self.order is None or self.axis_of(collection) is None:
+            return path
+        return (*self.path, running[path[depth]], *path[here:])
 
     def layer_name(self, layer: int) -> str:
         """Returns the subtree of a layer in storage by layers."""
@@ -121,8 +162,9 @@ class StackLayout:
         """The subtrees of the layers, as they are stored."""
         if self.store == "layers":
             return frozenset(map(self.layer_name, range(len(self))))
-        parts = {"before": self.before, "block": self.positions, "after": self.after}
-        return frozenset(f"{part}_{i}" for part, count in parts.items() for i in range(count))
+        ends = {"before": self.before, "after": self.after}
+        names = [f"{part}_{i}" for part, count in ends.items() for i in range(count)]
+        return frozenset([*names, *map(self.block_name, range(self.positions))])
 
     @property
     def first_name(self) -> str:
@@ -130,9 +172,9 @@ class StackLayout:
         return self.layer_name(0) if self.store == "layers" else self.place(0)[0]
 
     def numbers(self, position: int) -> list[int]:
-        """Returns the layers at a position of the pattern."""
+        """Returns the layers at a position of the pattern, in the order in which they lie."""
         first = self.before + position
-        return [first + repeat * self.positions for repeat in range(self.repeats)]
+        return [first + repeat * self.positions for repeat in self._rows]
 
     def stackings(self) -> Stackings:
         """Returns what the layout says of each subtree of stacked storage, as `nn.Stacking`.
@@ -142,7 +184,10 @@ class StackLayout:
         """
         members: dict[str, list[int]] = {}
         for i in range(len(self)):
-            members.setdefault(self.place(i)[0], []).append(i)
+            name, row = self.place(i)
+            position = (i - self.before) % self.positions
+            members[name] = [i] if row is None else self.numbers(position)
+        blocks = {self.block_name(i) for i in range(self.positions)}
         # A `Stacking` lists what is around it as its arrays meet it: from the inside out.
         around = tuple(
             Around(AskedAxes(e.axis_of), e.stack if e.kind == "stack" else None)
@@ -152,20 +197,21 @@ class StackLayout:
         more = (
             f"layers_{len(self)}",
             f"before_{self.before}",
-            f"block_{self.positions}",
+            self.block_name(self.positions),
             f"after_{self.after}",
         )
         return tuple(
             Stacking(
                 path=(*self.path, name),
                 layers=tuple((*self.path, self.layer_name(i)) for i in numbers),
-                axes=AskedAxes(self.axis_of) if name.startswith("block_") else None,
+                axes=AskedAxes(self.axis_of) if name in blocks else None,
                 metadata_params=dict(self.metadata_params),
                 owner=self.path,
                 numbers=tuple(numbers),
                 around=around,
                 beyond=tuple((*self.path, one) for one in more),
                 level=len(around),
+                order=self.order if name in blocks else None,
             )
             for name, numbers in members.items()
         )
@@ -192,6 +238,52 @@ def stacked(variables: Collections, at: StackLayout) -> Collections:
     except StackingError:
         _check_layers(variables, at)
         raise
+
+
+def running(variables: Collections, at: StackLayout, rows: bool) -> Collections:
+    """Brings a stack's collections from storage by stages to the names, and order, of its loop.
+
+    Args:
+      variables: the collections.
+      at: where they lie.
+      rows: whether the layers are to lie in the order in which they run. A pipeline of the same
+        stages takes them as they are.
+    """
+    names = {at.block_name(i): f"block_{i}" for i in range(at.positions)}
+    return _renamed(variables, at, names, at.order.running if at.order and rows else None)
+
+
+def by_stages(variables: Collections, at: StackLayout, rows: bool) -> Collections:
+    """Undoes `running`."""
+    names = {f"block_{i}": at.block_name(i) for i in range(at.positions)}
+    return _renamed(variables, at, names, at.order.by_stage if at.order and rows else None)
+
+
+def _renamed(
+    variables: Collections,
+    at: StackLayout,
+    names: Mapping[str, str],
+    order: Reorder | None,
+) -> Collections:
+    made = {}
+    for col, node in variables.items():
+        axis = at.axis_of(col)
+        if axis is None or not isinstance(node, Mapping):
+            made[col] = node
+            continue
+        made[col] = {
+            names.get(name, name): part
+            if order is None or name not in names
+            else _in_rows(part, axis, at.metadata_params, order)
+            for name, part in node.items()
+        }
+    return made
+
+
+def _in_rows(tree: Any, axis: int, params: Mapping[str, object], order: Reorder) -> Any:
+    # A box may change its value as its axis comes and goes.
+    bare = boxes.remove_axis(tree, axis, params)
+    return boxes.add_axis(jax.tree.map(lambda leaf: order(leaf, axis), bare), axis, params)
 
 
 def by_layers(variables: Collections, at: StackLayout) -> Collections:
@@ -237,8 +329,13 @@ def _check_layers(variables: Collections, at: StackLayout) -> None:
                     )
 
 
-def frozen(variables: Collections, at: StackLayout, layers: frozenset[int]) -> Collections:
-    """Cuts the gradients of some layers' parameters, in stacked storage."""
+def frozen(
+    variables: Collections, at: StackLayout, layers: frozenset[int], by_stage: bool = False
+) -> Collections:
+    """Cuts the gradients of some layers' parameters, in stacked storage.
+
+    With ``by_stage`` the layers lie by stages, under the names of the loop.
+    """
     if "params" not in variables:
         return variables
     params = dict(variables["params"])
@@ -249,7 +346,7 @@ def frozen(variables: Collections, at: StackLayout, layers: frozenset[int]) -> C
             params[name] = jax.lax.stop_gradient(params[name])
     for position in range(at.positions):
         name = f"block_{position}"
-        rows = [i in layers for i in at.numbers(position)]
+        rows = [i in layers for i in (at if by_stage else at.as_run).numbers(position)]
         if name not in params or not any(rows):
             continue
         if all(rows):
@@ -275,17 +372,26 @@ def restored(
     fn: Callable[..., T],
     into: Callable[[Collections], Collections],
     back: Callable[[Collections], Collections],
+    heard: bool = False,
 ) -> Callable[..., T]:
     """Lifts a function of scopes: it sees the first scope's variables through ``into``.
 
-    What it writes there goes out through ``back``.
+    What it writes there goes out through ``back``. A layout shows the names of the storage, not
+    those inside; ``heard`` says that it knows those of the storage from these.
     """
     roles = through_roles("stack", True, True)
 
     def run(scopes: Sequence[Scope], *args: object, **kwargs: object) -> T:
+        recorder = scopes[0].call.rec
+
+        def body_of(inner: Sequence[Scope], *args: object, **kwargs: object) -> T:
+            if heard:
+                inner[0].call.rec = recorder
+            return fn(inner, *args, **kwargs)
+
         opening = Opening(roles, list(scopes), fn)
         first, *others = opening.values(THROUGH)
-        body = opening.body(fn, see=_unheard)
+        body = opening.body(body_of, see=_unheard)
         y, ((written, *rest),) = body([(into(first), *others)], [opening.keys(False)], args, kwargs)
         opening.write_back((back(written), *rest))
         return y
@@ -294,7 +400,7 @@ def restored(
 
 
 def _unheard(inner: Sequence[Scope]) -> None:
-    """A layout shows the names of the storage, not those inside."""
+    """Of the renaming itself a layout is told nothing: it is no lift of the user's."""
     inner[0].call.rec = None
 
 

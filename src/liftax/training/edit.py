@@ -123,17 +123,27 @@ class LayerEdit:
 
     @property
     def _first(self) -> int:
-        return self.stacking.in_order[0]
+        return min(self.stacking.in_order)
 
     @property
     def _after(self) -> Stacking:
         # Numbered anew without gaps, as the model with the new depth will make them.
-        count, first = len(self.sources), self._first
-        paths = [_numbered(self.stacking.layers[0], i) for i in range(count + 1)]
+        count, first, s = len(self.sources), self._first, self.stacking
+        paths = [_numbered(_running(s)[0], i) for i in range(count + 1)]
+        rows: Sequence[int] = range(count)
+        if s.order is not None:
+            groups = s.order.stages * s.order.repeats
+            if count % groups:
+                raise StackingError(
+                    f"edit_layers: {count} layers cannot be stored by {s.order.stages} stages and "
+                    f"{s.order.repeats} repeats; expected a multiple of {groups}; or nn.to_layers "
+                    f"first, and the layout of a stack with store='stacked'"
+                )
+            rows = s.order.rows(count)
         return dataclasses.replace(
-            self.stacking,
-            layers=tuple(paths[:-1]),
-            numbers=tuple(range(first, first + count)),
+            s,
+            layers=tuple(paths[i] for i in rows),
+            numbers=tuple(first + i for i in rows),
             # The first number that is no layer's: a tree which has it as well is not of this depth.
             beyond=(paths[-1],),
             # What was known of the old layers' shapes says nothing of those that were inserted.
@@ -167,12 +177,12 @@ class LayerEdit:
             )
         # One storage to work in, whichever was given: layer by layer every edit is of a list.
         tree = Converter("layers", name)(root.tree, (s,), root.path)
-        old = [get(tree, path) for path in s.layers]
+        old = [get(tree, path) for path in _running(s)]
         # Moments lie in the shape of the parameters, and under another name than theirs.
         is_state = bool(root.path) and root.path[-1] != name and name == "params"
         new = [_made(source, old, name, is_state, root.path) for source in self.sources]
         after = self._after
-        tree = put(remove(tree, s.layers), dict(zip(after.layers, new, strict=True)))
+        tree = put(remove(tree, s.layers), dict(zip(_running(after), new, strict=True)))
         return tree if form == "layers" else Converter("stacked", name)(tree, (after,), root.path)
 
 
@@ -216,6 +226,11 @@ def edit_layers(variables: Any, layout: Any) -> LayerEdit:
     (one,) = repeated
     sources = tuple((i,) for i in range(len(one.layers)))
     return LayerEdit(variables, one, sources, tuple(s for s in stackings if s is not one))
+
+
+def _running(s: Stacking) -> list[Path]:
+    """The paths of the layers in the order in which they run."""
+    return [path for _, path in sorted(zip(s.in_order, s.layers, strict=True))]
 
 
 def _numbered(first: Path, i: int) -> Path:

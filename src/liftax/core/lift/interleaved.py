@@ -5,7 +5,10 @@ in a ring as long as the way to the last stage and back, however many microbatch
 What is kept is what came in; the layers are computed again.
 
 Stage ``s`` runs microbatch ``m`` forward at step ``m + s`` and backward at step
-``m + 2 * (stages - 1) - s``, the last one in the same step.
+``m + 2 * (stages - 1) - s``, the last one in the same step. The first stage has then kept it for
+``2 * (stages - 1)`` steps in which one more came in each: the ring is ``2 * stages - 1``. It would
+be ``stages`` if steps were halves, forward in every other stage and backward in the others; but a
+choice by stage under one `jax.vmap` computes both and takes one.
 """
 
 from __future__ import annotations
@@ -68,7 +71,7 @@ class _Both:
         options, ids = self.stages.options, self.stages.ids
         count, last = options.microbatches, options.stages - 1
         # The first stage waits longest: the way to the last stage and back.
-        ring_size, alone = 2 * last + 1, self.alone
+        ring_size, alone = options.ring, self.alone
 
         def forward(number: jax.Array, state: Leaves, own: Leaves) -> Leaves:
             return self.visit(state, self.taken(own, number))[0]

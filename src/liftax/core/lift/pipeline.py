@@ -40,6 +40,7 @@ class _Leaf(NamedTuple):
     axis: int | None
     name: str
     cut: bool = False  # whether its microbatches have an axis already
+    stored: bool = False  # whether its layers may be stored by stages
 
 
 class _Written(NamedTuple):
@@ -49,6 +50,7 @@ class _Written(NamedTuple):
     number: int
     over: int | None
     axis: int | None = None
+    stored: bool = False  # as of what goes in
 
 
 class Objective:
@@ -78,6 +80,7 @@ class Pipelined:
       again: makes a visit one that is computed again in the backward pass.
       objective: for a pipeline that makes derivatives as it goes, of what.
       moving: for each leaf of the arguments that the loop goes over, the axis of its batch.
+      stored: whether the layers of variables lie by stages (see `Groups`), and not as they run.
     """
 
     options: Pipeline
@@ -86,6 +89,7 @@ class Pipelined:
     again: Callable[[Stage], Stage] = takes_again
     objective: Objective | None = None
     moving: Sequence[int | None] = ()
+    stored: bool = False
 
     def __call__(
         self,
@@ -115,9 +119,9 @@ class Pipelined:
         state, x = list(self._state(init)), list(self._of_layers(xs))
         parts = [self._cut(leaf) for leaf in state]
         own = [
-            stages.by_repeat(leaf.value)
+            stages.by_repeat(leaf.value, leaf.stored)
             if leaf.axis is None
-            else stages.by_visit(self._cut(leaf, of_layers=True))
+            else stages.by_visit(self._cut(leaf, of_layers=True), leaf.stored)
             for leaf in x
         ]
 
@@ -179,9 +183,9 @@ class Pipelined:
                 assert w.over is not None
                 out.append(x[w.over].value)
             elif w.over is not None and w.axis is None:
-                out.append(stages.from_repeats(made[w.number]))
+                out.append(stages.from_repeats(made[w.number], w.stored))
             else:
-                leaf = stages.from_visits(made[w.number])
+                leaf = stages.from_visits(made[w.number], w.stored)
                 join = functools.partial(self._joined, axis=w.axis)
                 out.append(leaf if w.axis is None else jax.vmap(join)(leaf))
         return jax.tree.unflatten(jax.tree.structure(shape), out)
@@ -242,7 +246,8 @@ class Pipelined:
             else:
                 names = names_on(path[3:])
                 self._check_declared(names)
-                yield _Leaf(value, self.options.batch_axis(names[0]), "/".join(names))
+                axis = self.options.batch_axis(names[0])
+                yield _Leaf(value, axis, "/".join(names), stored=self.stored)
 
     def _check_declared(self, names: Sequence[str]) -> None:
         col = names[0]
@@ -272,7 +277,7 @@ class Pipelined:
             axis = self.options.batch_axis(names[0])
             if old is not None:
                 self._check_kept(names, old, leaf, axis)
-            yield _Written(k, over, axis)
+            yield _Written(k, over, axis, self.stored)
 
     def _check_kept(
         self, names: Sequence[str], old: jax.Array, new: jax.ShapeDtypeStruct, axis: int | None
@@ -293,7 +298,7 @@ class Pipelined:
 
     def _cut(self, leaf: _Leaf, of_layers: bool = False) -> jax.Array:
         """Returns the microbatches of a value along a new first axis, or after that of layers."""
-        value, axis, name, done = leaf
+        value, axis, name, done, _ = leaf
         if done:
             return value
         count, front = self.options.microbatches, int(of_layers)

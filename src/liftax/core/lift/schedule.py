@@ -15,6 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from ...errors import PipelineError
 from ...words import shown
@@ -22,6 +26,51 @@ from ...words import shown
 STOP, NAN = "stop", "nan"
 DECLARED: Mapping[str, int | None] = {"params": None, "batch_stats": None, "lora": None}
 """Collections that every pipeline knows to have no batch; the last are the adapters of `adapt`."""
+
+
+class Groups(NamedTuple):
+    """The order of layers by stages: all groups of the first stage, then those of the next.
+
+    In the order in which they run, the layers are ``[repeats, stages, layers of a visit]``. By
+    stages they are ``[stages, repeats, layers of a visit]``, so that an axis of layers in equal
+    parts has in each part what one stage runs.
+    """
+
+    stages: int
+    repeats: int
+
+    def rows(self, depth: int) -> list[int]:
+        """The layer, counted as they run, that lies in each row.
+
+        Example:
+          >>> Groups(stages=2, repeats=2).rows(8)
+          [0, 1, 4, 5, 2, 3, 6, 7]
+        """
+        stages, repeats = self
+        size = depth // (stages * repeats)
+        return [
+            (r * stages + s) * size + i
+            for s in range(stages)
+            for r in range(repeats)
+            for i in range(size)
+        ]
+
+    def running(self, leaf: jax.Array, axis: int) -> jax.Array:
+        """An array whose axis has the layers by stages, with the layers in the order they run."""
+        return _swapped(leaf, axis, self.stages, self.repeats)
+
+    def by_stage(self, leaf: jax.Array, axis: int) -> jax.Array:
+        """Undoes `running`."""
+        return _swapped(leaf, axis, self.repeats, self.stages)
+
+
+def _swapped(leaf: jax.Array, axis: int, outer: int, inner: int) -> jax.Array:
+    shape, axis = leaf.shape, axis % leaf.ndim
+    if shape[axis] % (outer * inner):
+        return leaf  # the variables of another stack, which whoever uses them tells
+    size = shape[axis] // (outer * inner)
+    leaf = leaf.reshape(*shape[:axis], outer, inner, size, *shape[axis + 1 :])
+    return jnp.swapaxes(leaf, axis, axis + 1).reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +181,16 @@ class Pipeline:
     def bubble(self) -> float:
         """The share of the steps in which a stage has nothing to do."""
         return self.delay * (self.stages - 1) / self.steps
+
+    @property
+    def ring(self) -> int:
+        """How many microbatches a stage keeps where each step runs forward and backward (1F1B)."""
+        return 2 * self.stages - 1
+
+    @property
+    def order(self) -> Groups:
+        """In which order ``store="circular"`` keeps the layers."""
+        return Groups(self.stages, self.repeats)
 
     def batch_axis(self, name: str) -> int | None:
         """The axis of the batch of a collection's variables, or of an argument."""

@@ -1,7 +1,8 @@
 """The pure loop of a pipeline: every step is one `jax.vmap` over the stages.
 
 Layers lie in the order of the loop ``[repeats, stages, layers of a visit]``, and are brought to
-``[stages, repeats, ...]``, or to ``[stages, visits, ...]`` where each microbatch has its own. All
+``[stages, repeats, ...]``, or to ``[stages, visits, ...]`` where each microbatch has its own; what
+is stored by stages lies so already, and stays on its part of the mesh. All
 that has an axis of stages is split along it over the mesh. In a step each stage hands what it made
 to its neighbour, the queue of microbatches moves up by one, and all else stays where it is: of that
 the compiler makes permutes between neighbours and nothing more.
@@ -47,26 +48,36 @@ class Stages:
 
     # --- layers as stages -----------------------------------------------------
 
-    def by_repeat(self, leaf: jax.Array) -> jax.Array:
-        """``[layers, ...]`` as ``[stages, repeats, layers of a visit, ...]``."""
+    def by_repeat(self, leaf: jax.Array, stored: bool = False) -> jax.Array:
+        """``[layers, ...]`` as ``[stages, repeats, layers of a visit, ...]``.
+
+        Args:
+          leaf: of all layers.
+          stored: whether it is stored by stages, and not in the order in which they run.
+        """
         options, rest = self.options, leaf.shape[1:]
-        leaf = leaf.reshape(options.repeats, options.stages, self.layers, *rest)
-        return on_stages(jnp.swapaxes(leaf, 0, 1), options.axis)
+        if stored:
+            leaf = leaf.reshape(options.stages, options.repeats, self.layers, *rest)
+        else:
+            leaf = leaf.reshape(options.repeats, options.stages, self.layers, *rest)
+            leaf = jnp.swapaxes(leaf, 0, 1)
+        return on_stages(leaf, options.axis)
 
-    def from_repeats(self, leaf: jax.Array) -> jax.Array:
+    def from_repeats(self, leaf: jax.Array, stored: bool = False) -> jax.Array:
         """Undoes `by_repeat`."""
-        return jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[3:])
+        leaf = leaf if stored else jnp.swapaxes(leaf, 0, 1)
+        return leaf.reshape(-1, *leaf.shape[3:])
 
-    def by_visit(self, leaf: jax.Array) -> jax.Array:
+    def by_visit(self, leaf: jax.Array, stored: bool = False) -> jax.Array:
         """``[layers, microbatches, ...]`` as ``[stages, visits, layers of a visit, ...]``."""
-        leaf = jnp.swapaxes(self.by_repeat(leaf), 2, 3)
+        leaf = jnp.swapaxes(self.by_repeat(leaf, stored), 2, 3)
         return leaf.reshape(leaf.shape[0], self.visits, *leaf.shape[3:])
 
-    def from_visits(self, leaf: jax.Array) -> jax.Array:
+    def from_visits(self, leaf: jax.Array, stored: bool = False) -> jax.Array:
         """Undoes `by_visit`."""
         options = self.options
         leaf = leaf.reshape(leaf.shape[0], options.repeats, options.microbatches, *leaf.shape[2:])
-        return self.from_repeats(jnp.swapaxes(leaf, 2, 3))
+        return self.from_repeats(jnp.swapaxes(leaf, 2, 3), stored)
 
     def everywhere(self, leaf: ArrayLike) -> jax.Array:
         """What all layers share, as if each stage had its own: each has derivatives of its own."""
