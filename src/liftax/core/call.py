@@ -139,6 +139,11 @@ class Call:
             names |= names_of(found)
         return names
 
+    def hears_first(self, col: str) -> bool:
+        """Tells whether a loop outside wants to hear of a collection as it is made."""
+        wants = self.on_birth is not None and self.wants_first
+        return wants and self.hears is not None and self.hears(col)
+
     def hear(self, inside: Call, col: str, path: Path, value: object, late: bool) -> object:
         """Hears of what is made in the body of a lift inside; returns it as that must use it."""
         assert self.on_birth is not None

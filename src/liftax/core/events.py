@@ -49,7 +49,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict
 
 import jax
 
@@ -120,6 +120,15 @@ def _no_role(collection: str) -> Role | None:
 
 def _no_split(stream: str) -> bool | None:
     return None
+
+
+class Told(TypedDict, total=False):
+    """What a lift with an axis says of itself besides, as `LiftEvent` has it."""
+
+    size: int
+    axis_name: str | None
+    carry: bool
+    batch: bool
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ _ARGUMENTS = {
     "while_loop": "carry_variables={0!r}",
 }
 
-# What JAX, or `one_trace.trace_loop` by the name of its function, says to have traced a body.
+# What JAX, or `one_trace.Loop` by the name of its function, says to have traced a body.
 _TRACED_FOR = {
     "while_body": "while_loop",
     "while_cond": "while_loop",

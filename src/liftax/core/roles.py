@@ -17,10 +17,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from ..errors import AxisError, RoleError, UnusedFilterError
-from ..words import did_you_mean, shown
+from ..errors import AxisError, RoleError
+from ..words import shown
 from .filters import Filter, check_filter, in_filter, names_of, subtract
-from .types import Placed
 
 T = TypeVar("T")
 
@@ -176,7 +175,8 @@ class Roles:
         self._check_reached(seen)
         # The axes of the table, each once.
         self.axes = list(dict.fromkeys(r.axis for r in self.rows if r.axis is not None))
-        self._checked: set[tuple[frozenset[str], ...]] = set()
+        # What `checks` has held the table against.
+        self.checked: set[tuple[frozenset[str], ...]] = set()
 
     def _check_reached(self, spelled: Mapping[str, Row]) -> None:
         """Raises RoleError where an open filter in front takes a name that is spelled out."""
@@ -226,43 +226,6 @@ class Roles:
         # Subtracted, since a table refuses a stream that is named twice.
         streams = [(subtract(f, "params"), split) for f, split in self.streams]
         return Roles(self.lift, [Row(True, BROADCAST, "shared")], [("params", False), *streams])
-
-    def check_used(
-        self,
-        at: Placed,
-        collections: frozenset[str],
-        streams: frozenset[str],
-        known: frozenset[str],
-    ) -> None:
-        """Raises UnusedFilterError for a spelled-out name that looks mistyped.
-
-        A name that matches nothing is fine in itself (no cache yet, no dropout in
-        this call); one that matches nothing while a name much like it goes
-        unmatched is a slip.
-        """
-        seen = collections, streams, known
-        # Comparing names for likeness is slow, and a model says the same of itself in each call.
-        if seen in self._checked:
-            return
-        have = collections | known
-        loose = [c for c in have if self.of(c) is None]
-        for row in self.rows:
-            _close(at, self.lift, row.argument, names_of(row.filter) - have, loose)
-        loose = [s for s in streams if self.split(s) is None]
-        for stream_filter, _ in self.streams:
-            missing = names_of(stream_filter) - streams
-            _close(at, self.lift, "split_rngs", missing, loose)
-        self._checked.add(seen)
-
-
-def _close(at: Placed, lift: str, argument: str, missing: Iterable[str], loose: list[str]) -> None:
-    for name in missing if loose else ():
-        # High enough for a letter or an ending; names such as cache and batch stay apart.
-        hint = did_you_mean(name, loose, like=0.75)
-        if hint:
-            raise UnusedFilterError(
-                f"{at.place}: {argument} of {lift} names {name!r}, which matches nothing here{hint}"
-            )
 
 
 def axis_rows(variable_axes: VariableAxes, lift: str, *, shared: bool) -> list[Row]:
@@ -345,9 +308,3 @@ def _truth(split: object, name: Filter, lift: str) -> bool:
     raise RoleError(
         f"{lift}: split_rngs[{name!r}] expected True or False; found {type(split).__name__}"
     )
-
-
-__all__ = [
-    'BROADCAST', 'CARRY', 'THROUGH', 'Axis', 'Broadcast', 'In', 'InPlace', 'Out', 'Role', 'Roles',
-    'Row', 'VariableAxes', 'axis_rows', 'broadcast', 'loop_roles', 'split_pairs', 'through_roles',
-]  # fmt: skip

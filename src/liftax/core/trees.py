@@ -69,3 +69,13 @@ def abstract(value: object) -> jax.ShapeDtypeStruct:
     """
     shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda x: x, value)
     return shape
+
+
+def alike(a: Tree, b: Tree) -> bool:
+    """Tells whether one program takes either of two values."""
+    structures: list[jax.tree_util.PyTreeDef] = [jax.tree.structure(tree) for tree in (a, b)]
+    kinds = [
+        [(x.shape, x.dtype, x.weak_type) for x in map(jax.typeof, jax.tree.leaves(tree))]
+        for tree in (a, b)
+    ]
+    return bool(structures[0] == structures[1]) and kinds[0] == kinds[1]

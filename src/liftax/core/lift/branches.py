@@ -18,10 +18,12 @@ from ..roles import THROUGH, through_roles
 from ..scope import Scope
 from ..streams import Keyed
 from ..types import Function, Group, Tree
+from .births import Kind, Marks
 from .checks import kinds
 from .counters import counted, set_counters
 from .crossing import Opening
-from .one_trace import Kind, Loop, Marks, Variables, flat, name_of, nested, rewritten, trace_loop
+from .one_trace import Loop
+from .places import Variables, flat, name_of, nested, rewritten
 
 T = TypeVar("T")
 
@@ -155,11 +157,10 @@ class _Branch:
             run = opening.body(fn, see=see)
             y, (after,) = run([values], [keys], operands)
             written = rewritten(after, before)
-            self.marks.end()
             self.y, self.written = kinds(y), {p: kinds(value) for p, value in written.items()}
             return [], {}, (jax.tree.map(jnp.asarray, y), written), ({}, None)
 
-        self.loop: Loop = trace_loop(body, operands, None, self.marks, opening, chooses=False)
+        self.loop = Loop(body, operands, None, self.marks, opening, chooses=False)
 
 
 def _known(

@@ -24,9 +24,11 @@ from ...errors import (
     MicrobatchError,
     SplitSharedError,
     TiedModulesError,
+    UnusedFilterError,
 )
-from ...words import describe, kind_of, names_on, shown, structure_of
+from ...words import describe, did_you_mean, kind_of, names_on, shown, structure_of
 from ..events import made_of
+from ..filters import names_of
 from ..roles import BROADCAST, Axis, broadcast
 from ..scope import Scope
 from ..types import Group, Path, Placed, Tree
@@ -99,18 +101,38 @@ def check_arguments(opening: Opening) -> None:
             for col in top.collections():
                 if isinstance(table.role(col), int):
                     _check_tied(opening, top, col, top.node(col) or {}, top.path)
-    roles.check_used(
-        opening,
-        frozenset().union(*[top.collections() for top in opening.tops]),
-        frozenset().union(*[top.rngs for top in opening.tops]),
-        # In init there will be parameters, whatever there is by now.
-        _PARAMS if opening.initializing else _NONE,
-    )
+    _check_spelled(opening)
 
 
-# Two objects for all calls: `check_used` remembers what it has checked.
-_NONE: frozenset[str] = frozenset()
-_PARAMS = frozenset(("params",))
+def _check_spelled(opening: Opening) -> None:
+    """Raises UnusedFilterError for a spelled-out name that looks mistyped.
+
+    A name that matches nothing is fine in itself (no cache yet, no dropout in this call); one that
+    matches nothing while a name much like it goes unmatched is a slip.
+    """
+    roles = opening.roles
+    collections: frozenset[str] = frozenset().union(*[top.collections() for top in opening.tops])
+    if opening.initializing:
+        collections |= {"params"}  # there will be parameters, whatever there is by now
+    streams: frozenset[str] = frozenset().union(*[top.rngs for top in opening.tops])
+    # Comparing names for likeness is slow, and a model says the same of itself in each call.
+    if (collections, streams) in roles.checked:
+        return
+
+    loose = [col for col in collections if roles.of(col) is None]
+    named = [(row.argument, names_of(row.filter) - collections, loose) for row in roles.rows]
+    loose = [stream for stream in streams if roles.split(stream) is None]
+    named += [("split_rngs", names_of(which) - streams, loose) for which, _ in roles.streams]
+    for argument, missing, near in named:
+        for name in missing:
+            # High enough for a letter or an ending; names such as cache and batch stay apart.
+            hint = did_you_mean(name, near, like=0.75)
+            if hint:
+                raise UnusedFilterError(
+                    f"{opening.place}: {argument} of {roles.lift} names {name!r}, which matches "
+                    f"nothing here{hint}"
+                )
+    roles.checked.add((collections, streams))
 
 
 def _check_tied(

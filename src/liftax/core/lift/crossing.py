@@ -15,8 +15,8 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypedDict, Unpack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jax.tree_util import PyTreeDef
 
 from ...errors import where
 from ..call import Around, LiftedCall
-from ..events import LiftEvent
+from ..events import LiftEvent, Told
 from ..filters import in_filter, names_of
 from ..linen_keys import Log
 from ..roles import THROUGH, Role, Roles, Row
@@ -32,15 +32,6 @@ from ..scope import Scope
 from ..streams import Base, Keyed, Stream
 from ..trees import copy_dicts, plain_dicts, sorted_dicts
 from ..types import Collections, Function, Group, Key, Path, Tree
-
-
-class Told(TypedDict, total=False):
-    """What a lift with an axis tells a recorder besides, see `LiftEvent`."""
-
-    size: int
-    axis_name: str | None
-    carry: bool
-    batch: bool
 
 
 class Pure(Protocol):
@@ -125,11 +116,8 @@ class Opening(Around):
     @property
     def heard(self) -> bool:
         """Whether a loop outside wants to see some of them as they are made."""
-        return self.watched and any(
-            top.call.hears is not None and top.call.wants_first and top.call.hears(col)
-            for top, roles in zip(self.tops, self.tables, strict=True)
-            for row in roles.rows
-            for col in _candidates(row, top)
+        return self.initializing and any(
+            top.call.hears_first(col) for _, top, col in self._collections()
         )
 
     # --- going in -------------------------------------------------------------
@@ -178,8 +166,10 @@ class Opening(Around):
         ]
         for index, path in self.places[:own]:
             scope = _below(self.tops[index], path)
+            # Variables of any collection may be made of the keys of a lift inside.
+            bases = ("params", *scope.collections())
             for name in scope.rngs:
-                key = scope.draw(name, _bases(scope))
+                key = scope.draw(name, bases)
                 if not path:
                     groups[index][name] = key
         split = self.roles.split
@@ -195,48 +185,55 @@ class Opening(Around):
         """
         if self.keyless:
             return self.no_keys
-        made: dict[tuple[int, bool], Base] = {}
 
         def of_part(key: Key, apart: bool) -> Key:
             return jax.random.split(key, size) if apart else jnp.stack([key] * size)
 
         def of_parts(key: Key, apart: bool) -> Key:
-            if parts is None:
-                return of_part(key, apart)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
             return jax.vmap(lambda key: of_part(key, apart), out_axes=1)(keys)
+
+        stacked = of_part if parts is None else of_parts
+        made: dict[tuple[int, bool], Base] = {}
 
         def split(key: Base, apart: bool) -> Base:
             # Scopes of one call share their base keys: one split for each.
             if (id(key), apart) not in made:
-                made[id(key), apart] = jax.tree.map(lambda k: of_parts(k, apart), key)
+                made[id(key), apart] = jax.tree.map(lambda k: stacked(k, apart), key)
             return made[id(key), apart]
 
-        groups = [[(self.keys(True), True)], [(self.keys(False), False)]]
-        wanted = groups[0] if parts is None else groups[0] + groups[1]
+        wanted = [True] if parts is None else [True, False]
+        both = [(self.keys(apart), apart) for apart in wanted]
         return tuple(
-            {n: split(k, apart) for keyed, apart in wanted for n, k in keyed[i].items()}
+            {name: split(key, apart) for keys, apart in both for name, key in keys[i].items()}
             for i in range(len(self.tops))
         )
 
     def can_write(self, role: Role) -> bool:
         """Tells whether the body may write any collection under ``role``."""
         return not self.read_only and any(
-            row.role == role
-            and row.leaves
-            and any(top.call.is_mutable(c) for c in _candidates(row, top))
-            for top, roles in zip(self.tops, self.tables, strict=True)
-            for row in roles.rows
+            row.role == role and row.leaves and top.call.is_mutable(col)
+            for row, top, col in self._collections()
         )
 
     def writes_in_place(self) -> bool:
         """Tells whether the body may write anything where it stands that is there already."""
         return not self.read_only and any(
             row.in_place and top.node(col) and top.call.is_mutable(col)
-            for top, roles in zip(self.tops, self.tables, strict=True)
-            for row in roles.rows
-            for col in _candidates(row, top)
+            for row, top, col in self._collections()
         )
+
+    def _collections(self) -> Iterator[tuple[Row, Scope, str]]:
+        """Yields what each row of each top's table names there."""
+        for top, roles in zip(self.tops, self.tables, strict=True):
+            for row in roles.rows:
+                names = list(names_of(row.filter))
+                if not names and row.filter is not False:
+                    # A filter by exclusion may name any collection, also one that nobody has made.
+                    known = (*top.collections(), *top.call.spelled())
+                    names = [col for col in known if in_filter(row.filter, col)]
+                for col in names:
+                    yield row, top, col
 
     def enter(
         self,
@@ -326,7 +323,7 @@ class Opening(Around):
 
     def call(
         self,
-        fn: Callable[..., Any],
+        fn: Function,
         inner: Sequence[Scope],
         args: Sequence[object],
         kwargs: Mapping[str, object],
@@ -341,18 +338,9 @@ class Opening(Around):
                 # has the variables of all iterations.
                 before.append((root, root.valid, root.entered_by))
                 root.valid, root.entered_by = False, self
-        rec = inner[0].call.rec if inner else None
-        if rec is not None:
-            rec.enter(self.event(**event))
-            rec.took(args, kwargs)
         try:
-            y = fn(self.hand_out(inner), *args, **kwargs)
-            if rec is not None:
-                rec.gave(y)
-            return y
+            return self._run(fn, inner, self.hand_out(inner), args, kwargs, **event)
         finally:
-            if rec is not None:
-                rec.exit()
             for root, valid, entered_by in before:
                 root.valid, root.entered_by = valid, entered_by
 
@@ -363,18 +351,30 @@ class Opening(Around):
 
         Where a loop outside wants to see the variables that the body makes.
         """
-        rec = self.tops[0].call.rec
-        if rec is not None:
-            rec.enter(self.event())
-            rec.took(args, kwargs)
+        again = jax.tree.map(lambda scope: scope.rewound(), scopes)
+        return self._run(fn, self.tops, again, args, kwargs)
+
+    def _run(
+        self,
+        fn: Function,
+        seen: Sequence[Scope],
+        scopes: Tree,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        **event: Unpack[Told],
+    ) -> Any:
+        """Calls the body; who listens to the ``seen`` scopes is told."""
+        rec = seen[0].call.rec if seen else None
+        if rec is None:
+            return fn(scopes, *args, **kwargs)
+        rec.enter(self.event(**event))
         try:
-            y = fn(jax.tree.map(lambda scope: scope.rewound(), scopes), *args, **kwargs)
-            if rec is not None:
-                rec.gave(y)
+            rec.took(args, kwargs)
+            y = fn(scopes, *args, **kwargs)
+            rec.gave(y)
             return y
         finally:
-            if rec is not None:
-                rec.exit()
+            rec.exit()
 
     def event(self, **event: Unpack[Told]) -> LiftEvent:
         """Returns what a recorder is told of this call."""
@@ -476,17 +476,3 @@ def _below(scope: Scope, path: Path) -> Scope:
     for name in path:
         scope = scope.push(name, reuse=True)
     return scope
-
-
-def _bases(top: Scope) -> Path:
-    """Returns the collections whose variables may be made of the keys of a lift inside."""
-    return ("params", *top.collections())
-
-
-def _candidates(row: Row, top: Scope) -> list[str]:
-    """Returns names that stand for the collections of a row."""
-    names = list(names_of(row.filter))
-    if names or row.filter is False:
-        return names
-    # A filter by exclusion may name any collection, also one that nobody has made yet.
-    return [c for c in (*top.collections(), *top.call.spelled()) if in_filter(row.filter, c)]

@@ -19,20 +19,13 @@ from ..roles import THROUGH, Roles, through_roles
 from ..scope import Scope
 from ..streams import Keyed
 from ..types import Fn, Function, Group, Tree
+from .births import Kind, Marks
 from .counters import Counted, counted, draw_again, drawn_since, fingerprint, set_counters
 from .crossing import Opening
-from .one_trace import (
-    Kind,
-    Marks,
-    Variables,
-    choice,
-    flat,
-    nested,
-    rewritten,
-    trace_loop,
-    write_births,
-)
+from .forms import choice
+from .one_trace import Loop
 from .options import lift_of
+from .places import Variables, flat, nested, rewritten
 from .static_arguments import Inputs, Static, StaticBody, is_traceable
 
 _PROGRAMS = 1024  # programs that one lifted class or function keeps
@@ -240,18 +233,17 @@ def _in_parts(options: Jit, opening: Opening, fn: Function, static: Static, keys
 
     def traced(dynamic: Inputs, x: None) -> tuple[object, ...]:
         out, (after,) = body(values, keys, dynamic)
-        written = rewritten(after, before, marks)
-        marks.end()
+        written = rewritten(after, {**before, **marks.values})
         return [], {}, (out, written), ({}, None)
 
-    loop = trace_loop(traced, static.dynamic, None, marks, opening)
+    loop = Loop(traced, static.dynamic, None, marks, opening)
     if not marks.births:  # all that it makes is there
         again = jax.jit(lambda dynamic: loop.step({}, dynamic, {}, None)[2], **options.of_jax)
         out, written = again(static.dynamic)
     else:
         whole = jax.jit(lambda dynamic: loop.whole({}, dynamic, {}, None), **options.of_jax)
         (_, _, first), births = whole(static.dynamic)
-        born = write_births(opening, marks, births)
+        born = loop.write(births)
 
         def then(dynamic: Inputs, born: Variables) -> Any:
             return loop.step({}, dynamic, born, None)[2]

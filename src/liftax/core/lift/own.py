@@ -10,14 +10,15 @@ from typing import Any
 from ...errors import LiftOptionError, LostWritesError
 from ...words import kind_of, shown
 from .. import boxes
+from ..events import Told
 from ..filters import Filter, in_filter
 from ..roles import In, Out, Role, Roles, Row
 from ..streams import Keyed
 from ..types import Fn, Function, Group, Metadata, Tree
 from .axes import named, unnamed
 from .checks import check_arguments
-from .crossing import Opening, Told
-from .one_trace import Place, flat, name_of
+from .crossing import Opening
+from .places import Place, flat, name_of
 
 Transform = Callable[..., tuple[Any, Any]]
 """The user's: ``(body, variables, keys, *args, **kwargs) -> (y, written)``."""

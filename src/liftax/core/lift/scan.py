@@ -29,7 +29,8 @@ from ..streams import Keyed
 from ..types import Fn, Function, Group, Metadata, Tree
 from . import in_place
 from .axes import Sizes, axes_of, from_front, restack, to_front, unnamed, unstack
-from .both_traces import BothTraces
+from .births import Kind, Marks
+from .both_traces import run_both
 from .checks import (
     check_apart,
     check_arguments,
@@ -43,22 +44,9 @@ from .checks import (
     nothing_first,
 )
 from .crossing import Opening
-from .one_trace import (
-    Kind,
-    Loop,
-    Marks,
-    Place,
-    Variables,
-    flat,
-    name_of,
-    nested,
-    rewritten,
-    strengthened,
-    trace_loop,
-    write_births,
-    write_over,
-)
+from .one_trace import Loop
 from .options import lift_of
+from .places import Place, Variables, flat, name_of, nested, rewritten
 
 Transform = Callable[[Sequence[Group], Sequence[Keyed]], tuple[Sequence[Group], Sequence[Keyed]]]
 """A user's function over what goes into an iteration, for sharding annotations."""
@@ -427,38 +415,32 @@ class _Call:
 
     def run_in_parts(self, carry: Leaves, xs: Slice) -> _Result:
         """Traces the body to a jaxpr, runs what stands before the loop, then the loop."""
-        self.marks, options = (marks := Marks()), self.options
         self.tally.goes_on = False  # one trace is what every iteration runs
-        opening, before = self.opening, (carry, self.carried)
-        cut = {"split": self.plan.roles.split("params") is True, "partial": True}
-        shape = jax.tree.map(jax_private.element, xs)
-        loop = trace_loop(self.in_parts, before, shape, marks, opening, **cut)
-        strong = strengthened(before, loop.carry_avals)
+        before = (carry, self.carried)
+        loop = self.cut(before, xs)
+        strong = _strengthened(before, loop.carry_avals)
         if strong is not None:
             # The body makes a wider carry of a weakly typed one: begin with the wider.
             before = strong
             self.tally.take_back()
-            loop = trace_loop(self.in_parts, before, shape, marks, opening, **cut)
+            loop = self.cut(before, xs)
 
         # Linen's order: the first iteration's slice is what carried variables begin with.
-        carried, each = marks.of(Kind.CARRIED), marks.of(Kind.EACH)
+        carried = loop.marks.of(Kind.CARRIED)
         unborn = [name_of(place) for place in carried]
         if self.size == 0 and unborn:
-            raise nothing_first(opening.place, unborn)
+            raise nothing_first(self.opening.place, unborn)
         at = -1 if self.options.reverse else 0
         x = jax.tree.map(lambda x: x[at], xs) if unborn else None
-        # Written before anything uses them: see write_births.
-        made = write_births(opening, marks, loop.made)
-        fresh, invariants = loop.reread(made)
-        loop = loop._replace(invariants=invariants)
-        made = write_over(opening, made, fresh | invariants[0])
+        # Written before anything uses them: see `Loop.write`.
+        made = loop.write_shared(both=True)
         born = loop.first(before, x) if unborn else {}
         if any(birth.late for birth in carried.values()):
             return self.peeled(loop, made, before, born, xs, x)
-        born = write_births(opening, marks, {place: born[place] for place in carried})
-        if each:
-            both = BothTraces(opening, marks, loop, self.plan.roles.axes, options.metadata_params)
-            out = both.run(self.loop, made, (before, born), xs, self.left)
+        born = loop.write({place: born[place] for place in carried})
+        if loop.marks.of(Kind.EACH):
+            params = self.options.metadata_params
+            out = run_both(loop, self.loop, made, (before, born), xs, self.left, params)
             return self.result(loop, *out)
 
         def step(state: tuple[State, Variables], x: Slice) -> tuple[object, object]:
@@ -473,12 +455,8 @@ class _Call:
 
         Without jit that is what Linen does, so that each iteration draws keys of its own.
         """
-        self.marks = marks = Marks()
-        opening, shape = self.opening, jax.tree.map(jax_private.element, xs)
-        cut = {"split": self.plan.roles.split("params") is True, "partial": True}
-        state = (carry, self.carried)
-        loop = trace_loop(self.in_parts, state, shape, marks, opening, **cut)
-        write_over(opening, write_births(opening, marks, loop.made), loop.invariants[0])
+        loop = self.cut((carry, self.carried), xs)
+        loop.write_shared()
         opening = Opening(self.plan.roles, self.scopes, self.fn, self.plan.shared)
         again = dataclasses.replace(self, opening=opening, traced=True)
         found = again.run(carry, xs)
@@ -486,18 +464,22 @@ class _Call:
         ys = [y for y, axis in both if axis is not broadcast]
         return found._replace(ys=ys, constant=loop.invariants[1])
 
+    def cut(self, state: State, xs: Slice) -> Loop:
+        """Traces the body once, and cuts it in what stands before the loop and the rest."""
+        self.marks, shape = Marks(), jax.tree.map(jax_private.element, xs)
+        return Loop(self.in_parts, state, shape, self.marks, self.opening, partial=True)
+
     def in_parts(self, state: State, x: Slice) -> tuple[object, ...]:
-        """The body as `trace_loop` takes it."""
+        """The body as `Loop` takes it."""
         assert self.marks is not None
-        marks = self.marks
-        marks.clear()
         inner, after, ys = self.body(state, x)
+        births, marked = self.marks.births, self.marks.values
 
         # Carried: those that came in, and those that were made.
         written = flat(self.opening.written(inner, CARRY))
         kept = self.kept(state[1], written)
         born = {}
-        for place, birth in marks.births.items():
+        for place, birth in births.items():
             if birth.kind is Kind.CARRIED:
                 value = written.get(place, birth.first)
                 if value is not birth.first:
@@ -505,7 +487,8 @@ class _Call:
                 born[place] = jax.tree.map(jnp.asarray, value)
 
         # Shared: what the body left in them, where that is neither what came in nor a mark.
-        changed = rewritten(self.opening.written(inner, BROADCAST), flat(self.shared), marks)
+        before = {**flat(self.shared), **marked}
+        changed = rewritten(self.opening.written(inner, BROADCAST), before)
 
         # The outputs keep their structure where they are the same in each iteration, so that
         # an error can name one.
@@ -514,8 +497,8 @@ class _Call:
         constant = [y if axis is broadcast else None for y, axis in both]
         invariants = changed, jax.tree.unflatten(self.y_def, constant)
         stacked = self.stacked(inner)
-        self.left = {p for g in stacked for p, v in flat(g).items() if marks.unchanged(p, v)}
-        marks.end()
+        along = [item for group in stacked for item in flat(group).items()]
+        self.left = {place for place, value in along if place in marked and marked[place] is value}
         self.opening.close(inner)
         return (after, kept), born, (moving, stacked), invariants
 
@@ -563,3 +546,14 @@ class _Call:
 
         ys, stacked = jax.tree.map(join, (one.ys, one.stacked), (more.ys, more.stacked))
         return more._replace(ys=ys, stacked=stacked)
+
+
+def _strengthened(before: State, after: Sequence[jax.core.ShapedArray]) -> State | None:
+    """Returns the carry in the dtypes that the body makes of it, None if they agree."""
+    leaves, treedef = jax.tree.flatten(before)
+    kept = [
+        old if jax.typeof(old).dtype == new.dtype else jnp.asarray(old, new.dtype)
+        for old, new in zip(leaves, after, strict=True)
+    ]
+    same = all(a is b for a, b in zip(kept, leaves, strict=True))
+    return None if same else jax.tree.unflatten(treedef, kept)

@@ -16,10 +16,14 @@ from ..filters import Filter, in_filter, names_of
 from ..linen_keys import Drawn, Log, replay, rewind, settle
 from ..roles import THROUGH, Roles, Row, VariableAxes, axis_rows, through_roles
 from ..scope import Scope
+from ..trees import alike
 from ..types import Collections, Fn, Function, Group, Metadata, Path, Tree
+from .births import Kind, Marks
 from .crossing import Opening
-from .one_trace import Kind, Marks, Variables, alike, draws_again, flat, nested, trace_loop
+from .forms import draws_again
+from .one_trace import Loop
 from .options import lift_of
+from .places import Variables, flat, nested
 
 MAPPED = "mapped"
 
@@ -180,14 +184,13 @@ class _Initialised:
             _pass_on(self.opening, top.call, scope.call)
 
     def in_parts(self, carry: None, x: None) -> tuple[object, ...]:
-        """The body as `trace_loop` takes it: a loop of one iteration, with nothing to carry."""
+        """The body as `Loop` takes it: a loop of one iteration, with nothing to carry."""
         opening, marks = self.opening, self.marks
         self.log = log = Log(lambda col: opening.roles.role(col) == MAPPED, opening.log)
         out = self.run(marks.came_in(self.outside, lambda top, col: True), log=log, see=self.see)
         rewind(log)
         self.drawn = replay(log)
         settle(self.drawn)
-        marks.end()
         self.others = [list(collections) for collections in out[1][1]]
         return None, {}, out, (flat(out[1][0]), None)
 
@@ -199,7 +202,7 @@ class _Initialised:
             _, (made, _) = self.run(self.outside, see=self.see)
             return self.anew(self.mapped(made), remembered)
 
-        loop = trace_loop(self.in_parts, None, None, self.marks, opening)
+        loop = Loop(self.in_parts, None, None, self.marks, opening)
         mapped = self.mapped(nested(loop.invariants[0], len(opening.tops)))
         births = _mapped_births(self.marks, mapped, loop.made)
         reused = births is not None and not draws_again(loop.outside)

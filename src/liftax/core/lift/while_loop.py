@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from ...errors import ConditionError, LiftOptionError, ScopeVariableNotFoundError
 from ...words import kind_of, shown
 from ..call import Call
+from ..events import Told
 from ..filters import Filter
 from ..roles import BROADCAST, CARRY, Roles, Row, split_pairs
 from ..scope import Scope
 from ..types import Function, Group, Path, Tree
 from .checks import check_carried, checked_carry
-from .crossing import Opening, Told
+from .crossing import Opening
 
 T = TypeVar("T")
 
