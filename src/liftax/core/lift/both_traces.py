@@ -47,6 +47,7 @@ def run_both(
         after, births, ys = loop.step(made, state[0], {**state[1], **new}, x)
         return (after, births), ys
 
+    # The first form makes; what it made is written outside, and comes in to the second from there.
     end, (ys, births) = scan(whole, before, xs)
     stand = _written(loop, births, metadata_params)
     first, second = (end, ys), scan(again, before, (xs, stand))

@@ -47,6 +47,7 @@ def check_options(lift: str, **options: object) -> None:
         return hasattr(value, "__index__") and not hasattr(value, "__len__")
 
     def fits(name: str, value: object) -> bool:
+        # As `jax.lax.scan` takes it: 0 and True both write out the whole loop.
         if name == "unroll":
             return isinstance(value, bool) or (whole(value) and int(value) >= 0)
         if name == "metadata_params":
@@ -98,6 +99,7 @@ def check_arguments(opening: Opening) -> None:
             )
             warnings.warn(LiftWarning("LX202", text), stacklevel=2)
         for top, table in zip(opening.tops, opening.tables, strict=True):
+            # Only what would get an axis: shared by all iterations, a tie stays a tie.
             for col in top.collections():
                 if isinstance(table.role(col), int):
                     _check_tied(opening, top, col, top.node(col) or {}, top.path)
@@ -229,6 +231,7 @@ def checked_carry(at: Placed, before: list[Any], before_def: PyTreeDef, carry: T
             b,
             "return a carry of the same containers as the one that comes in",
         )
+    # The path is looked for when it is known that one does not fit: most carries do.
     for i, (old, new) in enumerate(zip(before, after, strict=True)):
         if not _fits(old, new):
             tree = jax.tree.unflatten(before_def, range(len(before)))
@@ -319,6 +322,7 @@ def _difference(old: Any, new: Any, path: str = "") -> tuple[str, str, str] | No
         parts = [(f"[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
     else:
         return None
+    # A generator: what comes after the first difference is not looked at.
     found = (_difference(a, b, path + step) for step, a, b in parts)
     return next((f for f in found if f is not None), None)
 
@@ -356,6 +360,7 @@ def check_out_axes(at: Placed, y: object, axes: Sequence[Axis], *, shared: Axis)
     if all(axis is shared or _always_fits(axis) for axis in axes):
         return
     word, other = ("nn.broadcast", "None") if shared is broadcast else ("None", "broadcast")
+    # Axes of None are leaves here, so the two are paired by position and not as trees.
     for (path, leaf), axis in zip(tree_leaves_with_path(y), axes, strict=True):
         name = f"output{keystr(path)}"
         if axis is shared:
@@ -407,6 +412,7 @@ def check_apart(
       before: what all layers share and what is carried, by place: (which scope, names).
       written: the same when a layer has run, by role.
     """
+    # By identity: a variable that was only read is the very value that went in.
     for role, values in written.items():
         for place, value in values.items():
             if place not in before or (role == BROADCAST and value is not before[place]):

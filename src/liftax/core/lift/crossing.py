@@ -96,6 +96,7 @@ class Opening(Around):
         # The table of each top.
         self.tables = [roles] * len(self.tops)
         if shared:
+            # By place and not by identity: the scope may have been pushed again since.
             whole = {(id(scope.call), scope.path) for scope in shared}
             all_shared = roles.all_shared()
             for i, top in enumerate(self.tops):
@@ -252,6 +253,8 @@ class Opening(Around):
           folded: whether the keys are `base_keys`, which have the path in them.
         """
         inner = []
+        # Made inside the transformation, so that each scope belongs to the trace that is current
+        # now.
         for i, top in enumerate(self.tops):
             root = LiftedCall(self, top, self.tables[i])
             nodes: Collections = {}
@@ -413,6 +416,7 @@ class Opening(Around):
     def close(self, inner: Sequence[Scope]) -> None:
         """Ends the inner scopes."""
         for scope in inner:
+            # Whoever kept one is told so when it is used, and the arrays can go.
             scope.call.end()
 
     def merged(self, groups: Iterable[Group]) -> Group:
@@ -450,6 +454,7 @@ def _places(leaves: list[Scope], tops: list[Scope]) -> list[tuple[int, Path]]:
     if len(leaves) == 1:
         tops += leaves
         return [(0, ())]
+    # Of equal scopes the first stands for all: one given twice is opened once.
     given = {(id(scope.call), scope.path): scope for scope in reversed(leaves)}
     index: dict[tuple[int, Path], int] = {}
     places = []

@@ -55,6 +55,8 @@ class Lift:
 
     def __post_init__(self) -> None:
         # What contradicts itself is refused where the user wrote it, not when it is called.
+        # One axis may be of variables, of keys, or of both, but two roles along one axis could not
+        # be told apart in a table.
         known = {*_by_role(self.variables), *_by_role(self.rngs)}
         wrong = [role for role in self.axes if role not in known]
         if wrong or len(set(self.axes.values())) < len(self.axes):
@@ -107,6 +109,7 @@ def _lifted(options: Lift, fn: Function, scopes: Tree, /, *args: Tree, **kwargs:
     """Runs the user's transformation of a function over what the scopes hold."""
     opening = Opening(options.roles, scopes, fn)
     check_arguments(opening)
+    # Before the transformation: what the loop of it needs is there when the body is traced.
     if options.first is not None and opening.initializing:
         opening.call_without(fn, scopes, options.first(*args, **kwargs), {})
     return _OwnCall(options, opening, fn).run(args, kwargs)
@@ -126,6 +129,8 @@ class _OwnCall:
         names = dict(zip(_by_role(options.variables), opening.roles.rows, strict=True))
         self.inside = {name: row.role for name, row in names.items() if row.enters}
         self.outside = {name: row.role for name, row in names.items() if row.leaves}
+        # Noted at each call of the body, and compared with what is handed back: a transformation
+        # that forgets a group would lose writes without a word.
         self.wrote: dict[str, set[Place]] = {name: set() for name in self.outside}
         named = options.metadata_params.get(boxes.PARTITION_NAME)
         told: Told = {"size": options.size, "axis_name": named} if options.size else {}
@@ -155,6 +160,7 @@ class _OwnCall:
             lost = sorted(map(name_of, self.wrote[name] - flat(group).keys()))
             if lost:
                 raise self.refusal(f"{', '.join(lost[:4])} would be lost")
+            # A role that nobody wrote under may be left out of what is handed back.
             groups.append(self.renamed(named, role, group) if group else opening.empty())
         opening.write_back(*groups)
         return y
@@ -169,6 +175,7 @@ class _OwnCall:
     def keys(self) -> dict[str, Keyed]:
         """The base keys by role."""
         opening, size = self.opening, self.options.size
+        # Without an axis there is nothing to split along, and each role has the keys as they are.
         split = opening.no_keys if size is None else opening.split_keys(size)
         left = [{**a, **b} for a, b in zip(opening.keys(False), split, strict=True)]
         return {

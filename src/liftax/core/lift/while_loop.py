@@ -67,6 +67,7 @@ def while_loop(
     shared, carried = opening.values(BROADCAST), opening.values(CARRY)
     same, split = opening.keys(False), opening.keys(True)
 
+    # Told when the body has ended, so that one message can name all of them.
     made: list[str] = []
 
     def hear(top: Scope, call: Call, col: str, path: Path, value: object, late: bool) -> object:
@@ -78,6 +79,7 @@ def while_loop(
 
     def see(inner: Sequence[Scope]) -> None:
         for top, scope in zip(opening.tops, inner, strict=True):
+            # A variable that is made in there has no value for a loop that never runs.
             scope.call.on_birth = functools.partial(hear, top, scope.call)
 
     def run(fn: Function, state: State, **event: Unpack[Told]) -> tuple[Any, Group]:
@@ -123,6 +125,7 @@ def while_loop(
             raise LiftOptionError(
                 f"{opening.place}: max_steps expected an int, 1 or more; found {shown(max_steps)}"
             )
+        # Linen has no such loop: where nothing bounds the steps there is no derivative in reverse.
         _, carried, carry = _bounded(test, advance, (0, carried, init), max_steps)
     opening.write_back(carried)
     return carry
