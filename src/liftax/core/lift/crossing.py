@@ -59,15 +59,8 @@ class Opening(Around):
     def __init__(self, roles: Roles, scopes: Tree, target: object, shared: Sequence[Scope] = ()):
         self.roles = roles
         self.target = target
-        # How the scopes were given: None for one scope, list for one in a list.
-        self.tree: PyTreeDef | type[list] | None = None
-        if isinstance(scopes, Scope):
-            leaves = [scopes]
-        elif type(scopes) is list and len(scopes) == 1 and type(scopes[0]) is Scope:
-            leaves, self.tree = scopes, list
-        else:
-            leaves, self.tree = jax.tree.flatten(scopes)
-
+        self.tree: PyTreeDef
+        leaves, self.tree = jax.tree.flatten(scopes)
         self.tops: list[Scope] = []
         self.places = _places(leaves, self.tops)
         # The log of the loop body that this call stands in.
@@ -320,9 +313,7 @@ class Opening(Around):
     def hand_out(self, inner: Sequence[Scope]) -> Tree:
         """Returns the inner counterparts of the scopes, in the tree that was given."""
         found = [_below(inner[index], path) for index, path in self.places]
-        if self.tree is list:
-            return found
-        return found[0] if self.tree is None else jax.tree.unflatten(self.tree, found)
+        return jax.tree.unflatten(self.tree, found)
 
     def call(
         self,
@@ -404,14 +395,14 @@ class Opening(Around):
         """
         if self.read_only:
             return self.empty()
-        groups = []
-        for scope, roles in zip(inner, self.tables, strict=True):
-            found = {}
-            for col, node in scope.nodes.items():
-                if scope.call.is_mutable(col) and roles.role(col) == role:
-                    found[col] = sorted_dicts(node)
-            groups.append(found)
-        return tuple(groups)
+        return tuple(
+            {
+                col: sorted_dicts(node)
+                for col, node in scope.nodes.items()
+                if scope.call.is_mutable(col) and roles.role(col) == role
+            }
+            for scope, roles in zip(inner, self.tables, strict=True)
+        )
 
     def close(self, inner: Sequence[Scope]) -> None:
         """Ends the inner scopes."""

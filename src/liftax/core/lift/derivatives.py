@@ -87,7 +87,7 @@ def vjp(
         outputs, opening.values(DIFFERENTIATED), *primals, has_aux=True
     )
     opening.write_back(*written)
-    single = opening.tree is None or len(opening.tops) == 1
+    single = len(opening.tops) == 1
     # A pytree, so that ``vjp_fn`` can leave jit, or be the residuals of a custom_vjp.
     pullback = jax.tree_util.Partial(_PullBack(single, opening.place), pull)
     return (y, pullback, aux) if has_aux else (y, pullback)
@@ -344,7 +344,7 @@ def custom_vjp(
         if opening.watched:
             # Nothing is differentiated in init, and a loop outside is to see what is made in here.
             return opening.call_without(fn, scope, args, {})
-        single = opening.tree is None or len(opening.tops) == 1
+        single = len(opening.tops) == 1
         # Closed over: JAX's own ``nondiff_argnums`` refuses what is traced.
         fixed = {i: args[i] for i in sorted(n - 1 if n > 0 else len(args) + n for n in numbers)}
         moving = [a for i, a in enumerate(args) if i not in fixed]
