@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -160,8 +160,11 @@ def from_front(x: jax.Array, axis: int) -> jax.Array:
     return x if axis == 0 else jnp.moveaxis(x, 0, axis)
 
 
-Spoken = Callable[[], tuple[str, str]]
-"""What is called how, and which argument of the lift names its axis: asked only for a message."""
+class Named(NamedTuple):
+    """What a message calls something that has an axis, and the argument that says which axis."""
+
+    name: str
+    argument: str
 
 
 class Sizes:
@@ -190,13 +193,17 @@ class Sizes:
                     raise self._error(f"{argument}={given} is negative")
             self.size, self.source = given, lambda: f"{argument}={given}"
 
-    def see(self, leaf: ArrayLike, axis: int, spoken: Spoken) -> None:
-        """Notes the size of ``leaf`` along ``axis``; raises if it contradicts another."""
+    def see(self, leaf: ArrayLike, axis: int, naming: Callable[[], Named]) -> None:
+        """Notes the size of ``leaf`` along ``axis``; raises if it contradicts another.
+
+        Args:
+          naming: names the leaf; asked only for a message.
+        """
         shape = getattr(leaf, "shape", None)
         if shape is None:
             shape = jnp.shape(leaf)
         if not -len(shape) <= axis < len(shape):
-            name, asked = spoken()
+            name, asked = naming()
             whole = "nn.broadcast" if self.at.roles.lift == "scan" else "None"
             share = f"{asked}={whole}, to hand it whole to each iteration"
             if not asked.startswith("in_axes"):
@@ -217,9 +224,9 @@ class Sizes:
             self.size = size
             # Called for a message alone: to put each leaf in words would be most of the work of a
             # call.
-            self.source = lambda: f"{spoken()[0]} ({describe(leaf)}, axis {axis})"
+            self.source = lambda: f"{naming().name} ({describe(leaf)}, axis {axis})"
         elif size != self.size:
-            name, asked = spoken()
+            name, asked = naming()
             raise self._error(
                 f"sizes along the axis disagree.\n"
                 f"found: {self.size} from {self.source()}\n"
@@ -267,15 +274,15 @@ class Sizes:
 
 # Functions and no methods: `Sizes` keeps one to speak of the leaf that told the size, and would be
 # kept by it, with all leaves, until the garbage collector comes.
-def _variable(at: Lifted, path: KeyPath) -> tuple[str, str]:
+def _variable(at: Lifted, path: KeyPath) -> Named:
     names = names_on(path)
-    return f"variable {'/'.join(names)}", axis_argument(at, names)
+    return Named(f"variable {'/'.join(names)}", axis_argument(at, names))
 
 
-def _argument(at: Lifted, path: KeyPath, in_axes: Tree, skip: int) -> tuple[str, str]:
+def _argument(at: Lifted, path: KeyPath, in_axes: Tree, skip: int) -> Named:
     number = getattr(path[0], "idx", 0)
     name = argument_text(at.target, number + skip) + keystr(path[1:])
-    return name, "in_axes" if isinstance(in_axes, int) else f"in_axes[{number}]"
+    return Named(name, "in_axes" if isinstance(in_axes, int) else f"in_axes[{number}]")
 
 
 def axis_argument(at: Lifted, names: Sequence[str]) -> str:

@@ -457,8 +457,7 @@ class _Call:
         """
         loop = self.cut((carry, self.carried), xs)
         loop.write_shared()
-        opening = Opening(self.plan.roles, self.scopes, self.fn, self.plan.shared)
-        again = dataclasses.replace(self, opening=opening, traced=True)
+        again = self.anew(traced=True)
         found = again.run(carry, xs)
         both = zip(found.ys, again.y_axes, strict=True)
         ys = [y for y, axis in both if axis is not broadcast]
@@ -468,6 +467,11 @@ class _Call:
         """Traces the body once, and cuts it in what stands before the loop and the rest."""
         self.marks, shape = Marks(), jax.tree.map(jax_private.element, xs)
         return Loop(self.in_parts, state, shape, self.marks, self.opening, partial=True)
+
+    def anew(self, **changes: Any) -> _Call:
+        """Returns the same call over variables that have been made by now."""
+        opening = Opening(self.plan.roles, self.scopes, self.fn, self.plan.shared)
+        return dataclasses.replace(self, opening=opening, **changes)
 
     def in_parts(self, state: State, x: Slice) -> tuple[object, ...]:
         """The body as `Loop` takes it."""
@@ -533,10 +537,7 @@ class _Call:
         self.opening.write_back(nested(one.carried, len(self.opening.tops)))
         first, reverse = self.tally.drawn, self.options.reverse
         self.tally.take_back()
-        opening = Opening(self.plan.roles, self.scopes, self.fn, self.plan.shared)
-        again = dataclasses.replace(
-            self, opening=opening, size=self.size - 1, first=first, peels=True
-        )
+        again = self.anew(size=self.size - 1, first=first, peels=True)
         rest = jax.tree.map(lambda leaf: leaf[:-1] if reverse else leaf[1:], xs)
         more = again.run(one.carry, rest)
         self.tally.drawn = first
