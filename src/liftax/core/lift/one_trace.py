@@ -123,7 +123,7 @@ class Loop:
         self.carry_avals: list[jax.core.ShapedArray] = jax.tree.leaves(shapes[0])
         self.out_def: PyTreeDef = jax.tree.structure(shapes[:3])
         self.invariant_shapes = shapes[3]
-        n = self.out_def.num_leaves
+        n = len(jax.tree.leaves(shapes[:3]))
         self.looped, self.invariant = self.jaxpr.outvars[:n], self.jaxpr.outvars[n:]
 
         # Before the loop. A choice is of the first trace there, if no loop outside has one in which

@@ -205,9 +205,10 @@ class _Initialised:
         loop = Loop(self.in_parts, None, None, self.marks, opening)
         mapped = self.mapped(nested(loop.invariants[0], len(opening.tops)))
         births = _mapped_births(self.marks, mapped, loop.made)
-        reused = births is not None and not draws_again(loop.outside)
+        if draws_again(loop.outside):
+            births = None
         drawn = self.drawn
-        if not reused:
+        if births is None:
             # Of the two runs in the log the second is no copy of the first.
             rewind(drawn)
             both = zip(self.log, drawn, strict=False)
@@ -215,7 +216,7 @@ class _Initialised:
             settle(drawn)
         if opening.log is not None:
             opening.log.extend(drawn)
-        if reused:
+        if births is not None:
             y, (changed, through) = loop.step(births, None, {}, None)[2]
             in_order = zip(through, self.others, strict=True)
             ordered = tuple([{col: group[col] for col in names} for group, names in in_order])
