@@ -51,6 +51,10 @@ from .debug.diff import diff as diff
 from .debug.finder import nan_finder as nan_finder
 from .debug.nonfinite import NonFinite as NonFinite
 from .debug.nonfinite import find_nonfinite as find_nonfinite
+from .debug.timing import LayerTimes as LayerTimes
+from .debug.timing import time_layers as time_layers
+from .debug.tune import Tuned as Tuned
+from .debug.tune import tune_stack as tune_stack
 from .debug.watch import Watched as Watched
 from .debug.watch import watch as watch
 from .debug.watch import watch_updates as watch_updates

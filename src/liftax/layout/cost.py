@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from ..module.work import counted, lowered, with_loops
 from .data import Cost
+
+if TYPE_CHECKING:
+    import jax.extend.core as jex
 
 
 def forward_cost(fn: Callable[..., Any], *args: Any) -> Cost:
@@ -16,7 +19,11 @@ def forward_cost(fn: Callable[..., Any], *args: Any) -> Cost:
     # Traced once for both: the whole program, and each loop's body by itself, which the compiler's
     # count takes for one iteration.
     closed = jax.make_jaxpr(fn)(*args)
-    compiled = lowered(closed).compile()
+    return cost_of(closed, lowered(closed).compile())
+
+
+def cost_of(closed: jex.ClosedJaxpr, compiled: jax.stages.Compiled) -> Cost:
+    """What the compiler says of a program, with loops counted as often as they run."""
     once = counted(compiled.cost_analysis())
     memory = compiled.memory_analysis()
     work = None

@@ -25,6 +25,14 @@ def human_count(count: float) -> str:
     return f"{count:.3g} {unit}"
 
 
+def human_seconds(seconds: float) -> str:
+    """`0.00123` -> `"1.23 ms"`."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if abs(seconds) >= 0.9995 * size:  # what three digits round up to it
+            return f"{seconds / size:,.3g} {unit}"
+    return f"{seconds * 1e6:,.3g} µs"
+
+
 def short_file_line(file_line: str | None) -> str:
     """The last parts of a file name, enough to find it: `pkg/model.py:12`."""
     if not file_line:
