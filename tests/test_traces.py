@@ -216,10 +216,11 @@ def test_one_trace_in_the_core(kind: str, depth: int) -> None:
 
 
 def test_functions_of_modules_are_traced_once() -> None:
-    """vjp, jvp, grad, custom_vjp, while_loop, cond and switch, inside a scan and alone."""
+    """Derivatives, checkify, while_loop, cond and switch, inside a scan and alone."""
     lib = ours()
     nn = lib.nn
-    counters = {name: Counter() for name in ("vjp", "jvp", "grad", "while", "cond", "switch")}
+    names = "vjp jvp grad jacfwd jacrev checkify while cond switch".split()
+    counters = {name: Counter() for name in names}
 
     def counted(name: str) -> Any:
         def fn(mdl: Any, c: Any) -> Any:
@@ -238,6 +239,9 @@ def test_functions_of_modules_are_traced_once() -> None:
             tangents = {"params": jax.tree.map(jnp.ones_like, w.variables["params"])}
             c, _ = nn.jvp(counted("jvp"), w, (c,), (c,), tangents)
             nn.grad(lambda mdl, c: jnp.sum(counted("grad")(mdl, c)), w, c)
+            nn.jacfwd(counted("jacfwd"), w, c)
+            nn.jacrev(counted("jacrev"), w, c)
+            _, c = nn.checkify(counted("checkify"))(w, c)
             c = nn.cond(c[0] > 0.0, counted("cond"), lambda mdl, c: c, w, c)
             c = nn.switch(1, [lambda mdl, c: c, counted("switch")], w, c)
             state = (0, jax.lax.stop_gradient(c))

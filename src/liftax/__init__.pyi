@@ -177,11 +177,14 @@ from .training.per_layer import PerLayerState as PerLayerState
 from .training.per_layer import per_layer as per_layer
 from .transforms.branches import cond as cond
 from .transforms.branches import switch as switch
+from .transforms.checkify import checkify as checkify
 from .transforms.derivatives import custom_vjp as custom_vjp
 from .transforms.derivatives import grad as grad
 from .transforms.derivatives import jvp as jvp
 from .transforms.derivatives import value_and_grad as value_and_grad
 from .transforms.derivatives import vjp as vjp
+from .transforms.jacobians import jacfwd as jacfwd
+from .transforms.jacobians import jacrev as jacrev
 from .transforms.jit import jit as jit
 from .transforms.own import lift as lift
 from .transforms.pipeline import pipeline as pipeline

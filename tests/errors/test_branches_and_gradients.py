@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import checkify
 
 import liftax as nn
 from liftax import errors
@@ -411,6 +412,73 @@ def tangents_of_one_of_two_modules(mdl, x, wrong):
 
     modules = (nn.Dense(4, name="a"), nn.Dense(4, name="b"))
     return nn.jvp(both, modules, (x,), (x,), {} if wrong else [{}, {}])[1]
+
+
+@misuse(errors.DifferentiationError, "jacrev of dense", "primals[1]", "found: int32[2]", at="layer")
+def jacobian_by_whole_numbers(mdl, x, wrong):
+    ids = jnp.arange(2)
+
+    def dense(mdl, x, ids=ids):
+        return mdl(x) * ids[:, None]
+
+    primals = (x, ids) if wrong else (x,)
+    return nn.jacrev(dense, nn.Dense(4, name="layer"), *primals)[0].sum((2, 3))
+
+
+@misuse(errors.DifferentiationError, "jacfwd of dense", "the output", "bool[2,4]", at="layer")
+def jacobian_of_a_mask(mdl, x, wrong):
+    def dense(mdl, x):
+        return mdl(x) > 0 if wrong else mdl(x)
+
+    return nn.jacfwd(dense, nn.Dense(4, name="layer"), x)[0].sum((2, 3))
+
+
+@misuse(errors.DifferentiationError, "jacrev of dense", "primals has no arrays", at="layer")
+def jacobian_by_nothing(mdl, x, wrong):
+    def dense(mdl, y=x):
+        return mdl(y)
+
+    layer = nn.Dense(4, name="layer")
+    return x if not nn.jacrev(dense, layer, *(() if wrong else (x,))) else x
+
+
+@misuse(errors.DifferentiationError, "jacfwd of dense", "has_aux", "pair", at="layer")
+def aux_of_a_jacobian_that_is_missing(mdl, x, wrong):
+    def dense(mdl, x):
+        return mdl(x)
+
+    found = nn.jacfwd(dense, nn.Dense(4, name="layer"), x, has_aux=wrong)
+    return found[0].sum((2, 3))
+
+
+@misuse(
+    errors.UnnamedCollectionError,
+    "collection 'params'",
+    "jacrev of dense",
+    "variables=",
+    at="layer",
+)
+def jacobian_without_parameters(mdl, x, wrong):
+    def dense(mdl, x):
+        return mdl(x)
+
+    variables = "stats" if wrong else True
+    found = nn.jacrev(dense, nn.Dense(4, name="layer"), x, variables=variables)
+    return found[0].sum((2, 3))
+
+
+# --- checkify -------------------------------------------------------------------------------------
+
+
+@misuse(errors.LiftOptionError, "checkify", "found: errors='nan'", "checkify.all_checks", at=None)
+def checks_by_name(mdl, x, wrong):
+    checks = "nan" if wrong else checkify.nan_checks
+    return nn.checkify(nn.Dense, errors=checks)(4)(x)[1]
+
+
+@misuse(errors.UnnamedCollectionError, "collection 'params'", "checkify of Dense", at="layer")
+def checks_without_parameters(mdl, x, wrong):
+    return nn.checkify(nn.Dense, variables="stats" if wrong else True)(4, name="layer")(x)[1]
 
 
 # --- custom_vjp -----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from .models import key_bits
 WIDTH = 2
 LOOPS = ("scan", "vmap", "pipeline")
 TURNS = ("scan", "pipeline")  # loops that hand a carry on
+DERIVATIVES = ("vjp", "jacfwd", "jacrev")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +111,9 @@ def nests(draw: Any, kinds: Sequence[str], carries: bool = True, deepest: int = 
         if level.kind == "shard_map" and any(one.kind == "shard_map" for one in kept):
             continue  # devices are given out once
         runs *= level.size
-        if level.kind != "vjp":
+        if level.kind not in DERIVATIVES:
             kept.append(level)
-    return (*kept, *[level for level in found if level.kind == "vjp"][:1])
+    return (*kept, *[level for level in found if level.kind in DERIVATIVES][:1])
 
 
 # --- The body -----------------------------------------------------------------------------------
@@ -203,6 +204,24 @@ def with_gradients(vjp: Callable[..., Any], fn: Callable[..., Any]) -> Callable[
     return run
 
 
+def with_jacobians(jacobians: Callable[..., Any], fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same without the variables': a cotangent of ones is the sum over a Jacobian's outputs."""
+
+    def both(owner: Any, c: Any, x: Any, k: Any) -> Any:
+        out = fn(owner, c, x, k)
+        return out, out
+
+    def run(owner: Any, c: Any, x: Any, k: Any) -> Any:
+        found, (c2, (y, seen)) = jacobians(both, owner, c, x, k, has_aux=True)
+        sums = []
+        for i, given in enumerate((c, x, k)):
+            rows = [leaf.reshape(-1, *jnp.shape(given)) for leaf in jax.tree.leaves(found)[i::3]]
+            sums.append(jnp.sum(jnp.concatenate(rows), 0))
+        return c2, (dict(zip(("y", "dc", "dx", "dk"), (y, *sums), strict=True)), seen)
+
+    return run
+
+
 def _doubled(collections: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf * 2.0, collections)
 
@@ -279,6 +298,10 @@ def _lift(lib: Library, lifts: Any, target: Any, level: Level) -> Any:
         return choose
     if kind == "vjp":
         return with_gradients(lifts.vjp, target)
+    if kind in ("jacfwd", "jacrev"):
+        return with_jacobians(getattr(lifts, kind), target)
+    if kind == "checkify":
+        return lambda owner, *args: lifts.checkify(target)(owner, *args)[1]
     return getattr(lifts, kind)(target)
 
 
@@ -342,8 +365,11 @@ class Loops:
         level, inner = nest[0], nest[1:]
         if level.is_loop:
             return self._loop(level, inner, before, variables, keys, c, x, k)
-        if level.kind == "vjp":
-            return _leaf_with_gradients(self.lib, self.mode, before)(variables, keys, c, x, k)
+        if level.kind in DERIVATIVES:
+            found = _leaf_with_gradients(self.lib, self.mode, before)(variables, keys, c, x, k)
+            if level.kind != "vjp":
+                del found[0][1][0]["dw"]
+            return found
         if level.kind == "map":
             mapped = dict(variables)
             if "params" in mapped:

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from helpers.compare import ON_FLAX, assert_same, ours
 from helpers.interpret import interpret
-from helpers.nests import MODES, WIDTH, Loops, Nest, draws_before, forward_and_back, lifted, nests
+from helpers.nests import (
+    DERIVATIVES,
+    MODES,
+    WIDTH,
+    Loops,
+    Nest,
+    draws_before,
+    forward_and_back,
+    lifted,
+    nests,
+)
 from hypothesis import given, settings
 
 # What the installed reference cannot do, when these tests are checked on it.
@@ -17,6 +27,7 @@ CARRIES = not ON_FLAX
 IDENTITIES = ("remat",) if ON_FLAX else ("remat", "jit", "map")
 BRANCHES = () if ON_FLAX else ("cond", "switch")
 DEVICES = () if ON_FLAX else ("pipeline", "shard_map")
+VALUES = ("vjp",) if ON_FLAX else (*DERIVATIVES, "checkify")
 
 
 def inputs(nest: Nest) -> tuple[Any, Any, Any]:
@@ -43,7 +54,7 @@ def check(nest: Nest, style: str) -> None:
     # Variables are made without some levels: parameters that are not there yet have no gradient,
     # jit folds its keys, branches draw theirs in turn. There is no noise then.
     first = tuple(
-        level for level in nest if level.kind not in ("vjp", "jit", "shard_map", *BRANCHES)
+        level for level in nest if level.kind not in (*DERIVATIVES, "jit", "shard_map", *BRANCHES)
     )
     if _map_shows(first):
         first = tuple(level for level in first if level.kind != "map")
@@ -84,7 +95,7 @@ def test_loops_of_functions(nest: Nest) -> None:
 
 
 @settings(max_examples=50)
-@given(nests(("scan", "vmap", "vjp", *IDENTITIES, *BRANCHES), carries=CARRIES))
+@given(nests(("scan", "vmap", *VALUES, *IDENTITIES, *BRANCHES), carries=CARRIES))
 def test_any_lifts_of_functions(nest: Nest) -> None:
     check(nest, "functions")
 

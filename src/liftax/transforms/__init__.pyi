@@ -1,10 +1,13 @@
 from .branches import cond as cond
 from .branches import switch as switch
+from .checkify import checkify as checkify
 from .derivatives import custom_vjp as custom_vjp
 from .derivatives import grad as grad
 from .derivatives import jvp as jvp
 from .derivatives import value_and_grad as value_and_grad
 from .derivatives import vjp as vjp
+from .jacobians import jacfwd as jacfwd
+from .jacobians import jacrev as jacrev
 from .jit import jit as jit
 from .own import Target as Target
 from .own import decorator_lift_transform as decorator_lift_transform

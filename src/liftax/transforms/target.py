@@ -93,7 +93,7 @@ def _is_module_class(target: object) -> TypeGuard[type[Variables]]:
 
 
 def lift_target(
-    lift: str, target: Fn, core_lift: CoreLift, methods: Methods = None, prefix: str = ""
+    lift: str, target: Fn, core_lift: CoreLift, methods: Methods = None, prefix: str | None = None
 ) -> Fn:
     """Lifts a module class or a function of modules.
 
@@ -104,7 +104,8 @@ def lift_target(
         each method may have otherwise.
       methods: for a class: the names of the methods to lift (``__call__``), or a
         mapping of name to the lift's arguments for that method.
-      prefix: what stands before the class's name, where it is not the lift's.
+      prefix: what stands before the class's name, where it is not the lift's; empty for a class
+        that keeps its name.
 
     Raises:
       TransformTargetError: the target is neither.
@@ -112,7 +113,7 @@ def lift_target(
     """
     if _is_module_class(target):
         lifts = _lifts_of_methods(lift, core_lift, methods)
-        return lift_class(lift, prefix or lift.capitalize(), target, lifts)
+        return lift_class(lift, lift.capitalize() if prefix is None else prefix, target, lifts)
     foreign = target if isinstance(target, type) else type(target)
     if is_linen_class(foreign):
         raise ForeignModuleError(refusal(lift, foreign.__name__))

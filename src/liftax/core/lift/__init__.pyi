@@ -7,11 +7,14 @@ from ..roles import InPlace as InPlace
 from ..roles import Out as Out
 from .branches import cond as cond
 from .branches import switch as switch
+from .checkify import checkify as checkify
 from .derivatives import custom_vjp as custom_vjp
 from .derivatives import grad as grad
 from .derivatives import jvp as jvp
 from .derivatives import value_and_grad as value_and_grad
 from .derivatives import vjp as vjp
+from .jacobians import jacfwd as jacfwd
+from .jacobians import jacrev as jacrev
 from .jit import jit as jit
 from .own import lift as lift
 from .pack import pack as pack

@@ -44,6 +44,31 @@ def check_scalar(opening: Opening, y: Any) -> None:
         )
 
 
+def check_real(opening: Opening, values: Tree, name: str) -> None:
+    """Raises DifferentiationError where there is no matrix of derivatives to be had.
+
+    Args:
+      values: the inputs, or the outputs.
+      name: what they are, for the message.
+    """
+    leaves = tree_leaves_with_path(values)
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", None) or jnp.result_type(type(leaf))
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise DifferentiationError(
+                f"{opening.place}: {name}{keystr(path)} has no derivatives.\n"
+                f"found: {kind_of(leaf)}\n"
+                f"expected: real numbers; hand in what is none by the function, as "
+                f"lambda mdl, x: fn(mdl, x, ids), and return it by has_aux=True"
+            )
+    if not leaves:
+        raise DifferentiationError(
+            f"{opening.place}: {name} has no arrays.\n"
+            f"found: {kind_of(values)}\n"
+            f"expected: at least one array of real numbers"
+        )
+
+
 def check_cotangent(place: str, y_bar: object, cause: Exception) -> None:
     """Raises DifferentiationError where JAX has refused a cotangent that does not fit."""
     # JAX's words for a cotangent that it refuses. Any other error is the rule's own.
