@@ -149,7 +149,8 @@ def time_layers(
     modules beside them; in a model without a stack, what stands directly in it. Layers whose
     programs are equal are compiled and timed once. Each stack is then compiled as a whole, in each
     way to run it. Numbers are made up; only shapes and dtypes are the model's. A layer within a map
-    is timed for the whole of the map.
+    is timed for the whole of the map. Seconds have the launch of a program in them, which a stack
+    has once and each layer alone: where they are tens of microseconds, look at FLOPs and bytes.
 
     Args:
       model: a model, not bound.
