@@ -69,6 +69,14 @@ class LayerTimes:
     Attributes:
       layers: those that differ, in the order in which they run.
       stacks: each stack, for each way to run it.
+
+    Example:
+      >>> import jax, liftax as nn
+      >>> stack, x = nn.Stack(nn.Dense(4), depth=3), jax.numpy.ones((2, 4))
+      >>> shapes = jax.eval_shape(stack.init, jax.random.key(0), x)
+      >>> found = nn.time_layers(stack, shapes, x, runs=[], backward=False, repeats=0)
+      >>> found.text(60).splitlines()[2].split()[:3]
+      ['block_0', '×3', 'forward']
     """
 
     layers: tuple[LayerTime, ...]
@@ -120,6 +128,7 @@ def _stacks(rows: Sequence[StackTime], width: int) -> list[Line]:
     )
     cells = []
     for row in rows:
+        # How it runs stands below its name, where a layer has its class: no column of its own.
         names = (f"{row.module or '/'}  ×{row.layers:,}", f"  {row.run}")
         for k, found in enumerate((row.forward, row.both)):
             if found is not None:
@@ -199,6 +208,7 @@ def time_layers(
             return calls_in(apply, arrays)
 
     meter = Meter(clock, repeats)
+    # By their programs: a layer is told by what it computes, wherever it stands.
     timed: dict[str, LayerTime] = {}
     # Layer by layer: what `remat` of a stack computes again is what the stack adds.
     roots = traced("scan", "off")
