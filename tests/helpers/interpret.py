@@ -2,7 +2,8 @@
 
 Compiling hundreds of tiny scans takes minutes, nearly all of it in XLA. A table of tests compares
 what was traced instead: each primitive compiles once per shape and is then shared by all entries.
-Nothing is fused, so two programs that do the same arithmetic agree to the last bit.
+Nothing is fused, so two programs that do the same arithmetic agree to the last bit. What only moves
+numbers, or rounds one operation as IEEE has it, NumPy does and nothing is compiled.
 """
 
 from __future__ import annotations
@@ -31,11 +32,72 @@ _CALLS = {
 }
 
 
+def _broadcast(x: Any, *, shape: Any, broadcast_dimensions: Any, **_: Any) -> Any:
+    sizes = [1] * len(shape)
+    for size, axis in zip(x.shape, broadcast_dimensions, strict=True):
+        sizes[axis] = size
+    return np.broadcast_to(x.reshape(sizes), shape)
+
+
+def _slice(x: Any, *, start_indices: Any, limit_indices: Any, strides: Any) -> Any:
+    steps = strides or [1] * x.ndim
+    return x[tuple(map(slice, start_indices, limit_indices, steps))]
+
+
+_MOVES: dict[str, Callable[..., Any]] = {
+    "reshape": lambda x, new_sizes, dimensions=None, **_: x.reshape(new_sizes),
+    "squeeze": lambda x, dimensions: np.squeeze(x, dimensions),
+    "transpose": lambda x, permutation: np.transpose(x, permutation),
+    "concatenate": lambda *xs, dimension, **_: np.concatenate(xs, dimension),
+    "broadcast_in_dim": _broadcast,
+    "slice": _slice,
+    "copy": lambda x, **_: x,
+}
+_ROUNDS: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "add_any": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "neg": np.negative,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}
+_NATIVE = frozenset(map(np.dtype, ("bool", "int32", "uint32", "float32", "int64", "float64")))
+
+
+def _by_numpy(eqn: Any, args: list[Any]) -> Any:
+    """The one result, or None where XLA is to compute it."""
+    name, params = eqn.primitive.name, eqn.params
+    if name not in _MOVES and name not in _ROUNDS and name != "select_n":
+        return None
+    if params.get("sharding") is not None or params.get("out_sharding") is not None:
+        return None
+    if any(jax.dtypes.issubdtype(a.dtype, jax.dtypes.extended) for a in args):
+        return None
+    arrays = [np.asarray(a) for a in args]
+    if name in _MOVES:
+        return np.asarray(_MOVES[name](*arrays, **params))
+    if not all(a.dtype in _NATIVE for a in arrays):
+        return None
+    with np.errstate(all="ignore"):
+        if name in _ROUNDS:
+            return np.asarray(_ROUNDS[name](*arrays))
+    if len(arrays) == 3 and arrays[0].dtype == bool:
+        return np.asarray(np.where(arrays[0], arrays[2], arrays[1]))
+    return None
+
+
 def interpret(fn: Callable[..., Any], *args: Any) -> Any:
     """`fn(*args)`, by tracing it and then running its primitives one at a time."""
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     flat = _evaluate(closed, jax.tree.leaves(args))
-    return jax.tree.unflatten(jax.tree.structure(shape), flat)
+    return jax.tree.unflatten(jax.tree.structure(shape), list(map(jnp.asarray, flat)))
 
 
 def evaluate(program: jex.ClosedJaxpr, args: Sequence[Any], wanted: Sequence[int]) -> list[Any]:
@@ -62,7 +124,10 @@ def _evaluate(program: Any, args: Sequence[Any]) -> list[Any]:
     values: dict[Any, Any] = {}
 
     def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, jex.Literal) else values[atom]
+        # A literal in its own dtype, not a weak one: one program serves both.
+        return (
+            np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, jex.Literal) else values[atom]
+        )
 
     values.update(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, args, strict=True))
@@ -87,6 +152,9 @@ def _apply(eqn: Any, args: list[Any]) -> Sequence[Any]:
     if name == "cond":
         index = min(max(int(args[0]), 0), len(params["branches"]) - 1)
         return _evaluate(params["branches"][index], args[1:])
+    moved = _by_numpy(eqn, args)
+    if moved is not None:
+        return [moved]
     out = eqn.primitive.bind(*args, **params)
     return out if eqn.primitive.multiple_results else [out]
 
