@@ -7,7 +7,7 @@ import pytest
 from stack.blocks import same
 
 import liftax as nn
-from examples import gemma3, gpt2, llama, lstm, vit
+from examples import gemma3, gemma4, gpt2, llama, lstm, vit
 from liftax.stack.storage import by_layers
 
 KEY = jax.random.key(0)
@@ -88,6 +88,55 @@ def test_gemma3_decodes_with_caches_of_two_sizes():
     assert [part["k"].shape[2] for part in cache.block] == [4, 4, 4, 4, 4, 9]
     logits = gemma3.decode(model.clone(run="loop"), variables, TOKENS)
     same(logits, model.apply(variables, TOKENS), rtol=1e-3, atol=1e-4)
+
+
+GEMMA4 = gemma4.Gemma4(11, width=8, embedded=4, locals=1, shares=2)
+
+
+def test_gemma4_is_a_loop_over_its_layers():
+    """Scanned it is, to rounding, what its layers are one by one."""
+    variables = made(GEMMA4, TOKENS)
+
+    def written_out(variables):
+        return gemma4.written_out(GEMMA4, variables, TOKENS)
+
+    expected = jax.jit(written_out, compiler_options=QUICK)(variables)
+    found = jax.jit(GEMMA4.apply, compiler_options=QUICK)(variables, TOKENS)
+    same(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_gemma4_hands_gradients_back_to_the_layer_that_made_keys():
+    model = GEMMA4.clone(locals=0)
+    variables = made(model, TOKENS)
+
+    def written_out(model, variables, tokens):
+        return jnp.mean(jnp.sin(gemma4.written_out(model, variables, tokens)))
+
+    def scanned(model, variables, tokens):
+        return jnp.mean(jnp.sin(model.apply(variables, tokens)))
+
+    expected = grads(model, written_out, variables, (TOKENS,))
+    same(grads(model, scanned, variables, (TOKENS,)), expected, rtol=2e-3, atol=1e-5)
+
+
+def test_gemma4_decodes_with_caches_of_the_layers_that_make():
+    variables = made(GEMMA4, TOKENS)
+    cache = GEMMA4.empty_cache(2, 9)
+    assert [part["k"].shape[:3] for part in cache.block] == [(2, 2, 4), (2, 2, 9)]
+    logits = gemma4.decode(GEMMA4, variables, TOKENS)
+    expected = jax.jit(GEMMA4.apply, compiler_options=QUICK)(variables, TOKENS)
+    same(logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_gemma4_drawn():
+    """Only the layers that make keys and values have kernels for them."""
+    text = str(nn.layout(GEMMA4, KEY, TOKENS))
+    assert "making" in text and "sharing" in text
+    params = jax.eval_shape(GEMMA4.init, KEY, TOKENS)["params"]
+    assert sorted(params["making"]["block_1"]["attention"]) == [
+        "k", "k_norm", "out", "q", "q_norm", "v",
+    ]  # fmt: skip
+    assert sorted(params["sharing"]["block_1"]["attention"]) == ["out", "q", "q_norm"]
 
 
 def test_vit_skips_layers_alike():
