@@ -163,11 +163,12 @@ def test_every_way_to_run(scanned, options):
     same(grads(other, variables), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("store", ["stacked", "layers"])
+@pytest.mark.parametrize("store", ["stacked", "layers", "circular"])
 def test_a_rank_for_each_layer(store):
     """What training adds to a layer's kernel has the layer's rank; the rest stays zero."""
     ranks = [2, 1, 0, 3]
-    model = nn.Stack(Block(), depth=4, store=store)
+    run = nn.Pipeline(stages=2, microbatches=2, repeats=2) if store == "circular" else "scan"
+    model = nn.Stack(Block(), depth=4, store=store, run=run)
     adapted = nn.adapt(model, "up", rank=ranks)
     variables = quick(adapted.init, KEY, X)
     tx = optax.adamw(0.1)
@@ -360,6 +361,14 @@ class Two(nn.Module):
     def __call__(self, x):
         x = nn.Stack(Block(), depth=2, name="first")(x)
         return nn.Dense(4, name="last")(x)
+
+
+def test_repeats_that_share_have_one_rank():
+    model = nn.Stack(Block(), depth=2, variable_broadcast=["params", "lora"])
+    with pytest.raises(nn.errors.AdaptError, match="share the collection 'lora'.\nfound: ranks"):
+        jax.eval_shape(nn.adapt(model, "up", rank=[1, 2]).init, KEY, X)
+    lora = jax.eval_shape(nn.adapt(model, "up", rank=[2, 2]).init, KEY, X)["lora"]
+    assert lora["block_0"]["up"]["lora_a"].shape == (4, 2)
 
 
 MISUSES = {

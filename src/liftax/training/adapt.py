@@ -476,19 +476,22 @@ class _Adapting:
             return y
         at = stack.layout()
         axis = at.axis_of(col)
-        apart = at.store == "layers" and axis is not None  # what repeats share lies at a position
-        parts: dict[str, list[int]] = {}
+        places = at if axis is not None else at.as_run  # what repeats share is in no order
+        parts: dict[str, dict[int | None, int]] = {}
         for i, rank in enumerate(ranks):
-            parts.setdefault(at.layer_name(i) if apart else at.place(i)[0], []).append(rank)
-        for name, given in parts.items():
+            apart = at.store == "layers" and axis is not None
+            name, row = (at.layer_name(i), None) if apart else places.place(i)
+            parts.setdefault(name, {})[row] = rank
+        for name, rows in parts.items():
+            given = [rows[row] for row in sorted(rows, key=lambda row: row or 0)]
             if len(set(given)) > 1 and axis is None:
                 raise AdaptError(
                     f"{whose(stack)}: the repeats share the collection {col!r}.\n"
                     f"found: ranks {given}\n"
                     f"expected: one rank for them all"
                 )
-            stacked = axis if name.startswith("block_") else None
             if name in node:
+                stacked = None if None in rows else axis
                 scope.put_variable(col, name, cut_to(node[name], given, stacked))
         return y
 
