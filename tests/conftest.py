@@ -40,6 +40,17 @@ def pytest_unconfigure():
         shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """LLVM optimises nothing: for modules that compare to rounding, or run their programs once."""
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(params=[False, True], ids=["remat", "remat3"])
 def remat3(request):
     """JAX's `checkpoint` and `checkpoint_name`, in both ways that it has to write them down."""

@@ -8,7 +8,8 @@ numbers, or rounds one operation as IEEE has it, NumPy does and nothing is compi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -96,7 +97,8 @@ def _by_numpy(eqn: Any, args: list[Any]) -> Any:
 def interpret(fn: Callable[..., Any], *args: Any) -> Any:
     """`fn(*args)`, by tracing it and then running its primitives one at a time."""
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
-    flat = _evaluate(closed, jax.tree.leaves(args))
+    with _compiled_quickly():
+        flat = _evaluate(closed, jax.tree.leaves(args))
     return jax.tree.unflatten(jax.tree.structure(shape), list(map(jnp.asarray, flat)))
 
 
@@ -110,7 +112,20 @@ def evaluate(program: jex.ClosedJaxpr, args: Sequence[Any], wanted: Sequence[int
             needed.update(_variables(eqn.invars))
             eqns.append(eqn)
     pruned = jaxpr.replace(eqns=eqns[::-1], outvars=results)
-    return _evaluate(jex.ClosedJaxpr(pruned, program.consts), args)
+    with _compiled_quickly():
+        return _evaluate(jex.ClosedJaxpr(pruned, program.consts), args)
+
+
+@contextlib.contextmanager
+def _compiled_quickly() -> Iterator[None]:
+    """Single operations, the same for all that are compared: there is nothing to optimise."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _variables(atoms: Sequence[Any]) -> list[Any]:

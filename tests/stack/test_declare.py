@@ -22,6 +22,8 @@ from stack.blocks import (
 import liftax as nn
 from liftax.errors import BodyReturnError, CarryError, StackError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def shapes(tree):
     return jax.tree.map(jnp.shape, tree)

@@ -12,6 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import liftax as nn
 from liftax.errors import RoleError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 DEPTH, BATCH, LENGTH, WIDTH, HEADS = 6, 2, 64, 16, 2
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (BATCH, 1, WIDTH))

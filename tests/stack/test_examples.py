@@ -10,6 +10,8 @@ import liftax as nn
 from examples import gemma3, gemma4, gpt2, llama, lstm, vit
 from liftax.stack.storage import by_layers
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, 11)
 

@@ -8,6 +8,8 @@ import pytest
 
 import liftax as nn
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 DEPTH, BATCH, LENGTH, WIDTH = 3, 2, 16, 8
 X = jax.random.normal(jax.random.key(1), (BATCH, LENGTH, WIDTH)).astype(jnp.bfloat16)
 RNGS = {"params": jax.random.key(0), "dropout": jax.random.key(2)}

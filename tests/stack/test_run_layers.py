@@ -7,6 +7,8 @@ import pytest
 
 import liftax as nn
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 X = jnp.linspace(0.1, 1.0, 4)
 

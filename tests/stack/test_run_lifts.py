@@ -21,6 +21,8 @@ from stack.blocks import (
 import liftax as nn
 from liftax.stack.storage import by_layers, stacked
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
 

@@ -10,6 +10,8 @@ import liftax as nn
 from liftax.errors import StackError
 from liftax.stack.options import Level, levels, parse_run
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def loss(stack, x=X):
     return lambda variables: jnp.sum(jnp.sin(stack.apply(variables, x)))
