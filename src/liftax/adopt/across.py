@@ -11,7 +11,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 from ..core.boxes import AxisMetadata, Partitioned, count_as_boxes
 from ..core.call import Call, LiftedCall
@@ -29,6 +29,36 @@ from ..module.run import function_of, on_scope
 from ..spmd import LogicallyPartitioned
 from ..words import kind_of
 
+T = TypeVar("T")
+
+
+class _LinenModule(Protocol):
+    """What is used of a module of flax's."""
+
+    def clone(self, *, parent: object) -> _LinenModule:
+        """The same module, bound to a scope."""
+
+
+class _LinenScope(Protocol):
+    """What is used of a scope of flax's."""
+
+    name: str | None
+    path: Path
+    rngs: Mapping[str, object]
+    rng_counters: _Counters
+    mutable: object
+    flags: Mapping[str, object]
+
+    def variables(self) -> Mapping[str, object]:
+        """What there is at its place, by collection."""
+
+    def put_variable(self, col: str, name: str, value: object) -> None:
+        """Writes one."""
+
+
+_Counters = dict[Any, Any]
+"""How many keys were drawn, as Linen keeps it: by stream, and by a token and a name below."""
+
 
 class _Twin:
     """The class that was made of a class, kept with it so that both go together.
@@ -36,7 +66,7 @@ class _Twin:
     It stays behind where the class is pickled.
     """
 
-    def __init__(self, cls: Any = None):
+    def __init__(self, cls: type | None = None):
         self.cls = cls
 
     def __reduce__(self) -> tuple[type[_Twin], tuple[()]]:
@@ -109,7 +139,12 @@ class FromLinen(Module):
     _linen_class = None
 
     def __init__(
-        self, *args: Any, parent: Any = UNSET, name: Any = None, linen: Any = None, **kwargs: Any
+        self,
+        *args: object,
+        parent: object = UNSET,
+        name: str | None = None,
+        linen: object = None,
+        **kwargs: object,
     ):
         if linen is None:
             assert self._linen_class is not None
@@ -130,7 +165,7 @@ def _class_of_ours(cls: type) -> type:
     """A class of ours whose instances hold a Linen module."""
     count_as_boxes(_flax("flax.core.meta").AxisMetadata)
     # Of the same name, which automatic names of submodules are made of.
-    members: dict[str, Any] = {
+    members: dict[str, object] = {
         "__module__": cls.__module__,
         "__doc__": cls.__doc__,
         "__init__": FromLinen.__init__,
@@ -195,14 +230,14 @@ def _linen_class_of(cls: type[Module]) -> type:
     _flax("flax.core.meta").AxisMetadata.register(AxisMetadata)
     own = [f for f in dataclasses.fields(cls) if f.name in field_names(cls)]
 
-    members: dict[str, Any] = {f.name: _default(f) for f in own if _default(f) is not None}
+    members: dict[str, object] = {f.name: _default(f) for f in own if _default(f) is not None}
     members |= {"__module__": cls.__module__, "__doc__": cls.__doc__}
     members["__annotations__"] = {f.name: f.type for f in own}
     if not cls._plain_init:
         # One field has the module itself. The class has the arguments of ours; the classes that
         # Linen's lifts make of it have not, as of any class with an `__init__` of its own.
-        def __init__(self: Any, *args: Any, liftax: Any = None, **kwargs: Any) -> None:
-            place: dict[str, Any] = {"parent": made.__dataclass_fields__["parent"].default}
+        def __init__(self: Any, *args: object, liftax: object = None, **kwargs: Any) -> None:
+            place: dict[str, object] = {"parent": made.__dataclass_fields__["parent"].default}
             place |= {key: kwargs.pop(key) for key in ("parent", "name") if key in kwargs}
             own = cls(*args, **kwargs, parent=None) if liftax is None else liftax
             self.__dict__.update({"name": None, **place, "liftax": own})
@@ -212,7 +247,7 @@ def _linen_class_of(cls: type[Module]) -> type:
             members.pop(f.name, None)
         members |= {"liftax": None, "__init__": __init__, "__annotations__": {"liftax": Any}}
 
-    def held(self: Any) -> Any:
+    def held(self: Any) -> Module:
         if not cls._plain_init:
             return self.liftax
         return cls(**{f.name: getattr(self, f.name) for f in own}, parent=None)
@@ -221,7 +256,7 @@ def _linen_class_of(cls: type[Module]) -> type:
         members[name] = _forward(name, held, _in_liftax)
     made: Any = type(base)(cls.__name__, (base,), members)
 
-    def __getattr__(self: Any, name: str) -> Any:
+    def __getattr__(self: object, name: str) -> Any:
         if not name.startswith("__") and hasattr(cls, name):
             return getattr(held(self), name)
         return base.__getattr__(self, name)
@@ -265,7 +300,7 @@ def _methods(cls: Any, base: type) -> Iterator[str]:
                 yield name
 
 
-def _forward(name: str, held: Callable[[Any], Any], call: Function) -> Function:
+def _forward(name: str, held: Callable[[Any], object], call: Function) -> Function:
     """A method that is called on the module held, in its own library."""
 
     def method(self: Any, *args: object, **kwargs: object) -> object:
@@ -278,7 +313,13 @@ def _forward(name: str, held: Callable[[Any], Any], call: Function) -> Function:
 # --- there: a method of Linen's on a scope of ours ----------------------------
 
 
-def _in_linen(linen: Any, scope: Scope, method: str, args: Any, kwargs: Any) -> Any:
+def _in_linen(
+    linen: _LinenModule,
+    scope: Scope,
+    method: str,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+) -> object:
     """Calls a method of a Linen module on a scope of flax's with the same variables and keys."""
     theirs = _flax("flax.core.scope")
     before = scope.variables()
@@ -313,13 +354,13 @@ def _counting(theirs: Any) -> Any:
     class Counting(theirs.Scope):  # type: ignore[misc]
         ours: Scope
 
-        def push(self, *args: Any, **kwargs: Any) -> Any:
-            child = super().push(*args, **kwargs)
+        def push(self, *args: object, **kwargs: object) -> Counting:
+            child: Counting = super().push(*args, **kwargs)
             child.__class__ = Counting
             child.ours = self.ours.push(child.name, reuse=True)
             return child
 
-        def make_rng(self, name: str = "params") -> Any:
+        def make_rng(self, name: str = "params") -> object:
             self._check_valid()
             return self.ours.make_rng(name)
 
@@ -339,7 +380,7 @@ def _mutable(scope: Scope, theirs: Any) -> Any:
     return theirs.DenyList(filter_like.deny) if isinstance(filter_like, DenyList) else filter_like
 
 
-def _write(scope: Scope, col: str, tree: Mapping[str, Any], before: Any) -> None:
+def _write(scope: Scope, col: str, tree: Mapping[str, object], before: object) -> None:
     """Writes what the Linen module made or changed."""
     for name, value in tree.items():
         old = before.get(name) if isinstance(before, Mapping) else None
@@ -353,14 +394,20 @@ def _write(scope: Scope, col: str, tree: Mapping[str, Any], before: Any) -> None
             scope.put_variable(col, name, value)
 
 
-def _same(value: Any) -> Any:
+def _same(value: T) -> T:
     return value
 
 
 # --- and back: a method of ours on a scope of Linen's -------------------------
 
 
-def _in_liftax(module: Any, scope: Any, method: str, args: Any, kwargs: Any) -> Any:
+def _in_liftax(
+    module: Module,
+    scope: _LinenScope | None,
+    method: str,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+) -> object:
     """Calls a method of ours on a scope of ours with the same variables and keys."""
     if scope is None:  # to raise the error of an unbound call
         return getattr(module, method)(*args, **kwargs)
@@ -398,7 +445,7 @@ def _filter(filter_like: Any) -> Filter:
     return filter_like
 
 
-def _counted(counters: Mapping[Any, Any], path: Path) -> Iterator[tuple[Path, dict[str, int]]]:
+def _counted(counters: _Counters, path: Path) -> Iterator[tuple[Path, dict[str, int]]]:
     """How many keys were drawn at a path and below, which Linen keeps as a tree."""
     yield path, {name: n for name, n in counters.items() if isinstance(name, str)}
     for name, below in counters.items():
@@ -406,7 +453,7 @@ def _counted(counters: Mapping[Any, Any], path: Path) -> Iterator[tuple[Path, di
             yield from _counted(below, (*path, name[1]))
 
 
-def _count(counters: dict[Any, Any], counted: Mapping[Path, dict[str, int]], top: Path) -> None:
+def _count(counters: _Counters, counted: Mapping[Path, dict[str, int]], top: Path) -> None:
     """Lets Linen go on counting from here."""
     token = _flax("flax.core.scope").child_rng_token
     for path, counts in counted.items():
@@ -419,7 +466,7 @@ def _count(counters: dict[Any, Any], counted: Mapping[Path, dict[str, int]], top
 # --- boxes --------------------------------------------------------------------
 
 
-def _boxed(tree: Any, change: Callable[[Any], Any]) -> Any:
+def _boxed(tree: object, change: Callable[[object], object]) -> Any:
     """A nested mapping as dicts, with its boxes changed."""
     if isinstance(tree, Mapping):
         return {name: _boxed(part, change) for name, part in tree.items()}
@@ -430,7 +477,7 @@ def _boxed(tree: Any, change: Callable[[Any], Any]) -> Any:
 # other among its own, and both call the same four methods.
 
 
-def _to_flax(value: Any) -> Any:
+def _to_flax(value: object) -> object:
     if type(value) is Partitioned:
         return _flax("flax.core.meta").Partitioned(value.value, value.names, value.mesh)
     if type(value) is LogicallyPartitioned:

@@ -87,7 +87,7 @@ class Place(types.ModuleType):
             notes[f"{self.__name__}.{name}", _asker()] += 1
         return value
 
-    def _found(self, name: str) -> tuple[Any, bool]:
+    def _found(self, name: str) -> tuple[object, bool]:
         """The value of a name, and whether it is liftax's."""
         for home in HOMES[self.__name__]:
             module = importlib.import_module(home)

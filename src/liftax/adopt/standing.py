@@ -7,8 +7,7 @@ import importlib
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 from ..errors import LiftWarning, MissingExtraError
 from .places import HOMES, Place, Seen, stand_in
@@ -29,7 +28,7 @@ class Adoption:
     def __init__(self, report: bool):
         self.seen = Seen() if report else None
         self.late: list[str] = []
-        self._undo: list[Callable[[], Any]] = []
+        self._undo: list[Callable[[], object]] = []
         self._afterwards: list[str] = []
 
     def report(self) -> str:
@@ -55,7 +54,7 @@ class Adoption:
             lines.append(f"made of flax's Module before liftax came: {', '.join(self.late)}")
         return "\n".join(lines)
 
-    def set(self, holder: Any, name: str, value: Any) -> None:
+    def set(self, holder: object, name: str, value: object) -> None:
         """Sets an attribute until `undo`; one that was changed since then stays."""
         before = vars(holder).get(name, _UNSET)
         setattr(holder, name, value)
@@ -220,9 +219,9 @@ def _late(base: type) -> list[str]:
     return sorted(found)
 
 
-def _replacements(places: dict[str, Place]) -> dict[int, tuple[Any, Any]]:
+def _replacements(places: dict[str, Place]) -> dict[int, tuple[object, object]]:
     """Identity of what is flax's -> it and what stands for it."""
-    found: dict[int, tuple[Any, Any]] = {}
+    found: dict[int, tuple[object, object]] = {}
     for name, place in places.items():
         real = place._real
         found[id(real)] = real, place
@@ -258,10 +257,10 @@ def _register_boxes() -> None:
     from ..partitioning import AxisMetadata
     from ..spmd import LogicallyPartitioned
 
-    def state_of(box: Any) -> dict[str, Any]:
+    def state_of(box: Partitioned) -> dict[str, object]:
         return {"value": serialization.to_state_dict(box.value)}
 
-    def restored(box: Any, state: dict[str, Any]) -> Any:
+    def restored(box: Partitioned, state: Mapping[str, object]) -> Partitioned:
         return box.replace(value=serialization.from_state_dict(box.value, state["value"]))
 
     boxes: tuple[type, ...] = Partitioned, LogicallyPartitioned

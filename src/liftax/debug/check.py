@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from .. import equations, jax_private
 from ..checkpoint.find import from_layout
 from ..core.events import quiet
+from ..core.streams import Rngs
+from ..core.types import Function, Tree
 from ..errors import RULES
 from ..layout.build import layout
 from ..layout.data import Finding
@@ -19,10 +21,11 @@ from ..module import Module, intercept_methods
 from ..pytrees import floats, is_array, is_inexact, split
 from ..stack.trees import names_of
 from ..training.per_layer import mixed_layers
-from .steps import Atom, Literal, Place, Steps
+from .steps import Atom, Leaves, Literal, Place, Steps
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
+    import optax
 
     from ..module.methods import InterceptorContext
 
@@ -51,7 +54,13 @@ class Checked:
         return "\n\n".join(found) or "nothing found"
 
 
-def check(module: Module, rngs: Any, *args: Any, tx: Any = None, **kwargs: Any) -> Checked:
+def check(
+    module: Module,
+    rngs: Rngs | jax.ShapeDtypeStruct,
+    *args: object,
+    tx: optax.GradientTransformation | None = None,
+    **kwargs: object,
+) -> Checked:
     """Looks for what may be a slip, by path, before anything runs.
 
     Besides the findings of `nn.layout`: parameters that reach no output
@@ -93,7 +102,7 @@ def check(module: Module, rngs: Any, *args: Any, tx: Any = None, **kwargs: Any) 
     # Shapes alone from here on, so that nothing can be computed by mistake.
     arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given]
 
-    def init(arrays: list[Any]) -> Any:
+    def init(arrays: list[jax.Array]) -> Mapping[str, Tree]:
         streams, args, kwargs = rest.filled(arrays)
         return module.init(streams, *args, **kwargs)
 
@@ -102,7 +111,7 @@ def check(module: Module, rngs: Any, *args: Any, tx: Any = None, **kwargs: Any) 
     others = {name: tree for name, tree in variables.items() if name != "params"}
     wider = _Wider()
 
-    def forward(params: Any, others: Any, arrays: list[Any]) -> list[Any]:
+    def forward(params: Tree, others: Mapping[str, Tree], arrays: Leaves) -> Leaves:
         streams, args, kwargs = rest.filled(arrays)
         held = {**others, "params": params}
         out = module.apply(held, *args, rngs=streams, mutable=list(others), **kwargs)
@@ -166,13 +175,15 @@ def _reached(closed: jex.ClosedJaxpr, count: int) -> list[bool]:
     return used[len(closed.consts) :][:count]
 
 
-def _with_gradient(forward: Any, params: Any, others: Any, arrays: list[Any]) -> list[bool]:
+def _with_gradient(
+    forward: Callable[..., Leaves], params: Tree, others: Tree, arrays: Sequence[object]
+) -> list[bool]:
     """Tells of each parameter whether a cotangent of an output comes back to it."""
 
-    def moving(params: Any, others: Any, arrays: Any) -> list[Any]:
+    def moving(params: Tree, others: Tree, arrays: Tree) -> Leaves:
         return floats(forward(params, others, arrays))
 
-    def pulled(cotangents: list[Any], params: Any, others: Any, arrays: Any) -> list[Any]:
+    def pulled(cotangents: Leaves, params: Tree, others: Tree, arrays: Tree) -> Leaves:
         moved, fixed = split(params, is_inexact)
         run = jax.vjp(lambda moved: moving(fixed.filled(moved), others, arrays), moved)[1]
         return run(cotangents)[0]
@@ -287,7 +298,13 @@ class _Wider:
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
 
-    def see(self, call: Any, args: Any, kwargs: Any, context: InterceptorContext) -> Any:
+    def see(
+        self,
+        call: Function,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        context: InterceptorContext,
+    ) -> object:
         # A module that was noted while this one ran has widened already: its parents only pass it
         # on.
         before = len(self.found)
@@ -313,7 +330,7 @@ class _Wider:
             )
 
 
-def _width(tree: Any) -> jnp.dtype[Any] | None:
+def _width(tree: Tree) -> jnp.dtype[Any] | None:
     """The widest floating dtype in a tree, None where there is none."""
     found = [
         x.dtype

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.types import Tree
 from ..module import Module
 from ..pytrees import is_array, split
 from .watch import Found, Reader, marked
@@ -72,12 +72,12 @@ class ModelDiff:
 
 def diff(
     model_a: Module,
-    variables_a: Mapping[str, Any],
+    variables_a: Mapping[str, Tree],
     model_b: Module,
-    variables_b: Mapping[str, Any],
-    *args: Any,
+    variables_b: Mapping[str, Tree],
+    *args: object,
     tolerance: float = 1e-3,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> ModelDiff:
     """Finds the first layer and module at which two models part.
 
@@ -129,7 +129,7 @@ def diff(
     return ModelDiff(tuple(rows), tolerance)
 
 
-def _apart(module: str, layer: int, a: Any, b: Any) -> Apart:
+def _apart(module: str, layer: int, a: np.ndarray, b: np.ndarray) -> Apart:
     texts = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in (a, b)]
     if a.shape != b.shape:
         return Apart(module, layer, float("inf"), *texts)
@@ -146,20 +146,23 @@ def _apart(module: str, layer: int, a: Any, b: Any) -> Apart:
 
 
 def _calls(
-    model: Module, variables: Mapping[str, Any], args: Any, kwargs: Any
-) -> Iterator[tuple[str, int, Any]]:
+    model: Module,
+    variables: Mapping[str, Tree],
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+) -> Iterator[tuple[str, int, np.ndarray]]:
     """Yields path, number of the call, and output, in the order in which modules return."""
     # Arguments that are no arrays (a flag, a name) must reach the model as Python has them.
     arrays, rest = split((dict(variables), args, kwargs), is_array)
 
-    def call(arrays: list[Any]) -> Any:
+    def call(arrays: list[jax.Array]) -> list[jax.Array]:
         variables, args, kwargs = rest.filled(arrays)
         with marked():
             return jax.tree.leaves(model.apply(variables, *args, **kwargs))
 
     reader = Reader(lambda x: {"value": x}, ("outputs",))
 
-    def run(arrays: list[Any]) -> Found:
+    def run(arrays: list[jax.Array]) -> Found:
         return reader.run(jax.make_jaxpr(call)(arrays), arrays)[1]
 
     found = []

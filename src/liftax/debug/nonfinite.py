@@ -15,18 +15,20 @@ made that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from .. import equations, jax_private
+from ..core.types import Function
 from ..pytrees import is_inexact
 from ..words import array_text
-from .steps import Place, Step, Steps, is_number, traced
+from .steps import Leaves, Place, Step, Steps, is_number, traced
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
@@ -122,7 +124,7 @@ class NonFinite:
         return "\n".join(lines)
 
 
-def find_nonfinite(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> NonFinite | None:
+def find_nonfinite(fn: Function, /, *args: object, **kwargs: object) -> NonFinite | None:
     """Finds the operation that first made infinity or NaN of finite numbers.
 
     ``fn`` is run for that, in parts and with more outputs, so that rounding may differ from its
@@ -164,7 +166,7 @@ def find_nonfinite(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> NonF
 
 
 def origin(
-    program: jex.ClosedJaxpr, arrays: Sequence[Any], names: Sequence[str]
+    program: jex.ClosedJaxpr, arrays: Sequence[jax.Array], names: Sequence[str]
 ) -> NonFinite | None:
     """Finds the operation that first made infinity or NaN in a program.
 
@@ -175,9 +177,9 @@ def origin(
     """
     # Grades stay on the device until all are there: to fetch each would wait for each.
     level = Steps(program)
-    found: dict[int, Any] = {}
+    found: dict[int, ArrayLike] = {}
 
-    def note(number: int, value: Any) -> None:
+    def note(number: int, value: jax.Array) -> None:
         found[number] = _grade(value)
 
     level.run(arrays, note)
@@ -215,7 +217,7 @@ def _with_nan(before: NonFinite, first: NonFinite) -> NonFinite:
 # --- grades -------------------------------------------------------------------
 
 
-def _graded(value: Any) -> jax.Array:
+def _graded(value: jax.Array) -> jax.Array:
     if not is_inexact(value):
         return jnp.int8(FINITE)
     nan, infinite = jnp.isnan(value).any(), jnp.isinf(value).any()
@@ -225,7 +227,7 @@ def _graded(value: Any) -> jax.Array:
 _compiled_grade = jax.jit(_graded)
 
 
-def _grade(value: Any) -> Any:
+def _grade(value: jax.Array) -> ArrayLike:
     """Grades a value; what has no infinity is not sent to a device for that."""
     dtype = getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
@@ -233,7 +235,7 @@ def _grade(value: Any) -> Any:
     return _compiled_grade(value)
 
 
-def _gathered(found: dict[int, Any], count: int) -> Grades:
+def _gathered(found: dict[int, ArrayLike], count: int) -> Grades:
     grades = np.zeros(count, np.int8)
     for number, grade in jax.device_get(found).items():
         grades[number] = grade
@@ -277,7 +279,7 @@ def _meant(level: Steps, grades: Grades, limit: int) -> set[int]:
     return meant
 
 
-def _of_literal(value: Any) -> int:
+def _of_literal(value: ArrayLike) -> int:
     number = np.asarray(value)
     if number.dtype.kind not in "fc" or np.isfinite(number).all():
         return FINITE
@@ -289,7 +291,7 @@ def _of_literal(value: Any) -> int:
 
 def _locate(
     level: Steps,
-    given: Sequence[Any],
+    given: Sequence[jax.Array],
     grades: Grades,
     wanted: set[int],
     limit: int,
@@ -310,12 +312,12 @@ def _locate(
     return _inside(step.eqn, inputs, bad, limit, here) or _report(step, inputs, bad, limit, here)
 
 
-def _unseen(number: int, value: Any) -> None:
+def _unseen(number: int, value: jax.Array) -> None:
     pass
 
 
 def _inside(
-    eqn: jex.JaxprEqn, inputs: list[Any], bad: list[int], limit: int, place: Place
+    eqn: jex.JaxprEqn, inputs: Leaves, bad: list[int], limit: int, place: Place
 ) -> NonFinite | None:
     """Finds the origin inside of a loop or branch; None where the equation is neither."""
     scan = equations.as_scan(eqn)
@@ -335,7 +337,7 @@ def _inside(
     branches = equations.branches_of(eqn)
     if branches:
         chosen = Steps(branches[min(max(int(inputs[0]), 0), len(branches) - 1)])
-        found: dict[int, Any] = {}
+        found: dict[int, ArrayLike] = {}
         chosen.run(inputs[1:], lambda number, value: found.update({number: _grade(value)}))
         grades = _gathered(found, chosen.count)
         wanted = _numbers(chosen, bad)
@@ -347,18 +349,16 @@ def _numbers(level: Steps, outputs: Iterable[int]) -> set[int]:
     return {n for n in (level.outputs[k] for k in outputs) if is_number(n)}
 
 
-def _turns(
-    condition: Steps, body: Steps, tested: list[Any], shared: list[Any], carry: list[Any]
-) -> int:
+def _turns(condition: Steps, body: Steps, tested: Leaves, shared: Leaves, carry: Leaves) -> int:
     """Counts the iterations of a while loop."""
 
     # Compiled, since a while loop may run for very long, and only its length is wanted.
     @jax.jit
-    def count(tested: Any, shared: Any, carry: Any) -> Any:
-        def goes_on(state: Any) -> Any:
+    def count(tested: Leaves, shared: Leaves, carry: Leaves) -> jax.Array:
+        def goes_on(state: tuple[jax.Array, Leaves]) -> jax.Array:
             return condition.run([*tested, *state[1]], _unseen)[0]
 
-        def turn(state: Any) -> Any:
+        def turn(state: tuple[jax.Array, Leaves]) -> tuple[jax.Array, Leaves]:
             return state[0] + 1, body.run([*shared, *state[1]], _unseen)
 
         return jax.lax.while_loop(goes_on, turn, (0, carry))[0]
@@ -377,9 +377,9 @@ class _Loop:
     """
 
     body: Steps
-    shared: list[Any]
-    carry: list[Any]
-    slices: list[Any]
+    shared: Leaves
+    carry: Leaves
+    slices: Leaves
     order: range
 
     def locate(self, bad: list[int], limit: int, place: Place) -> NonFinite | None:
@@ -397,7 +397,7 @@ class _Loop:
         inside = place.turn(index, len(self.order))
         return _locate(self.body, given, table[turn], wanted, limit, inside)
 
-    def _first(self, table: Any, bad: list[int], limit: int) -> tuple[int, set[int]] | None:
+    def _first(self, table: Grades, bad: list[int], limit: int) -> tuple[int, set[int]] | None:
         """Goes back through the iterations to the first that made a bad value of good ones."""
         carried, body = len(self.carry), self.body
         wanted = {k for k in bad if k < carried}
@@ -419,17 +419,17 @@ class _Loop:
             wanted = {place[n] for n in inputs if n in place}
         return found
 
-    def _grades(self) -> Any:
+    def _grades(self) -> jax.Array:
         """Returns the grades of all values of all iterations, in the order in which they run."""
         body, carried = self.body, len(self.carry)
 
         @jax.jit
-        def run(shared: Any, carry: Any, slices: Any) -> Any:
-            def turn(carry: Any, slices: Any) -> Any:
+        def run(shared: Leaves, carry: Leaves, slices: Leaves) -> jax.Array:
+            def turn(carry: Leaves, slices: Leaves) -> tuple[Leaves, jax.Array]:
                 # A byte for each value of each iteration is all that leaves the loop.
                 grades = [jnp.int8(FINITE)] * body.count
 
-                def note(number: int, value: Any) -> None:
+                def note(number: int, value: jax.Array) -> None:
                     grades[number] = _graded(value)
 
                 outputs = body.run([*shared, *carry, *slices], note)
@@ -441,15 +441,15 @@ class _Loop:
         table = run(self.shared, self.carry, self.slices)
         return table[:: self.order.step]
 
-    def _carry_at(self, turn: int) -> list[Any]:
+    def _carry_at(self, turn: int) -> Leaves:
         """Returns what goes into an iteration from the one before."""
         body, order, carried = self.body, self.order, len(self.carry)
 
         @jax.jit
-        def run(shared: Any, carry: Any, slices: Any, turn: Any) -> Any:
+        def run(shared: Leaves, carry: Leaves, slices: Leaves, turn: ArrayLike) -> Leaves:
             # The body as often as it takes to get there; the number is an argument, so one program
             # serves for every iteration.
-            def one(n: Any, carry: Any) -> Any:
+            def one(n: jax.Array, carry: Leaves) -> Leaves:
                 at = order.start + n * order.step
                 now = [jax.lax.dynamic_index_in_dim(x, at, keepdims=False) for x in slices]
                 return body.run([*shared, *carry, *now], _unseen)[:carried]
@@ -462,7 +462,7 @@ class _Loop:
 # --- what is said -------------------------------------------------------------
 
 
-def _report(step: Step, inputs: list[Any], bad: list[int], limit: int, place: Place) -> NonFinite:
+def _report(step: Step, inputs: Leaves, bad: list[int], limit: int, place: Place) -> NonFinite:
     output = jax_private.run_equation(step.eqn, inputs)[bad[0]]
     return NonFinite(
         kind=_WORDS[limit],

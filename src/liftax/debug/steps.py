@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import jax
+from jax.typing import ArrayLike, DTypeLike
 
 from .. import equations, jax_private
 from ..core.events import is_users
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 class Literal(NamedTuple):
     """A value that stands in an equation itself."""
 
-    value: Any
-    dtype: Any
+    value: ArrayLike
+    dtype: DTypeLike
 
+
+Leaves = list[jax.Array]
 
 Atom = int | Literal
 """The number of a value, or the value."""
@@ -66,7 +69,7 @@ class Steps:
 
     def __init__(self, program: jex.ClosedJaxpr) -> None:
         self.steps: list[Step] = []
-        self.constants: dict[int, Any] = {}
+        self.constants: dict[int, jax.Array] = {}
         self.count = 0
         # Numbers and not JAX's variables, which are the same objects wherever a program is called.
         self.inputs = tuple(self._new() for _ in program.jaxpr.invars)
@@ -80,12 +83,12 @@ class Steps:
         self, program: jex.ClosedJaxpr, given: Sequence[Atom], calls: tuple[jex.JaxprEqn, ...]
     ) -> tuple[Atom, ...]:
         # One program may be called at two places, so its variables are numbered at each anew.
-        number: dict[Any, Atom] = dict(zip(program.jaxpr.invars, given, strict=True))
+        number: dict[jex.Var, Atom] = dict(zip(program.jaxpr.invars, given, strict=True))
         for variable, value in zip(program.jaxpr.constvars, program.consts, strict=True):
             number[variable] = made = self._new()
             self.constants[made] = value
 
-        def read(atom: Any) -> Atom:
+        def read(atom: jex.Var | jex.Literal) -> Atom:
             if jax_private.is_variable(atom):
                 return number[atom]
             return Literal(atom.val, atom.aval.dtype)
@@ -107,10 +110,10 @@ class Steps:
 
     def run(
         self,
-        given: Sequence[Any],
-        see: Callable[[int, Any], object],
+        given: Sequence[jax.Array],
+        see: Callable[[int, jax.Array], object],
         needed: Sequence[Atom] | None = None,
-    ) -> list[Any]:
+    ) -> Leaves:
         """Computes step by step, so what is traced around it becomes part of that.
 
         Args:
@@ -140,7 +143,7 @@ class Steps:
         # The caller's own, which must outlive their last use.
         kept = set(filter(is_number, wanted))
 
-        def read(atom: Atom) -> Any:
+        def read(atom: Atom) -> ArrayLike:
             return values[atom] if isinstance(atom, int) else atom.value
 
         ends: dict[int, list[int]] = {}
@@ -214,7 +217,7 @@ class Traced:
     """
 
     program: jex.ClosedJaxpr
-    arrays: list[Any] = field(repr=False)
+    arrays: Leaves = field(repr=False)
     names: tuple[str, ...]
 
 
@@ -222,7 +225,7 @@ def traced(fn: Callable[..., Any], args: Sequence[object], kwargs: Mapping[str, 
     """Traces a function on its arguments; what is no array among them is static."""
     arrays, rest = split((tuple(args), dict(kwargs)), is_array)
 
-    def call(*given: Any) -> Any:
+    def call(*given: jax.Array) -> object:
         args, kwargs = rest.filled(given)
         return fn(*args, **kwargs)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 
+from ..core.types import Function, Tree
 from ..module.work import counted, lowered, with_loops
 from .data import Cost
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import jax.extend.core as jex
 
 
-def forward_cost(fn: Callable[..., Any], *args: Any) -> Cost:
+def forward_cost(fn: Function, *args: Tree) -> Cost:
     """Compiles `fn` for abstract arguments and reads what the compiler says of it."""
     # Traced once for both: the whole program, and each loop's body by itself, which the compiler's
     # count takes for one iteration.

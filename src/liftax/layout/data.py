@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Self
 
+from ..core.types import Metadata
 from ..words import did_you_mean
 from .staged import Staged
 from .wording import human_bytes, short_file_line
@@ -135,7 +136,7 @@ class LiftNode:
     carry: bool = False
     roles: Mapping[str, str] = field(default_factory=dict)
     splits: Mapping[str, bool] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
     takes: str = ""
     carries: str = ""
     gives: str = ""
@@ -238,7 +239,7 @@ class StackNode:
     after: int
     store: str
     roles: Mapping[str, int | str | None]
-    metadata_params: Mapping[Any, Any] = field(default_factory=dict)
+    metadata_params: Metadata = field(default_factory=dict)
     around: tuple[Enclosing, ...] = ()
     scanned: bool = False
     order: tuple[int, int] | None = None
@@ -416,13 +417,13 @@ class LayoutData:
     measure: Callable[[], Measured] | None = field(default=None, compare=False)
 
     # What measures the cost holds the model and a trace; it stays where it was made.
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"measure": None}
 
     def __copy__(self) -> Self:
         return self  # it is frozen
 
-    def __deepcopy__(self, memo: Any) -> Self:
+    def __deepcopy__(self, memo: object) -> Self:
         return self
 
     # --- looking things up ----------------------------------------------------
@@ -621,7 +622,7 @@ def _residuals(plain: Mapping[str, Any]) -> Residuals:
 
 
 def _stack_node(plain: Mapping[str, Any]) -> StackNode:
-    def path(names: Any) -> tuple[str, ...] | None:
+    def path(names: Iterable[str] | None) -> tuple[str, ...] | None:
         return None if names is None else tuple(names)
 
     around = tuple(Enclosing(**{**e, "stack": path(e["stack"])}) for e in plain["around"])
@@ -634,7 +635,7 @@ def _stack_node(plain: Mapping[str, Any]) -> StackNode:
     return StackNode(**{**plain, **fixed})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

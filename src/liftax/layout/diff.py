@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
-from .data import Axis, LayoutData, LiftNode, VariableLayout
+from .data import Along, Axis, LayoutData, LiftNode, VariableLayout
 from .fold import common_name, numberless
 
 Kind = Literal[
@@ -447,7 +447,7 @@ def _worded(what: str, value: object) -> str:
     return repr(value)
 
 
-def _role(along: Any, lift: LiftNode) -> str:
+def _role(along: Along | None, lift: LiftNode) -> str:
     return f"not in {lift.label}" if along is None else f"{along.role} along {lift.label}"
 
 

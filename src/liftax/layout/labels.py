@@ -14,7 +14,7 @@ Labels = Sequence[str | None]
 Rule = Callable[[Any, int], Labels]
 
 
-def axis_labels(layer: Any, name: str, rank: int) -> tuple[str | None, ...]:
+def axis_labels(layer: object, name: str, rank: int) -> tuple[str | None, ...]:
     """The names of the `rank` axes that `layer` gave to its variable `name`.
 
     Args:
@@ -46,7 +46,7 @@ def _fixed(*labels: str) -> Rule:
     return lambda layer, rank: labels
 
 
-def _count(sizes: Any) -> int:
+def _count(sizes: object) -> int:
     return len(sizes) if isinstance(sizes, (tuple, list)) else 1
 
 
@@ -54,13 +54,13 @@ def _numbered(word: str, count: int) -> list[str]:
     return [word] if count == 1 else [f"{word} {i}" for i in range(count)]
 
 
-def _in_attention(layer: Any) -> bool:
+def _in_attention(layer: object) -> bool:
     # A `DenseGeneral` has no idea that it makes heads; its parent has.
     owner = type(getattr(layer, "parent", None))
     return any(cls.__name__.startswith(("MultiHead", "SelfAtt")) for cls in owner.__mro__)
 
 
-def _group(layer: Any, word: str, count: int) -> list[str]:
+def _group(layer: object, word: str, count: int) -> list[str]:
     """Two axes of a projection inside attention are the heads and what each of them holds."""
     return ["heads", "head dim"] if count == 2 and _in_attention(layer) else _numbered(word, count)
 
@@ -80,19 +80,19 @@ def _general_kernel(layer: Any, rank: int) -> Labels:
 def _window(*after: str) -> Rule:
     words = {1: ["window"], 2: ["height", "width"], 3: ["depth", "height", "width"]}
 
-    def rule(layer: Any, rank: int) -> Labels:
+    def rule(layer: object, rank: int) -> Labels:
         space = rank - len(after)
         return [*words.get(space, _numbered("window", space)), *after]
 
     return rule
 
 
-def _local(layer: Any, rank: int) -> Labels:
+def _local(layer: object, rank: int) -> Labels:
     space = rank - 2
     return [*(f"place {i}" if space > 1 else "place" for i in range(space)), "window × in", "out"]
 
 
-def _letters(layer: Any, rank: int) -> Labels:
+def _letters(layer: object, rank: int) -> Labels:
     """An einsum's own letters: `"bd,dhk->bhk"` names the kernel's axes d, h and k."""
     spec = str(getattr(layer, "einsum_str", "") or "").replace(" ", "")
     inputs = spec.split("->")[0].split(",")

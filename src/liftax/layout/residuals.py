@@ -8,12 +8,13 @@ Vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from .. import equations, jax_private
+from ..core.types import Tree
 from ..module import Module
 from ..pytrees import floats, is_array, split
 from .data import Loop, Residual, Residuals
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def saved_residuals(
-    module: Module, variables: Mapping[str, Any], *args: Any, **kwargs: Any
+    module: Module, variables: Mapping[str, Tree], *args: object, **kwargs: object
 ) -> Residuals:
     """What the backward pass keeps, by module, name, shape and bytes, before anything runs.
 
@@ -60,7 +61,7 @@ def saved_residuals(
     """
     arrays, call = split((args, kwargs), is_array)
 
-    def apply(variables: Mapping[str, Any], arrays: list[Any]) -> Any:
+    def apply(variables: Mapping[str, Tree], arrays: list[jax.Array]) -> object:
         args, kwargs = call.filled(arrays)
         return module.apply(variables, *args, **kwargs)
 
@@ -68,9 +69,9 @@ def saved_residuals(
 
 
 def residuals_of(
-    apply: Callable[[Mapping[str, Any], Any], Any],
-    variables: Mapping[str, Any],
-    arrays: Any,
+    apply: Callable[..., Any],
+    variables: Mapping[str, Tree],
+    arrays: Tree,
     with_state: bool,
 ) -> Residuals:
     """As `saved_residuals`, of a function of variables and arrays, both given as arrays or shapes.
@@ -82,9 +83,9 @@ def residuals_of(
       with_state: whether it returns a pair, of outputs and of what it wrote to variables.
     """
 
-    def residuals(params: Any, others: dict[str, Any], arrays: Any) -> list[Any]:
+    def residuals(params: Tree, others: Mapping[str, Tree], arrays: Tree) -> list[jax.Array]:
         # Of floats alone: outputs without a derivative would need cotangents of their own kind.
-        def forward(params: Any) -> list[Any]:
+        def forward(params: Tree) -> list[jax.Array]:
             out = apply({**others, "params": params}, arrays)
             return floats(jax.tree.leaves(out[0] if with_state else out))
 
@@ -105,20 +106,20 @@ def residuals_of(
     return Residuals(tuple(rows), tuple(loops.values()))
 
 
-def _variables(atoms: Any) -> Iterator[Any]:
+def _variables(atoms: Iterable[jex.Var | jex.Literal]) -> Iterator[jex.Var]:
     return (atom for atom in atoms if jax_private.is_variable(atom))
 
 
-class _Makers(dict["jex.Jaxpr", "dict[Any, jex.JaxprEqn]"]):
+class _Makers(dict["jex.Jaxpr", "dict[jex.Var, jex.JaxprEqn]"]):
     """Program -> its values -> the equation that makes each; each program is read once."""
 
-    def __missing__(self, program: jex.Jaxpr) -> dict[Any, jex.JaxprEqn]:
+    def __missing__(self, program: jex.Jaxpr) -> dict[jex.Var, jex.JaxprEqn]:
         self[program] = {out: eqn for eqn in program.eqns for out in eqn.outvars}
         return self[program]
 
 
 def _residual(
-    program: jex.Jaxpr, variable: Any, makers: _Makers, known: Mapping[int, Loop]
+    program: jex.Jaxpr, variable: jex.Var, makers: _Makers, known: Mapping[int, Loop]
 ) -> Residual:
     """Finds what computed a value, in the programs that equations call."""
     aval, loops, names, outermost = variable.aval, [], [], None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,13 @@ def described(value: object) -> str:
     """
     text = _described(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def call_text(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+    """The arguments of a call, as one would type them: `f32[8,64], train=False`."""
+    return ", ".join(
+        [*map(described, args), *(f"{name}={described(value)}" for name, value in kwargs.items())]
+    )
 
 
 def _described(value: object) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..core.lift.schedule import Groups
+from ..core.types import Tree
 from ..treescoped import shown
 from .columns import text_of
 from .data import LayoutData, VariableLayout
@@ -30,7 +31,7 @@ class Layout(LayoutData):
       <Layout of Model: 1 variable, 48 parameters, 1 lift, 0 findings; print it for the table>
     """
 
-    def with_values(self, variables: Mapping[str, Any]) -> Self:
+    def with_values(self, variables: Mapping[str, Tree]) -> Self:
         """The layout with what the numbers are like: of each array, and of each layer of a stack.
 
         Args:
@@ -65,14 +66,14 @@ class Layout(LayoutData):
     def __str__(self) -> str:
         return as_text(self)
 
-    def __rich__(self) -> Any:
+    def __rich__(self) -> Rich:
         return Rich(self)
 
     def _repr_html_(self) -> str:
         return fragment(self)
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
-        parts: dict[str, Any] = {"module": self.module, "parameters": self.parameters}
+        parts: dict[str, object] = {"module": self.module, "parameters": self.parameters}
         # Nested as dicts, which treescope opens one by one.
         parts["lifts"] = self._nested(None)
         for collection in self.collections:
@@ -87,7 +88,7 @@ class Layout(LayoutData):
         parts["findings"] = [f"{f.code}: {f.message}" for f in self.findings]
         return shown(self, parts, path, subtree_renderer)
 
-    def _nested(self, parent: int | None) -> dict[str, Any]:
+    def _nested(self, parent: int | None) -> dict[str, object]:
         inside = self.children.get(parent, ())
         return {f"{i}: {lift_title(self.lifts[i])}": self._nested(i) for i in inside}
 

@@ -35,7 +35,7 @@ class Rich:
     def __init__(self, layout: LayoutData):
         self.layout = layout
 
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+    def __rich_console__(self, console: object, options: Any) -> Iterator[object]:
         # Who prints with rich has it; nobody else needs it.
         from rich.text import Text
 

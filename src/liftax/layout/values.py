@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import numpy as np
 
 from ..core.boxes import AxisMetadata
+from ..core.types import Tree
 from ..errors import ScopeParamShapeError, ScopeVariableNotFoundError
 from .data import Stats, VariableLayout
 
 
 def measured(
-    row: VariableLayout, variables: Mapping[str, Any], rows: Sequence[int] = ()
+    row: VariableLayout, variables: Mapping[str, Tree], rows: Sequence[int] = ()
 ) -> VariableLayout:
     """A row of a layout with the stats of its array.
 
@@ -29,7 +29,7 @@ def measured(
       ScopeParamShapeError: it has another shape.
     """
     name = f"{row.collection}/{row.name}"
-    node: Any = variables
+    node: object = variables
     for part in (row.collection, *row.path):
         if not isinstance(node, Mapping) or part not in node:
             raise ScopeVariableNotFoundError(

@@ -14,13 +14,13 @@ import numpy as np
 from ..checkpoint.find import as_stackings
 from ..checkpoint.roots import Root, roots_replaced
 from ..checkpoint.states import check_states
-from ..core.types import Path
+from ..core.types import Path, Tree
 from ..errors import StackingError
 from ..stack.convert import Converter, form_of
 from ..stack.stacking import Stacking, Stackings, name_of
 from ..stack.trees import MISSING, get, put, remove
 
-Source = tuple[int, ...] | Mapping[str, Any]
+Source = tuple[int, ...] | Mapping[str, Tree]
 """What a layer is made of: the mean of some that there were, or variables given for it."""
 
 
@@ -43,7 +43,7 @@ class LayerEdit:
       (6, 4)
     """
 
-    given: Any = dataclasses.field(repr=False)
+    given: Tree = dataclasses.field(repr=False)
     stacking: Stacking
     sources: tuple[Source, ...]
     others: Stackings = ()
@@ -53,7 +53,7 @@ class LayerEdit:
         gone = {self._at(n, "drop") for n in numbers}
         return self._with(s for i, s in enumerate(self.sources) if i not in gone)
 
-    def insert(self, number: int, tree: Any) -> LayerEdit:
+    def insert(self, number: int, tree: Tree) -> LayerEdit:
         """Puts a layer in, in front of layer ``number``; at the end where there is none.
 
         Args:
@@ -105,7 +105,7 @@ class LayerEdit:
         """The variables with these layers."""
         return self.of(self.given)
 
-    def of(self, tree: Any) -> Any:
+    def of(self, tree: Tree) -> Any:
         """Does to another tree what is done to the variables: a state of an optimizer, an average.
 
         Args:
@@ -186,7 +186,7 @@ class LayerEdit:
         return tree if form == "layers" else Converter("stacked", name)(tree, (after,), root.path)
 
 
-def edit_layers(variables: Any, layout: Any) -> LayerEdit:
+def edit_layers(variables: Tree, layout: object) -> LayerEdit:
     """Takes layers of a stack out, puts others in, moves and merges them.
 
     Args:
@@ -247,7 +247,7 @@ def _numbered(first: Path, i: int) -> Path:
     raise StackingError(f"edit_layers: the layer {name_of(first)} has no number in its name")
 
 
-def _made(source: Source, old: list[Any], collection: str, is_state: bool, at: Path) -> Any:
+def _made(source: Source, old: list[Tree], collection: str, is_state: bool, at: Path) -> Tree:
     """The variables of one layer, in one collection."""
     if isinstance(source, Mapping):
         if is_state:
@@ -264,7 +264,7 @@ def _made(source: Source, old: list[Any], collection: str, is_state: bool, at: P
     return jax.tree.map(_mean, *(old[i] for i in source))
 
 
-def _mean(*values: Any) -> Any:
+def _mean(*values: jax.Array) -> jax.Array:
     if not jnp.issubdtype(jnp.result_type(values[0]), jnp.inexact):
         return values[0]  # a count, a key: of the first
     # Summed in float32 at least, or a mean of bfloat16 would round at each step.

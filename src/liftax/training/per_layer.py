@@ -26,7 +26,7 @@ from jax.tree_util import PyTreeDef
 from .. import equations, jax_private
 from ..checkpoint.find import as_stackings
 from ..checkpoint.roots import find_roots
-from ..core.types import Path
+from ..core.types import Function, Path, Tree
 from ..errors import PerLayerError, StackingError
 from ..installed import needed
 from ..stack.convert import LayerAxis, form_of
@@ -58,7 +58,7 @@ class PerLayerState(NamedTuple):
 
 
 def per_layer(
-    tx: optax.GradientTransformation, layout: Any
+    tx: optax.GradientTransformation, layout: object
 ) -> optax.GradientTransformationExtraArgs:
     """Makes a transformation act on each layer of a stack by itself.
 
@@ -106,14 +106,14 @@ def per_layer(
     inner = optax.with_extra_args_support(tx)
     checked: list[object] = []  # the shapes of which `_check` has found nothing wrong
 
-    def init(params: Any) -> PerLayerState:
+    def init(params: Tree) -> PerLayerState:
         values = _View.of_parameters(params, stackings)
         # Only shapes of one layer are needed to see what a transformation keeps, and of which
         # parameter.
         state = values.state(jax.eval_shape(inner.init, values.one_layer()), has_axes=False)
         made = list(state.leaves)
 
-        def one(group: Group, given: list[Any]) -> tuple[list[Any]]:
+        def one(group: Group, given: Leaves) -> tuple[Leaves]:
             leaves = jax.tree.leaves(inner.init(values.filled(group, given)))
             return ([leaves[i] for i in state.of(group)],)
 
@@ -124,7 +124,7 @@ def per_layer(
         return PerLayerState(jax.tree.unflatten(state.treedef, made))
 
     def update(
-        updates: Any, state: PerLayerState, params: Any = None, **extra: Any
+        updates: Tree, state: PerLayerState, params: Tree = None, **extra: object
     ) -> tuple[Any, PerLayerState]:
         grads = _View.of_parameters(updates, stackings)
         views = [grads, grads.state(state.by_layer)]
@@ -142,7 +142,7 @@ def per_layer(
             checked[:] = [key]
         made = [list(view.leaves) for view in views[:2]]
 
-        def one(group: Group, *given: list[Any]) -> tuple[list[Any], ...]:
+        def one(group: Group, *given: Leaves) -> tuple[Leaves, ...]:
             trees = [v.filled(group, part) for v, part in zip(views, given, strict=True)]
             leaves = map(jax.tree.leaves, inner.update(*trees, **extra))
             return tuple([of[i] for i in v.of(group)] for of, v in zip(leaves, views, strict=False))
@@ -160,7 +160,7 @@ def per_layer(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def layer_axes(tree: Any, layout: Any) -> list[tuple[Path, list[int]]]:
+def layer_axes(tree: Tree, layout: object) -> list[tuple[Path, list[int]]]:
     """Finds path and layer axes of each parameter, outermost first, each in what those before left.
 
     Args:
@@ -174,7 +174,7 @@ def layer_axes(tree: Any, layout: Any) -> list[tuple[Path, list[int]]]:
     return [(path, view.axes(i)) for i, path in enumerate(view.paths)]
 
 
-def mixed_layers(tx: optax.GradientTransformation, params: Any, layout: Any) -> list[str]:
+def mixed_layers(tx: optax.GradientTransformation, params: Tree, layout: object) -> list[str]:
     """Finds the stacked parameters that a transformation takes for one where they are many.
 
     It is tried on small arrays in the place of the parameters: two layers, and no axis over 128.
@@ -206,10 +206,12 @@ def mixed_layers(tx: optax.GradientTransformation, params: Any, layout: Any) -> 
         spread = np.linspace(0.1, 3.0, max(math.prod(shape), 1)).reshape(shape)
         return jnp.asarray(numbers.normal(size=shape) * spread, jnp.result_type(view.leaves[i]))
 
-    def tree() -> Any:
+    def tree() -> Tree:
         return jax.tree.unflatten(view.treedef, list(map(made, range(len(view.leaves)))))
 
-    def steps(tx: Any, weights: Any, grads: list[Any]) -> list[Any]:
+    def steps(
+        tx: optax.GradientTransformation, weights: Tree, grads: Sequence[Tree]
+    ) -> list[Leaves]:
         found, state = [], tx.init(weights)
         for grad in grads:  # several: the first ones of a warm-up move nothing
             updates, state = tx.update(grad, state, weights)
@@ -246,6 +248,7 @@ def _is_ours(node: object) -> bool:
 
 _SMALL = 128  # adafactor keeps factors of axes from here on
 
+Leaves = list[jax.Array]
 Group = tuple[int, ...]
 """How many layers each of the stacks around a parameter has, outermost first."""
 
@@ -262,7 +265,7 @@ class _View:
       has_axes: whether the leaves have these axes, or are those of one layer.
     """
 
-    leaves: list[Any]
+    leaves: Leaves
     treedef: PyTreeDef
     paths: list[Path]
     chains: list[tuple[LayerAxis, ...]]
@@ -270,7 +273,7 @@ class _View:
     has_axes: bool = True
 
     @classmethod
-    def of_parameters(cls, tree: Any, stackings: Stackings) -> _View:
+    def of_parameters(cls, tree: Tree, stackings: Stackings) -> _View:
         # Parameters alone, or whole variables: optax is given either.
         bare, names, roots = find_roots(tree, stackings, None)
         found, treedef = jax.tree_util.tree_flatten_with_path(tree)
@@ -303,7 +306,7 @@ class _View:
                         f"layout has {layers.count} layers for {name_of(layers.stacking.path)}"
                     )
 
-    def state(self, tree: Any, has_axes: bool = True) -> _View:
+    def state(self, tree: Tree, has_axes: bool = True) -> _View:
         """Returns the view of a state; what lies at the place of a parameter belongs to that."""
         found, treedef = jax.tree_util.tree_flatten_with_path(tree)
         paths = [names_of(keys) for keys, _ in found]
@@ -341,11 +344,11 @@ class _View:
             del shape[axis]
         return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
 
-    def one_layer(self) -> Any:
+    def one_layer(self) -> Tree:
         """The tree, with shapes, as one layer has it."""
         return jax.tree.unflatten(self.treedef, map(self.shape, range(len(self.leaves))))
 
-    def filled(self, group: Group, values: Sequence[Any]) -> Any:
+    def filled(self, group: Group, values: Sequence[jax.Array]) -> Tree:
         """The tree as one layer of a group has it.
 
         What is in other layers is zero there: nothing is computed of that in the end.
@@ -383,10 +386,10 @@ def _parts(path: Path) -> Iterator[Path]:
 
 def _mapped(
     group: Group,
-    one: Callable[..., Any],
+    one: Callable[..., tuple[Leaves, ...]],
     given: Sequence[_View],
     made: Sequence[_View],
-) -> Any:
+) -> tuple[Leaves, ...]:
     """Runs a function on all layers of a group at once.
 
     Args:
@@ -394,7 +397,7 @@ def _mapped(
       one: takes the group and what one layer has of each of ``given``; it returns a tuple of what
         that has of each of ``made``.
     """
-    run = functools.partial(one, group)
+    run: Callable[..., tuple[Leaves, ...]] = functools.partial(one, group)
     for level in reversed(range(len(group))):
         ins, outs = (
             tuple([view.axes(i)[level] for i in view.of(group)] for view in views)
@@ -404,7 +407,7 @@ def _mapped(
     return run(*([view.leaves[i] for i in view.of(group)] for view in given))
 
 
-def _check(update: Callable[..., Any], shapes: Sequence[Any], views: Sequence[_View]) -> None:
+def _check(update: Function, shapes: Sequence[Tree], views: Sequence[_View]) -> None:
     """Makes sure that a transformation treats each parameter for itself."""
     closed = jax.make_jaxpr(update)(*shapes)
     program = jax_private.consts_as_inputs(closed)

@@ -108,11 +108,11 @@ def lift(
 
 def lift_transform(
     transform: Callable[..., Any],
-    target: Any,
-    *trafo_args: Any,
+    target: Fn,
+    *trafo_args: object,
     methods: Methods = None,
-    **trafo_kwargs: Any,
-) -> Any:
+    **trafo_kwargs: object,
+) -> Fn:
     """Lifts a class or a function of modules by a lift over functions of scopes.
 
     Args:
@@ -145,17 +145,18 @@ def lift_transform(
 
 def module_class_lift_transform(
     transform: Callable[..., Any],
-    module_class: Any,
-    *trafo_args: Any,
+    module_class: Fn,
+    *trafo_args: object,
     methods: Methods = None,
-    **trafo_kwargs: Any,
-) -> Any:
+    **trafo_kwargs: object,
+) -> Fn:
     """`lift_transform` for a module class, or a `functools.partial` of one."""
     if isinstance(module_class, functools.partial):
         whole = module_class_lift_transform(
             transform, module_class.func, *trafo_args, methods=methods, **trafo_kwargs
         )
-        return functools.partial(whole, *module_class.args, **module_class.keywords)
+        again = functools.partial(whole, *module_class.args, **module_class.keywords)
+        return again  # type: ignore[return-value]
     name = _name(transform)
     if not isinstance(methods, Mapping):
         core_lift = _core_lift(transform, *trafo_args, **trafo_kwargs)
@@ -167,9 +168,9 @@ def module_class_lift_transform(
 def decorator_lift_transform(
     transform: Callable[..., Any],
     class_fn: Any,
-    *trafo_args: Any,
+    *trafo_args: object,
     multi_scope: bool = True,
-    **trafo_kwargs: Any,
+    **trafo_kwargs: object,
 ) -> Any:
     """`lift_transform` for a function of a module.
 
@@ -230,7 +231,7 @@ def lift_direct_transform(
     return transform(*bodies, scopes, *plain, **kwargs)
 
 
-def _name(transform: Any) -> str:
+def _name(transform: object) -> str:
     return str(getattr(transform, "__name__", type(transform).__name__))
 
 
@@ -275,11 +276,11 @@ class _Taken:
       held: what was there.
     """
 
-    held: Any
+    held: object
 
 
 def get_module_scopes(
-    module: Any, args: Any = None, kwargs: Any = None
+    module: object, args: Any = None, kwargs: Mapping[str, object] | None = None
 ) -> tuple[list[Scope], Any, Any]:
     """The scopes of a bound module, of the modules in its fields, and of those in arguments.
 
@@ -316,7 +317,7 @@ def get_module_scopes(
 
 
 def set_module_scopes(
-    module: Any, args: Any, kwargs: Any, scopes: Sequence[Scope]
+    module: object, args: Tree, kwargs: Tree, scopes: Sequence[Scope]
 ) -> tuple[Any, Any, Any]:
     """The module and the arguments rebuilt on other scopes; undoes `get_module_scopes`."""
 

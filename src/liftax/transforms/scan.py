@@ -8,7 +8,7 @@ from typing import Any
 from ..core.filters import Filter
 from ..core.lift.scan import Scan
 from ..core.roles import VariableAxes
-from ..core.types import Fn, Tree
+from ..core.types import Fn, Metadata, Tree
 from .target import Methods, lift_target, remembered
 
 
@@ -25,7 +25,7 @@ def scan(
     reverse: bool = False,
     unroll: int | bool = 1,
     data_transform: Callable[..., Any] | None = None,
-    metadata_params: Mapping[Any, object] = {},
+    metadata_params: Metadata = {},  # noqa: B006
     methods: Methods = None,
     _split_transpose: bool = False,
     check_constancy_invariants: bool = True,

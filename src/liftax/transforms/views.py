@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from ..core.lift.views import add_metadata_axis as lift_add_metadata_axis
 from ..core.lift.views import fold_rngs as lift_fold_rngs
 from ..core.lift.views import map_variables as lift_map_variables
 from ..core.roles import VariableAxes
-from ..core.types import Fn, Tree
+from ..core.types import Fn, Metadata, Tree
 from ..module.attach import is_module
 from ..module.state import watch
 from .target import lift_target, remembered
@@ -107,7 +107,7 @@ def fold_rngs(target: Fn, variables: Filter = True, rngs: Filter = True) -> Fn:
 def add_metadata_axis(
     target: Fn,
     variable_axes: VariableAxes = {},  # noqa: B006
-    metadata_params: Mapping[Any, object] = {},
+    metadata_params: Metadata = {},  # noqa: B006
 ) -> Fn:
     """Adds an axis name to boxed variables without adding an axis.
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..core.filters import Filter
 from ..core.lift.vmap import Vmap
 from ..core.roles import VariableAxes
-from ..core.types import Fn, Tree
+from ..core.types import Fn, Metadata, Tree
 from .target import Methods, lift_target, remembered
 
 
@@ -22,7 +21,7 @@ def vmap(
     axis_size: int | None = None,
     axis_name: str | None = None,
     spmd_axis_name: str | None = None,
-    metadata_params: Mapping[Any, object] = {},
+    metadata_params: Metadata = {},  # noqa: B006
     methods: Methods = None,
 ) -> Fn:
     """Lifts `jax.vmap` to modules: writes a module for one example, runs it for a batch.
