@@ -86,6 +86,7 @@ lint: $(VENV)/.dev
 	$(BIN)/python -m ruff format --check .
 
 format: $(VENV)/.dev
+	$(BIN)/python tools/stubs.py
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 

@@ -7,14 +7,23 @@ from pathlib import Path
 import pytest
 
 import liftax
-from tools import calls, house
+from tools import calls, house, stubs
 
 PACKAGE = Path(liftax.__file__).parent
 
 
-@pytest.mark.parametrize("name", ["house", "calls"])
+@pytest.mark.parametrize("name", ["house", "calls", "stubs"])
 def test_examples(name):
     assert not doctest.testmod(importlib.import_module(f"tools.{name}")).failed
+
+
+@pytest.mark.parametrize("part", stubs.PARTS, ids=lambda part: part.stub)
+def test_the_lists_of_lifts_are_what_their_files_say(part):
+    """After a change to `__all__` of a file of lifts, `make format` writes the stubs."""
+    text = (PACKAGE / part.stub).read_text(encoding="utf-8")
+    assert stubs.written(part) == text
+    # No lift is left out, and what is no lift has no `__all__`.
+    assert len(list(stubs.lines(part))) > 20
 
 
 def test_a_scanned_apply_stays_cheap_in_python():

@@ -13,6 +13,8 @@ from ..core.lift.branches import switch as lift_switch
 from ..core.types import Function, Tree
 from .target import call_functions
 
+__all__ = ["cond", "switch"]
+
 
 def cond(
     pred: jax.typing.ArrayLike,

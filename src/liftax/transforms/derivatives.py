@@ -14,6 +14,8 @@ from ..core.types import Function, Tree
 from ..errors import DifferentiationError
 from .target import call_functions
 
+__all__ = ["custom_vjp", "grad", "jvp", "value_and_grad", "vjp"]
+
 
 def vjp(
     fn: Function,

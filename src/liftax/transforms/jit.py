@@ -11,6 +11,8 @@ from ..core.types import Fn, Function
 from .static_arguments import counted
 from .target import Body, lift_target, remembered
 
+__all__ = ["jit"]
+
 
 @remembered
 def jit(

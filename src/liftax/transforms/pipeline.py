@@ -12,6 +12,8 @@ from ..core.roles import VariableAxes
 from ..core.types import Fn, Tree
 from .target import Methods, lift_target, remembered
 
+__all__ = ["pipeline"]
+
 
 @remembered
 def pipeline(

@@ -11,6 +11,8 @@ from ..core.types import Fn, Function
 from .static_arguments import counted, positions
 from .target import Body, lift_target, remembered
 
+__all__ = ["checkpoint", "remat"]
+
 
 @remembered
 def remat(

@@ -10,6 +10,8 @@ from ..core.roles import VariableAxes
 from ..core.types import Fn
 from .target import lift_target, remembered
 
+__all__ = ["remat_scan"]
+
 
 @remembered
 def remat_scan(

@@ -11,6 +11,8 @@ from ..core.roles import VariableAxes
 from ..core.types import Fn, Metadata, Tree
 from .target import Methods, lift_target, remembered
 
+__all__ = ["scan"]
+
 
 @remembered
 def scan(

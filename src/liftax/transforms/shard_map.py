@@ -10,6 +10,8 @@ from ..core.lift.shard_map import ShardMap
 from ..core.types import Fn, Tree
 from .target import lift_target, remembered
 
+__all__ = ["shard_map"]
+
 
 @remembered
 def shard_map(

@@ -18,6 +18,8 @@ from ..module.attach import is_module
 from ..module.state import watch
 from .target import lift_target, remembered
 
+__all__ = ["add_metadata_axis", "fold_rngs", "map_variables", "named_call"]
+
 
 def _unchanged(variables: Tree) -> Tree:
     return variables

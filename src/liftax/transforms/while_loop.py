@@ -10,6 +10,8 @@ from ..core.lift.while_loop import while_loop as lift_while_loop
 from ..core.types import Tree
 from .target import call_functions
 
+__all__ = ["while_loop"]
+
 Carry = TypeVar("Carry")
 
 

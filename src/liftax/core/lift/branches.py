@@ -25,6 +25,8 @@ from .crossing import Opening
 from .one_trace import Loop
 from .places import Variables, flat, name_of, nested, rewritten
 
+__all__ = ["cond", "switch"]
+
 T = TypeVar("T")
 
 

@@ -18,6 +18,8 @@ from . import derivative_checks
 from .counters import counted, set_counters
 from .crossing import Opening
 
+__all__ = ["custom_vjp", "grad", "jvp", "value_and_grad", "vjp"]
+
 DIFFERENTIATED = "differentiated"
 _BOTH = (DIFFERENTIATED, THROUGH)
 

@@ -28,6 +28,8 @@ from .options import lift_of
 from .places import Variables, flat, nested, rewritten
 from .static_arguments import Inputs, Static, StaticBody, is_traceable
 
+__all__ = ["jit"]
+
 _PROGRAMS = 1024  # programs that one lifted class or function keeps
 
 

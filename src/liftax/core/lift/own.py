@@ -20,6 +20,8 @@ from .checks import check_arguments
 from .crossing import Opening
 from .places import Place, flat, name_of
 
+__all__ = ["lift"]
+
 Transform = Callable[..., tuple[Any, Any]]
 """The user's: ``(body, variables, keys, *args, **kwargs) -> (y, written)``."""
 

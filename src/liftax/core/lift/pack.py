@@ -17,6 +17,8 @@ from ..streams import Keyed
 from ..types import Collections, Function, Group, Path, Tree
 from .crossing import Opening
 
+__all__ = ["pack", "tree_map_rngs"]
+
 # A user's lift is written over scopes, and is called by one of modules: nothing in its signature
 # could hand this on.
 lifting: ContextVar[Any] = ContextVar("liftax_lifting", default=None)

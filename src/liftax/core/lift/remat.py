@@ -17,6 +17,8 @@ from .crossing import Opening
 from .options import lift_of
 from .static_arguments import Static, StaticBody
 
+__all__ = ["checkpoint", "remat"]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Remat:

@@ -14,6 +14,8 @@ from .options import lift_of
 from .remat import Remat
 from .scan import Scan
 
+__all__ = ["remat_scan"]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RematScan:

@@ -48,6 +48,8 @@ from .one_trace import Loop
 from .options import lift_of
 from .places import Place, Variables, flat, name_of, nested, rewritten
 
+__all__ = ["scan"]
+
 Transform = Callable[[Sequence[Group], Sequence[Keyed]], tuple[Sequence[Group], Sequence[Keyed]]]
 """A user's function over what goes into an iteration, for sharding annotations."""
 

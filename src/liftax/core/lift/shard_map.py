@@ -18,6 +18,8 @@ from ..streams import Keyed
 from ..types import Fn, Tree
 from .own import Lift
 
+__all__ = ["shard_map"]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardMap:

@@ -25,6 +25,8 @@ from .one_trace import Loop
 from .options import lift_of
 from .places import Variables, flat, nested
 
+__all__ = ["add_metadata_axis", "fold_rngs", "map_variables", "swap_collection"]
+
 MAPPED = "mapped"
 
 Seen = Callable[[Collections], Collections]

@@ -33,6 +33,8 @@ from .checks import (
 from .crossing import Opening
 from .options import lift_of
 
+__all__ = ["vmap"]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vmap:

@@ -21,6 +21,8 @@ from ..types import Function, Group, Path, Tree
 from .checks import check_carried, checked_carry
 from .crossing import Opening
 
+__all__ = ["while_loop"]
+
 T = TypeVar("T")
 
 State = tuple[Any, Group, Any]
