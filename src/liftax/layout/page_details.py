@@ -73,6 +73,7 @@ class Details:
         shape = "(" + ", ".join(map(str, v.shape)) + ("," if len(v.shape) == 1 else "") + ")"
         facts = f"{counted(v.elements, 'element')}, {human_bytes(v.bytes)}"
         parts = [f'<p class="mono">{escape(v.dtype)}{shape}</p><p class="soft num">{facts}</p><dl>']
+
         if v.axes:
             lines = []
             for i, axis in enumerate(v.axes):
@@ -88,6 +89,7 @@ class Details:
                     f"<span>{label}axis {i}<br>{origin}</span></div>"
                 )
             parts.append(f"<div><dt>Axes</dt><dd>{''.join(lines)}</dd></div>")
+
         if v.along:
             lines = []
             for along in v.along:
@@ -102,6 +104,7 @@ class Details:
                     "</div>"
                 )
             parts.append(f"<div><dt>Lifts, outermost first</dt><dd>{''.join(lines)}</dd></div>")
+
         if v.stats is not None:
             name = v.slice_label
             said = [_stats("all", v.stats)]

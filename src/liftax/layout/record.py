@@ -320,7 +320,9 @@ class Record:
     ) -> VariableLayout:
         shape = tuple(leaf.shape)
         layer = self.layers.get(path[:-1])
-        left = list(range(len(shape)))  # the axes not yet accounted for
+
+        # From the outside in: each lift takes its axis away from what those before it have left.
+        left = list(range(len(shape)))
         came_from: dict[int, int] = {}
         along = []
         for index in nest:
@@ -334,12 +336,15 @@ class Record:
             if collection == "params" and event.size is not None:
                 split = event.split_of("params")
             along.append(Along(index, _role(role), axis, split))
+
+        # What is left is the layer's own; names that a box gives go before those of the table.
         own = axis_labels(layer, path[-1], len(left))
         if inner is not None and tuple(shape[i] for i in left) != inner:
             own = (None,) * len(left)  # the variable was changed on its way out (map_variables)
         labels = dict(zip(left, own, strict=True))
         if names is not None and len(names) == len(shape):
             labels.update({i: str(n) for i, n in enumerate(names) if n is not None and i in left})
+
         axes = []
         for i, size in enumerate(shape):
             if i in came_from:

@@ -66,6 +66,7 @@ def run_stacked(
     """Runs a stack whose variables are stacked, by stages where `takes_stages`."""
     place = whose(stack)
     at = stack._stack_layout(stack.path)
+
     # Options in force where the stack is called, not where it was declared, say how it runs.
     assert stack.repeats is not None
     run, remat = in_force(stack.run, stack.unroll, stack.remat, stack.repeats)
@@ -73,12 +74,14 @@ def run_stacked(
     initializing = stack.scope.call.flags.get("initializing")
     if run.pipeline is not None and (initializing or not stack.repeats):
         run = dataclasses.replace(run, pipeline=None)  # variables are made of the whole batch
+
     if _is_made(stack):
         levels(run, remat, stack.repeats)  # what does not fit is told now, not when it runs
         run, remat = Run(), None if isinstance(remat, Auto) else remat
     some = _chosen(stack, at, way, place)
     if some is not None or way.reverse:
         run = dataclasses.replace(run, pipeline=None)  # a scan of the layers that are asked for
+
     runner = Runner(run, remat, some, place)
     runner.stored = by_stage
     blocks = [*stack.before, *stack._pattern, *stack.after]
@@ -87,6 +90,7 @@ def run_stacked(
     before, rows, after = range(at.before), range(at.repeats), range(at.after)
     if some is not None:
         before, rows, after = some.before, some.rows, some.after
+
     ys: dict[str, dict[int, object]] = {"before": {}, "after": {}}
     ys_block: list[object] = []
     parts = [("before", before), ("block", rows), ("after", after)]
@@ -97,6 +101,7 @@ def run_stacked(
         for j in numbers[:: -1 if way.reverse else 1]:
             layer, slices = getattr(stack, part)[j], call.single(part, j)
             x, ys[part][j] = _single(stack, runner, layer, x, call, slices, way.method)
+
     # Only now: the names that values have are known once all layers have been traced.
     if runner.unseen and (some is None or rows):
         known = ", ".join(sorted(runner.seen)) or "none"
@@ -106,6 +111,7 @@ def run_stacked(
             f"found: {known}\n"
             f"expected: jax.ad_checkpoint.checkpoint_name(value, {runner.unseen[0]!r}) in a layer"
         )
+
     if not stack.outputs:
         return x
     if some is not None and some.on is None:
