@@ -236,6 +236,7 @@ def get_module_scopes(
       >>> Model().init_with_output(jax.random.key(0), jax.numpy.ones(3))[0].shape
       (2,)
     """
+    # None is not an empty tuple to who calls this: it comes back as None.
     inputs, fill, taken = without_modules(tuple(args or ()), dict(kwargs or {}))
     holes = [_Taken(held) for held in taken]
     (plain_args, plain_kwargs) = fill(inputs, holes) if taken else inputs

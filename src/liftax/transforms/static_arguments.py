@@ -20,6 +20,7 @@ def positions(lift: str, argument: str, numbers: Numbers) -> tuple[int, ...]:
     Raises:
       StaticArgumentError: one is no number.
     """
+    # A text can be gone through as well, and would be taken for its letters.
     given = (numbers,) if isinstance(numbers, (int, str)) else tuple(numbers)
     for number in given:
         if isinstance(number, bool) or not hasattr(number, "__index__"):
@@ -41,6 +42,7 @@ def counted(lift: str, argument: str, numbers: Numbers) -> Counted:
 
     def of_call(body: Body, args: tuple[object, ...]) -> tuple[int, ...]:
         known = positional(body.method)
+        # By the signature, so that a number means the same argument in every call.
         last = len(args) if known == math.inf else int(known) - 1
         found = []
         for number in given:
