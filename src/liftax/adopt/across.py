@@ -75,6 +75,7 @@ class _Twin:
 
 def _twin(cls: type, make: Callable[[Any], type]) -> Any:
     """Returns the class that ``make`` makes of a class, made once."""
+    # In the class's own dict: a subclass is another module, and has a twin of its own.
     known = cls.__dict__.get("_twin")
     if known is None or known.cls is None:
         known = _Twin(make(cls))
@@ -163,6 +164,7 @@ class FromLinen(Module):
 
 def _class_of_ours(cls: type) -> type:
     """A class of ours whose instances hold a Linen module."""
+    # Its variables hold flax's boxes, which a lift around must unbox and name as its own.
     count_as_boxes(_flax("flax.core.meta").AxisMetadata)
     # Of the same name, which automatic names of submodules are made of.
     members: dict[str, object] = {
@@ -323,10 +325,13 @@ def _in_linen(
     """Calls a method of a Linen module on a scope of flax's with the same variables and keys."""
     theirs = _flax("flax.core.scope")
     before = scope.variables()
+    # With the path that is not folded in yet: both libraries fold it in when a key is drawn, and
+    # come to the same key.
     rngs = {
         name: theirs.LazyRng.create(stream.key, *stream.path) for name, stream in scope.rngs.items()
     }
     root = _counting(theirs)(
+        # Boxes by class: each library asks its own class for what it does with an axis.
         _boxed(before, _to_flax),
         rngs,
         name=scope.name,
@@ -338,6 +343,8 @@ def _in_linen(
     with root.temporary():
         y = getattr(linen.clone(parent=root), method)(*args, **kwargs)
         after = _boxed(root.mutable_variables(), _from_flax)
+    # Only what was made or changed: to write the rest again would be a write that the caller may
+    # not have allowed.
     for col, tree in after.items():
         _write(scope, col, tree, before.get(col, {}))
     return y
@@ -420,6 +427,8 @@ def _in_liftax(
         path=scope.path,
         flags=scope.flags,
     )
+    # Counts go there and back as the keys do, so that a module on either side draws the next key
+    # and not the same one.
     counted = root.call.counters
     counted.update(_counted(scope.rng_counters, scope.path))
     with root.temporary():
@@ -440,6 +449,7 @@ def _stream(key: Any) -> Stream:
 
 def _filter(filter_like: Any) -> Filter:
     """A filter of flax's as one of ours."""
+    # By what it has: flax's class is not imported where only liftax is.
     if hasattr(filter_like, "deny"):
         return DenyList(_filter(filter_like.deny))
     return filter_like

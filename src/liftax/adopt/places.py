@@ -80,6 +80,8 @@ class Place(types.ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         value, ours = self._found(name)
         seen = self._seen
+        # Kept, so that the next look-up is a plain attribute; with a report each one has to be
+        # heard.
         if seen is None:
             self.__dict__[name] = value
         else:

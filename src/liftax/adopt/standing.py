@@ -56,10 +56,12 @@ class Adoption:
 
     def set(self, holder: object, name: str, value: object) -> None:
         """Sets an attribute until `undo`; one that was changed since then stays."""
+        # Its own and not an inherited one, which must show through again afterwards.
         before = vars(holder).get(name, _UNSET)
         setattr(holder, name, value)
 
         def back() -> None:
+            # Somebody has put something else there meanwhile, and means it.
             if vars(holder).get(name) is not value:
                 return
             if before is _UNSET:
