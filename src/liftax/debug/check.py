@@ -59,7 +59,7 @@ def check(
     rngs: Rngs | jax.ShapeDtypeStruct,
     *args: object,
     tx: optax.GradientTransformation | None = None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> Checked:
     """Looks for what may be a slip, by path, before anything runs.
 

@@ -354,14 +354,15 @@ def _turns(condition: Steps, body: Steps, tested: Leaves, shared: Leaves, carry:
 
     # Compiled, since a while loop may run for very long, and only its length is wanted.
     @jax.jit
-    def count(tested: Leaves, shared: Leaves, carry: Leaves) -> jax.Array:
-        def goes_on(state: tuple[jax.Array, Leaves]) -> jax.Array:
+    def count(tested: Leaves, shared: Leaves, carry: Leaves) -> ArrayLike:
+        def goes_on(state: tuple[Any, Leaves]) -> jax.Array:
             return condition.run([*tested, *state[1]], _unseen)[0]
 
-        def turn(state: tuple[jax.Array, Leaves]) -> tuple[jax.Array, Leaves]:
+        def turn(state: tuple[Any, Leaves]) -> tuple[Any, Leaves]:
             return state[0] + 1, body.run([*shared, *state[1]], _unseen)
 
-        return jax.lax.while_loop(goes_on, turn, (0, carry))[0]
+        start: tuple[Any, Leaves] = 0, carry
+        return jax.lax.while_loop(goes_on, turn, start)[0]
 
     return int(count(tested, shared, carry))
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Literal(NamedTuple):
     """A value that stands in an equation itself."""
 
-    value: ArrayLike
+    value: Any
     dtype: DTypeLike
 
 
@@ -88,7 +88,7 @@ class Steps:
             number[variable] = made = self._new()
             self.constants[made] = value
 
-        def read(atom: jex.Var | jex.Literal) -> Atom:
+        def read(atom: Any) -> Atom:
             if jax_private.is_variable(atom):
                 return number[atom]
             return Literal(atom.val, atom.aval.dtype)

@@ -14,11 +14,11 @@ import jax
 
 from ..core.events import class_line, recorder
 from ..core.filters import Filter
-from ..core.streams import Rngs
 from ..core.trees import abstract
 from ..core.types import Function, Path, Tree
 from ..errors import TransformTargetError
 from ..module import Module, intercept_methods
+from ..module.bound import Variables
 from ..module.summary import summary
 from ..pytrees import is_array
 from .cost import forward_cost
@@ -32,8 +32,8 @@ from .shown import Layout
 
 
 def layout(
-    module: Module,
-    rngs: Rngs | jax.ShapeDtypeStruct,
+    module: Variables | type,
+    rngs: Tree,
     *args: object,
     grads: bool = False,
     **kwargs: object,
@@ -124,7 +124,7 @@ class _Call:
     """The arguments of an initialisation, with arrays told from everything else."""
 
     def __init__(
-        self, module: Module, rngs: Tree, args: tuple[object, ...], kwargs: dict[str, object]
+        self, module: Any, rngs: Tree, args: tuple[object, ...], kwargs: dict[str, object]
     ):
         self.module = module
         # Flattened once: `init`, the forward pass and the counting of FLOPs are functions of the

@@ -119,7 +119,7 @@ class _Makers(dict["jex.Jaxpr", "dict[jex.Var, jex.JaxprEqn]"]):
 
 
 def _residual(
-    program: jex.Jaxpr, variable: jex.Var, makers: _Makers, known: Mapping[int, Loop]
+    program: jex.Jaxpr, variable: Any, makers: _Makers, known: Mapping[int, Loop]
 ) -> Residual:
     """Finds what computed a value, in the programs that equations call."""
     aval, loops, names, outermost = variable.aval, [], [], None

@@ -42,8 +42,8 @@ def lift_transform(
     target: Fn,
     *trafo_args: object,
     methods: Methods = None,
-    **trafo_kwargs: object,
-) -> Fn:
+    **trafo_kwargs: Any,
+) -> Any:
     """Lifts a class or a function of modules by a lift over functions of scopes.
 
     Args:
@@ -76,18 +76,17 @@ def lift_transform(
 
 def module_class_lift_transform(
     transform: Callable[..., Any],
-    module_class: Fn,
+    module_class: Any,
     *trafo_args: object,
     methods: Methods = None,
     **trafo_kwargs: object,
-) -> Fn:
+) -> Any:
     """`lift_transform` for a module class, or a `functools.partial` of one."""
     if isinstance(module_class, functools.partial):
         whole = module_class_lift_transform(
             transform, module_class.func, *trafo_args, methods=methods, **trafo_kwargs
         )
-        again = functools.partial(whole, *module_class.args, **module_class.keywords)
-        return again  # type: ignore[return-value]
+        return functools.partial(whole, *module_class.args, **module_class.keywords)
     name = _name(transform)
     if not isinstance(methods, Mapping):
         core_lift = _core_lift(transform, *trafo_args, **trafo_kwargs)
