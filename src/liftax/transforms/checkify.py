@@ -12,6 +12,8 @@ from ..core.lift.checkify import Checkify, Errors
 from ..module.bound import Variables
 from .target import lift_target, remembered
 
+__all__ = ["checkify"]
+
 Class = TypeVar("Class", bound=type[Variables])
 
 

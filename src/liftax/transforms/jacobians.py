@@ -10,6 +10,8 @@ from ..core.lift.jacobians import jacrev as lift_jacrev
 from ..core.types import Function, Tree
 from .target import call_functions
 
+__all__ = ["jacfwd", "jacrev"]
+
 
 def jacfwd(
     fn: Function,

@@ -16,6 +16,8 @@ from ..types import Fn, Function, Group, Tree
 from .crossing import Opening
 from .options import lift_of
 
+__all__ = ["checkify"]
+
 Errors = frozenset[type[Exception]]
 """Categories of errors, as ``checkify.user_checks`` and the other sets of JAX have them."""
 

@@ -13,6 +13,8 @@ from ..types import Function, Group, Tree
 from . import derivative_checks
 from .crossing import Opening
 
+__all__ = ["jacfwd", "jacrev"]
+
 
 def jacfwd(
     fn: Function,
