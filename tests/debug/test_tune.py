@@ -153,3 +153,10 @@ def test_what_is_refused_is_told(capsys):
     with pytest.raises(StackError, match="tune_stack: Dense runs no Stack here"):
         tuned(model=nn.Dense(4), variables={"params": {"kernel": jnp.ones((4, 4)), "bias": X[0]}})
     assert tuned(1, runs=["scan"], remats=["off"])[0].run == "scan"
+
+
+def test_a_batch_alone_makes_its_own_variables():
+    stack = nn.Stack(nn.Dense(4), depth=3)
+    shown = []
+    best = nn.tune_stack(stack, X, runs=["scan"], unrolls=[1], remats=["off"], show=shown.append)
+    assert best.run == "scan" and len(shown[0].rows) == 1

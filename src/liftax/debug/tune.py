@@ -105,7 +105,7 @@ _REMATS: Remats = ("auto", "off", Remat())
 
 def tune_stack(
     model: M,
-    variables: Mapping[str, object],
+    variables: object,
     *args: object,
     runs: Runs = ("scan", "scan of sqrt", "loop"),
     unrolls: Sequence[int] = (1, 2),
@@ -125,7 +125,8 @@ def tune_stack(
 
     Args:
       model: a `Stack`, or a model with stacks in it, not bound; all its stacks run alike.
-      variables: its variables; shapes will do.
+      variables: its variables, or shapes of them, a mapping by collection. May be left out where
+        the first argument is no mapping: ``nn.tune_stack(model, batch)`` takes those of `init`.
       *args: arguments of the model, a batch of the size that is to be trained; shapes will do.
       runs: the candidates of ``run=``.
       unrolls: those of ``unroll=``, for scans.
@@ -163,6 +164,9 @@ def tune_stack(
       >>> bool(jax.numpy.allclose(best.apply(variables, x), stack.apply(variables, x)))
       True
     """
+    if not isinstance(variables, Mapping):
+        args = (variables, *args)
+        variables = _made(model, args, kwargs)
     tree = (dict(variables), args, kwargs)
     arrays, rest = split(tree, is_array)
     by = [_is_parameter(path) for path, leaf in jax.tree.leaves_with_path(tree) if is_array(leaf)]
@@ -191,6 +195,21 @@ def tune_stack(
     best = min(ran, key=lambda row: (row.step, row.peak or 0))
     show(Tuned(tuple(rows), best, memory))
     return _run_by(model, best.options, alone=len(stacks) == 1)
+
+
+def _made(
+    model: Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> Mapping[str, object]:
+    """The shapes of the variables that `init` makes for these arguments."""
+    own = {name: value for name, value in kwargs.items() if name not in ("rngs", "mutable")}
+    arrays, rest = split((args, own), is_array)
+
+    def init(arrays: list[jax.Array]) -> Mapping[str, object]:
+        args, own = rest.filled(arrays)
+        made: Mapping[str, object] = model.init(jax.random.key(0), *args, **own)
+        return made
+
+    return jax.eval_shape(init, arrays)
 
 
 def _is_parameter(path: tuple[object, ...]) -> bool:
