@@ -49,6 +49,7 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()  # the next module may compare bits with what is compiled well
 
 
 @pytest.fixture(params=[False, True], ids=["remat", "remat3"])

@@ -8,8 +8,7 @@ numbers, or rounds one operation as IEEE has it, NumPy does and nothing is compi
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -97,8 +96,7 @@ def _by_numpy(eqn: Any, args: list[Any]) -> Any:
 def interpret(fn: Callable[..., Any], *args: Any) -> Any:
     """`fn(*args)`, by tracing it and then running its primitives one at a time."""
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
-    with _compiled_quickly():
-        flat = _evaluate(closed, jax.tree.leaves(args))
+    flat = _evaluate(closed, jax.tree.leaves(args))
     return jax.tree.unflatten(jax.tree.structure(shape), list(map(jnp.asarray, flat)))
 
 
@@ -112,20 +110,7 @@ def evaluate(program: jex.ClosedJaxpr, args: Sequence[Any], wanted: Sequence[int
             needed.update(_variables(eqn.invars))
             eqns.append(eqn)
     pruned = jaxpr.replace(eqns=eqns[::-1], outvars=results)
-    with _compiled_quickly():
-        return _evaluate(jex.ClosedJaxpr(pruned, program.consts), args)
-
-
-@contextlib.contextmanager
-def _compiled_quickly() -> Iterator[None]:
-    """Single operations, the same for all that are compared: there is nothing to optimise."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, True)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
+    return _evaluate(jex.ClosedJaxpr(pruned, program.consts), args)
 
 
 def _variables(atoms: Sequence[Any]) -> list[Any]:
