@@ -73,11 +73,12 @@ def test_the_same_bits_and_gradients(variables):
     equal(changed, circular(new))
     equal(slopes["params"], circular(grads)["params"])
     # And in any other way, one layer after the other.
-    for run in ("scan", nn.Pipeline(2, 8)):
-        with nn.override_stacks(run=run):
-            same(CIRCULAR.apply(stored, X), y)
-    first, others = ({"method": "run_layers", "layers": at} for at in (slice(3), slice(3, None)))
-    same(CIRCULAR.apply(stored, CIRCULAR.apply(stored, X, **first), **others), y)
+    with nn.override_stacks(run=nn.Pipeline(2, 8)):
+        same(CIRCULAR.apply(stored, X), y)
+    x, bound = X, CIRCULAR.bind(stored)
+    for layer in bound[:9]:
+        x = layer(x)
+    same(bound.run_layers(X, layers=9), x)
 
 
 def test_frozen_layers_a_pattern_and_what_is_shared():
@@ -98,7 +99,8 @@ def test_frozen_layers_a_pattern_and_what_is_shared():
 
         return jax.jit(jax.grad(loss))(params)
 
-    expected = grads(stack, variables["params"], variables)
+    with nn.override_stacks(run="scan"):
+        expected = grads(stack, variables["params"], variables)
     for run in (None, "scan"):
         with nn.override_stacks(run=run):
             found = grads(stored, mine["params"], mine)
@@ -139,7 +141,8 @@ def test_nothing_of_a_weights_size_is_sent(variables):
     def loss(variables, x):
         return jnp.sin(stack.apply(variables, x)).sum()
 
-    expected = jax.jit(jax.grad(loss))(params, X)
+    with nn.override_stacks(run="scan"):
+        expected = jax.jit(jax.grad(loss))(params, X)
     with jax.set_mesh(mesh):
         along = NamedSharding(mesh, PartitionSpec("stage"))
         given = jax.device_put((params, X), along)
@@ -196,6 +199,38 @@ def test_the_layout(variables):
     (stack,) = layout.stacks
     assert nn.StackLayout.of_node(stack) == CIRCULAR.layout()
     equal(nn.to_layers(variables[1], layout), nn.to_layers(variables[0], STACK))
+    for other, forms in (
+        (STACK, ("circular", "stacked")),
+        (STACK.clone(store="layers"), ("stacked", "layers")),
+    ):
+        (found,) = nn.layout_diff(CIRCULAR, other, KEY, X)
+        assert (found.kind, found.a, found.b) == ("storage", *forms)
+
+
+def test_around_another_stack_and_within_other_lifts():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            inner = nn.Stack(nn.Dense(4), depth=2, parent=None)
+            outer = nn.Stack(inner, depth=4, run=nn.Pipeline(2, 4, 2), store="circular", name="net")
+            return over(outer, x)
+
+    def call(stack, x):
+        return stack(x)
+
+    roles = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+    over = nn.vmap(call, in_axes=None, axis_size=3, **roles)
+    x = jax.ShapeDtypeStruct((8, 4), "float32")
+    shapes, layout = jax.eval_shape(Model().init, KEY, x), nn.layout(Model(), KEY, x)
+    kernel = shapes["params"]["net"]["circular_2x2_0"]["block_0"]["kernel"]
+    assert kernel.shape == (3, 4, 2, 4, 4)
+    labels = [a.label for a in layout["params/net/circular_2x2_0/block_0/kernel"].axes]
+    assert labels == ["vmap", "stack", "stack", "in", "out"]
+    layers = nn.to_layers(shapes, layout)
+    assert layers["params"]["net"]["layers_3"]["layers_1"]["kernel"].shape == (3, 4, 4)
+    equal_shapes = jax.tree.map(lambda a, b: a == b, nn.to_stacked(layers, layout), shapes)
+    assert jax.tree.all(equal_shapes)
+    assert jax.eval_shape(Model().apply, shapes, x).shape == (3, 8, 4)
 
 
 def test_files_say_the_order(variables, tmp_path):

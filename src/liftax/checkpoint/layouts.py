@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -307,6 +308,18 @@ def _in_one_storage(a: _Side, b: _Side, names: tuple[str, str]) -> tuple[_Side, 
             except StackingError:
                 continue  # they are not the same layers: what is missing is said by its name
             found.setdefault(s.owner, _stored_otherwise(s, forms, names))
+    # Both stacked, but one by the stages of a pipeline: another name and another order of rows.
+    for s, other in itertools.product(b.stackings, a.stackings):
+        if s.order == other.order or s.owner != other.owner or {*s.layers} != {*other.layers}:
+            continue
+        for collection in mine:
+            trees = (other, mine.get(collection)), (s, theirs.get(collection))
+            if any(_form(one, tree, collection) != "stacked" for one, tree in trees):
+                continue
+            layers = Converter("layers", collection)(theirs[collection], (s,))
+            theirs[collection] = Converter("stacked", collection)(layers, (other,))
+            forms = ["circular" if one.order else "stacked" for one in (other, s)]
+            found.setdefault(s.owner, _stored_otherwise(s, forms, names))
     if not found:
         return b, []
     rows = [row for name, tree in theirs.items() for row in _rows(tree, name, ())]
@@ -315,7 +328,11 @@ def _in_one_storage(a: _Side, b: _Side, names: tuple[str, str]) -> tuple[_Side, 
 
 
 def _stored_otherwise(s: Stacking, forms: list[str], names: tuple[str, str]) -> Difference:
-    words = {"stacked": "stacked, one subtree", "layers": "stored one by one"}
+    words = {
+        "stacked": "stacked, one subtree",
+        "layers": "stored one by one",
+        "circular": "stacked by the stages of a pipeline",
+    }
     path = "/" + "/".join(s.owner)
     said = ", ".join(f"{words[form]} in {name}" for form, name in zip(forms, names, strict=True))
     text = f"{path}: the layers are {said} (nn.to_stacked and nn.to_layers convert)"
