@@ -17,20 +17,27 @@ def loss(y, to, head):
     return jnp.mean((y @ head - to) ** 2)
 
 
-@pytest.mark.parametrize(("stages", "microbatches", "layers"), [(3, 4, 1)])
-def test_the_loss_and_gradients_of_gpipe(stages, microbatches, layers):
-    run = nn.Pipeline(stages, microbatches)
-    tied = dense(4)
-    stack = nn.Stack(
-        [Uses(tied), Residual(0.2)], repeats=stages * layers, before=[dense(4)], run=run,
-        shared=[tied],
-    )  # fmt: skip
+def check_gpipe(stack):
     variables = stack.init(KEY, X)
     found = []
     for schedule in ("1f1b", "gpipe"):
         step = nn.pipeline_value_and_grad(stack, loss, schedule, argnums=(0, 1, 2, 3), whole=3)
         found.append(jax.jit(step)(variables, X, TO, HEAD, rngs={"dropout": KEY}))
     same(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_and_gradients_of_gpipe():
+    """Also of microbatches that are no multiple of the stages."""
+    check_gpipe(nn.Stack(Residual(), depth=3, run=nn.Pipeline(3, 4)))
+
+
+def test_around_and_back_around():
+    """Shared weights, keys for each layer and microbatch, layers before; two repeats."""
+    tied, run = dense(4), nn.Pipeline(2, 4, 2)
+    check_gpipe(nn.Stack(
+        [Uses(tied), Residual(0.2)], repeats=4, before=[dense(4)], run=run, shared=[tied],
+        store="circular",
+    ))  # fmt: skip
 
 
 def test_memory_does_not_grow_with_the_microbatches():
@@ -48,21 +55,21 @@ def test_memory_does_not_grow_with_the_microbatches():
     assert temporary("gpipe", 64) > 2 * many
 
 
-@pytest.mark.parametrize("stages", [2, 4])
-def test_a_stage_keeps_as_many_as_there_are_steps_there_and_back(stages):
-    """Of every microbatch's input `2 * stages - 1` are kept, in `microbatches + 2 * (stages - 1)`
-    steps, and of nothing more than that."""
-    stack = nn.Stack(dense(4), depth=4, run=nn.Pipeline(stages, 8))
+@pytest.mark.parametrize(("stages", "repeats"), [(2, 1), (4, 1), (2, 2)])
+def test_a_stage_keeps_as_many_as_there_are_steps_there_and_back(stages, repeats):
+    """`2 * stages * repeats - 1` inputs, and in each step of the loop one more comes in."""
+    stack = nn.Stack(dense(4), depth=4, run=nn.Pipeline(stages, 8, repeats))
+    ring, steps = 2 * stages * repeats - 1, 8 * repeats + stages * repeats + stages - 2
     step = nn.pipeline_value_and_grad(stack, lambda y: y.sum())
     variables = jax.eval_shape(stack.init, KEY, X)
     program = jax.make_jaxpr(step)(variables, X).jaxpr
     (scan,) = [
         eqn for eqn in every_equation(program)
-        if eqn.primitive.name == "scan" and eqn.params["length"] == 8 + 2 * (stages - 1)
+        if eqn.primitive.name == "scan" and eqn.params["length"] == steps
     ]  # fmt: skip
     rings = [v.aval.shape for v in scan.outvars if v.aval.shape[2:] == (2, 4)]
-    assert (stages, 2 * stages - 1, 2, 4) in rings
-    assert all(shape[1] <= 2 * stages - 1 for shape in rings)
+    assert (stages, ring, 2, 4) in rings and stack.run.ring == ring
+    assert all(shape[1] <= ring for shape in rings)
 
 
 def every_equation(jaxpr):
@@ -85,10 +92,8 @@ def test_what_it_does_not_take():
     refused("schedule expected '1f1b' or 'gpipe'; found 'zb'", schedule="zb")
     refused("expected a Stack; found", stack=dense(4))
     refused("run=Pipeline", stack=stack.clone(run="scan"))
-    refused(
-        "found: repeats=2, delay=1\n.* a stage would keep more",
-        stack=stack.clone(run=nn.Pipeline(2, 4, 2)),
-    )
+    refused("found delay=2; expected 1", stack=stack.clone(run=nn.Pipeline(2, 4, delay=2)))
+    refused("a multiple of 2 microbatches", stack=stack.clone(run=nn.Pipeline(2, 5, 2)))
     refused("with after=", stack=stack.clone(after=[dense(4)]))
     refused("return one number", loss=lambda y: y)
     refused("cut into 4 microbatches", loss=lambda y, to: y.sum(), args=(jnp.ones(3),))

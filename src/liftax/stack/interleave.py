@@ -99,12 +99,13 @@ def pipeline_value_and_grad(
 
     A pipeline that runs forward for all microbatches and then backward stores what came into every
     stage for each of them. With ``"1f1b"`` each step of one loop runs one microbatch forward and
-    another one backward, so that a stage keeps no more than ``2 * stages - 1`` of them, and
-    computes its layers again from that. It is that many because every stage runs both parts in
+    another one backward, so that a stage keeps no more than ``2 * stages * repeats - 1`` of them,
+    and computes its layers again from that. It is that many because every stage runs both parts in
     every step: a microbatch is at the last stage ``stages - 1`` steps after the first one, and back
     as many steps later, and in each of them another one comes in. (A ring of ``stages`` takes
     stages that run a forward part while others run a backward part; in one program for all stages
-    that costs both parts in each.) There are ``microbatches + 2 * (stages - 1)`` steps.
+    that costs both parts in each.) With repeats, ``stages`` microbatches at a time go around all of
+    them, and back around. There are ``repeats * (microbatches + stages) + stages - 2`` steps.
 
     The loss is the mean over the microbatches,
 
@@ -113,9 +114,8 @@ def pipeline_value_and_grad(
       mean([loss_fn(stack.apply(variables, x[m]), *args[m]) for m in range(microbatches)])
 
     Args:
-      stack: a `Stack` whose ``run`` is a `Pipeline`; with ``"1f1b"`` one without repeats. With
-        repeats all microbatches go around before the first one comes back, so that a stage would
-        keep ``(repeats - 1) * microbatches`` more.
+      stack: a `Stack` whose ``run`` is a `Pipeline`; with ``"1f1b"`` and repeats its microbatches
+        are a multiple of its stages.
       loss_fn: ``(y, *args) -> loss``, of one microbatch.
       schedule: ``"1f1b"``, or ``"gpipe"`` for all forward and then all backward.
       argnums: by which arguments to differentiate: 0 the variables, 1 ``x``, then ``args``.
@@ -204,13 +204,18 @@ def _pipeline(stack: Declaration, schedule: str) -> Pipeline:
         )
     # How long a stage keeps what came in, and in which step its derivatives come back, is counted
     # for one way through the stages, each a step after the one before.
-    if schedule == "1f1b" and (pipeline.repeats > 1 or pipeline.delay > 1):
+    if schedule == "1f1b" and pipeline.delay > 1:
         raise PipelineError(
-            f"{name}: schedule='1f1b' takes a Pipeline whose microbatches go through once, a "
-            f"stage a step.\n"
-            f"found: repeats={pipeline.repeats}, delay={pipeline.delay}\n"
-            f"expected: both 1 (with repeats a stage would keep more microbatches the more there "
-            f"are); or schedule='gpipe'"
+            f"{name}: schedule='1f1b' takes a Pipeline whose microbatches go on by a stage a step; "
+            f"found delay={pipeline.delay}; expected 1, or schedule='gpipe'"
+        )
+    # As many as there are stages go around together, so that nobody waits for the next ones.
+    if schedule == "1f1b" and pipeline.repeats > 1 and pipeline.microbatches % pipeline.stages:
+        raise PipelineError(
+            f"{name}: with repeats, schedule='1f1b' takes as many microbatches around at a time as "
+            f"there are stages.\n"
+            f"found: microbatches={pipeline.microbatches}, stages={pipeline.stages}\n"
+            f"expected: a multiple of {pipeline.stages} microbatches, or schedule='gpipe'"
         )
     if stack.after or stack.outputs:
         raise PipelineError(

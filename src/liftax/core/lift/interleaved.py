@@ -9,14 +9,22 @@ Stage ``s`` runs microbatch ``m`` forward at step ``m + s`` and backward at step
 ``2 * (stages - 1)`` steps in which one more came in each: the ring is ``2 * stages - 1``. It would
 be ``stages`` if steps were halves, forward in every other stage and backward in the others; but a
 choice by stage under one `jax.vmap` computes both and takes one.
+
+With repeats, ``stages`` microbatches go around all repeats before the next ones come in, and back
+around in the other direction; so the n-th visit of a stage, in either direction, is a
+place in ``[groups, repeats, stages]``. What comes out of the last stage is in the first one a step
+later, as what goes on from any stage to the next; so it goes on through all repeats without a gap,
+and is back after ``repeats * stages - 1`` steps more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ...pytrees import floats, is_inexact, spread, with_floats
 from .stages import Leaves, Own, Stages, Visit, choose, on_stages, pick
@@ -59,6 +67,14 @@ def interleaved(
     return total(parts, [leaf for leaf, _ in own], [leaf for leaf, _ in args])
 
 
+class _Which(NamedTuple):
+    """A visit of each stage: its repeat, its microbatch, and the how many-th it is forward."""
+
+    repeat: jax.Array
+    part: jax.Array
+    turn: jax.Array
+
+
 class _Both:
     """The loop: ``(parts, own, args) -> (loss, derivatives)``."""
 
@@ -69,15 +85,17 @@ class _Both:
 
     def __call__(self, parts: Leaves, own: Leaves, args: Leaves) -> tuple[jax.Array, Slopes]:
         options, ids = self.stages.options, self.stages.ids
-        count, last = options.microbatches, options.stages - 1
+        count, last, visits = options.microbatches, options.stages - 1, self.stages.visits
         # The first stage waits longest: the way to the last stage and back.
         ring_size, alone = options.ring, self.alone
+        # The last stage works back on a microbatch as soon as it has come to it the last time.
+        around = options.stages * options.repeats - 1
 
-        def forward(number: jax.Array, state: Leaves, own: Leaves) -> Leaves:
-            return self.visit(state, self.taken(own, number))[0]
+        def forward(which: _Which, state: Leaves, own: Leaves) -> Leaves:
+            return self.visit(state, self.taken(own, which))[0]
 
-        def back(number: jax.Array, state: Leaves, own: Leaves, slope: Leaves) -> list[Leaves]:
-            now = self.taken(own, number)
+        def back(which: _Which, state: Leaves, own: Leaves, slope: Leaves) -> list[Leaves]:
+            now = self.taken(own, which)
             real = [floats(state), floats(now)]
 
             def again(some: list[Leaves]) -> Leaves:
@@ -89,21 +107,23 @@ class _Both:
 
         def turn(carry: _Carry, t: jax.Array) -> tuple[_Carry, list[Leaves]]:
             flight, slopes, ring, summed, of_args = carry
-            ahead, behind = t - ids, t - 2 * last + ids
-            number = jnp.clip(ahead, 0, count - 1)
-            first = [leaf[jnp.clip(t, 0, count - 1)] for leaf in parts]
+            ahead, behind = t - ids, t - around - last + ids
+            which = self.which(ahead)
+            first = [leaf[which.part[0]] for leaf in parts]
+            comes_in = (ids == 0) & (which.repeat == 0)
             state = [
-                choose(ids == 0, jnp.broadcast_to(f, a.shape), self.stages.moved(a, 1))
+                choose(comes_in, jnp.broadcast_to(f, a.shape), self.stages.moved(a, 1))
                 for f, a in zip(first, flight, strict=True)
             ]
             # What lay here has been worked back on by now, by the size of the ring.
             at = t % ring_size
             ring = [self.stages.put(leaf, at, x) for leaf, x in zip(ring, state, strict=True)]
-            out = self.stages.vmapped(forward)(number, state, own)
+            out = self.stages.vmapped(forward)(which, state, own)
 
             # The last stage's microbatch: its loss, and what it says of what came out.
-            done = jnp.clip(t - last, 0, count - 1)
-            valid = (t >= last) & (t - last < count)
+            done = which.part[last]
+            goes_out = which.repeat[last] == options.repeats - 1
+            valid = (t >= last) & (t - last < visits) & goes_out
             its = [leaf[done] if c else leaf for leaf, c in zip(args, self.cut, strict=True)]
             y = [leaf[last] for leaf in out]
 
@@ -113,20 +133,21 @@ class _Both:
             value, (slope, more) = jax.value_and_grad(lost)([floats(y), floats(its)])
 
             # Back: each stage on what it has kept longest.
-            number = jnp.clip(behind, 0, count - 1)
+            which = self.which(behind, back=True)
             kept = [
-                jax.vmap(lambda leaf, at: leaf[at])(leaf, (t - 2 * last + 2 * ids) % ring_size)
+                jax.vmap(lambda leaf, at: leaf[at])(leaf, (which.turn + ids) % ring_size)
                 for leaf in ring
             ]
+            begins = (ids == last) & (which.repeat == options.repeats - 1)
             slopes = [
-                choose(ids == last, jnp.broadcast_to(a, b.shape), self.stages.moved(b, -1))
+                choose(begins, jnp.broadcast_to(a, b.shape), self.stages.moved(b, -1))
                 for a, b in zip(slope, slopes, strict=True)
             ]
-            slopes, own_slopes = self.stages.vmapped(back)(number, kept, own, slopes)
-            is_one = (behind >= 0) & (behind < count)
+            slopes, own_slopes = self.stages.vmapped(back)(which, kept, own, slopes)
+            is_one = (behind >= 0) & (behind < visits)
             # Zero where the stage has no microbatch, and not skipped: all stages run one program.
             summed = [
-                self.added(total, jnp.where(_wide(is_one, s), s, 0), number, one)
+                self.added(total, jnp.where(_wide(is_one, s), s, 0), which, one)
                 for total, s, one in zip(summed, own_slopes, _where(own, alone), strict=True)
             ]
             more = [jnp.where(valid, s, 0) for s in more]
@@ -148,31 +169,49 @@ class _Both:
         summed = [jnp.zeros_like(leaf) for leaf in floats(own)]
         of_args = [jnp.zeros_like(leaf) for leaf in floats(args)]
         before = empty, floats(empty), ring, summed, of_args
-        end, out = jax.lax.scan(turn, before, jnp.arange(count + 2 * last))
+        end, out = jax.lax.scan(turn, before, jnp.arange(visits + around + last))
         (_, _, _, summed, of_args), (values, of_parts, apart) = end, out
+        # The steps in which a microbatch went out of the last stage, and back out of the first.
+        numbers = np.arange(count)
+        groups, rest = np.divmod(numbers, options.stages)
+        went = groups * (around + 1) + (options.repeats - 1) * options.stages + rest + last
         each = iter(apart)
         of_args = [
-            next(each)[last : last + count] if c else s
+            next(each)[went] if c else s
             for s, c in zip(of_args, _where(args, self.cut), strict=True)
         ]
         grads = [
-            spread(parts, [s[2 * last :] for s in of_parts]),
+            spread(parts, [s[went + around] for s in of_parts]),
             spread(own, summed),
             spread(args, of_args),
         ]
         return jnp.sum(values[0]), grads
 
-    def taken(self, own: Leaves, number: jax.Array) -> Leaves:
-        """What a visit has of its stage's."""
-        return [pick(leaf, number if one else 0) for leaf, one in zip(own, self.alone, strict=True)]
+    def which(self, turn: jax.Array, back: bool = False) -> _Which:
+        """The visit that a stage makes n-th in one direction; any, where there is none."""
+        stages, repeats = self.stages.options.order
+        turn = jnp.clip(turn, 0, self.stages.visits - 1)
+        group, rest = turn // (stages * repeats), turn % (stages * repeats)
+        repeat = repeats - 1 - rest // stages if back else rest // stages
+        turn = (group * repeats + repeat) * stages + rest % stages
+        return _Which(repeat, group * stages + rest % stages, turn)
 
-    def added(
-        self, total: jax.Array, slope: jax.Array, number: jax.Array, alone: bool
-    ) -> jax.Array:
+    def taken(self, own: Leaves, which: _Which) -> Leaves:
+        """What a visit has of its stage's."""
+        number = which.repeat * self.stages.options.microbatches + which.part
+        return [
+            pick(leaf, number if one else which.repeat)
+            for leaf, one in zip(own, self.alone, strict=True)
+        ]
+
+    def added(self, total: jax.Array, slope: jax.Array, which: _Which, alone: bool) -> jax.Array:
         """Adds derivatives by what one visit had to those by what all have."""
-        if not alone:
+        if total.shape[1] == 1:
             return on_stages(total + slope[:, None], self.stages.options.axis)
-        return jax.vmap(lambda leaf, s, at: leaf.at[at].add(s))(total, slope, number)
+        number = which.repeat * self.stages.options.microbatches + which.part
+        at = number if alone else which.repeat
+        added = jax.vmap(lambda leaf, s, at: leaf.at[at].add(s))(total, slope, at)
+        return on_stages(added, self.stages.options.axis)
 
 
 def _where(leaves: Leaves, said: Sequence[bool]) -> list[bool]:

@@ -185,7 +185,7 @@ class Pipeline:
     @property
     def ring(self) -> int:
         """How many microbatches a stage keeps where each step runs forward and backward (1F1B)."""
-        return 2 * self.stages - 1
+        return 2 * self.stages * self.repeats - 1
 
     @property
     def order(self) -> Groups:
