@@ -382,6 +382,12 @@ class LostWritesError(LiftError, ValueError):
     code, title = "LX118", "A lift of one's own that loses what its body wrote"
 
 
+class SplitAxisError(LiftError, ValueError):
+    """What a lift goes over lies split over a mesh along the lift's axis."""
+
+    code, title = "LX119", "An input that is split over a mesh along the axis of a lift"
+
+
 class SplitSharedError(LiftError, ValueError):
     """A shared variable would be initialised differently in each iteration."""
 

@@ -533,9 +533,9 @@ def is_run(trace: Trace) -> bool:
     return isinstance(level, type(EAGER))
 
 
-def is_compiled(trace: Trace) -> bool:
-    """Tells whether what is computed at a level of tracing becomes part of a compiled program."""
-    level: Trace | None = trace
+def is_compiled() -> bool:
+    """Tells whether what is computed now becomes part of a compiled program."""
+    level: Trace | None = current_trace()
     while level is not None:
         if isinstance(level, _pe.DynamicJaxprTrace) and type(level) is not _Run:
             return True

@@ -242,6 +242,7 @@ def test_forward_derivatives_and_vmap():
     [
         ({"stages": 0}, "stages expected an int, 1 or more; found 0"),
         ({"microbatches": 2.5}, "microbatches expected an int"),
+        ({"rows": ["data"]}, r"rows expected the name .* found \(?\['data'\]"),
         ({"bubbles": "zero"}, "bubbles expected 'stop' or 'nan'; found 'zero'"),
         ({"axis": 1}, "axis expected the name of an axis of the mesh"),
         ({"microbatched": "cache"}, "microbatched expected a mapping"),

@@ -83,7 +83,7 @@ def model_of(settings: Settings) -> Decoder:
         pipeline = getattr(nn, "Pipeline", None)
         if pipeline is None:
             raise TrainingError("--mesh: this liftax has no Pipeline, so no stages")
-        run = pipeline(stages=stages, microbatches=2 * stages, axis="stage")
+        run = pipeline(stages=stages, microbatches=2 * stages, axis="stage", rows="data")
     # Inside a pipeline the loop over layers is another one, that gathers nothing.
     split = settings.axis("data") > 1 and stages == 1
     return Decoder(

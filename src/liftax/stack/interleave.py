@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import PyTreeDef
 
+from ..core.lift.automatic import automatic
 from ..core.lift.pipeline import Objective
 from ..core.lift.schedule import Pipeline
 from ..core.types import Tree
@@ -151,14 +152,14 @@ def pipeline_value_and_grad(
     def run(
         variables: Tree, x: Tree, *args: Tree, rngs: Any = None, **kwargs: object
     ) -> tuple[jax.Array, Any]:
-        def loss(variables: Tree, x: Tree, *args: Tree) -> jax.Array:
+        def total(given: Any, rngs: Any, kwargs: Any) -> jax.Array:
+            variables, x, args = given
             apply: Any = stack.apply
             if schedule == "gpipe":
                 y = apply(variables, x, rngs=rngs, **kwargs)
                 return _mean(loss_fn, pipeline.microbatches, y, args, rest)
             asked = Asked(loss_fn, args, rest)
-            # Inside `loss`, so that each trace asks anew: `value_and_grad` may be traced again
-            # under a jit.
+            # Each trace asks anew: `value_and_grad` may be traced again under a jit.
             token = ASKED.set(asked)
             try:
                 apply(variables, x, rngs=rngs, **kwargs)
@@ -166,6 +167,10 @@ def pipeline_value_and_grad(
                 ASKED.reset(token)
             assert asked.objective is not None and asked.objective.total is not None
             return asked.objective.total
+
+        def loss(variables: Tree, x: Tree, *args: Tree) -> jax.Array:
+            given = variables, x, args
+            return automatic(total, given, rngs, kwargs, place="pipeline_value_and_grad")
 
         # The loop has made the derivatives already; its rule for them hands those out, so that this
         # is where argnums, x and other arguments are sorted as users know it from JAX.

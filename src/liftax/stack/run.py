@@ -11,13 +11,13 @@ import jax
 from .. import jax_private
 from ..core import boxes
 from ..core.lift.scan import Plan, Scan
-from ..core.roles import Roles
+from ..core.roles import Roles, broadcast
 from ..core.scope import Scope
 from ..core.streams import Stream
 from ..core.types import Function
 from ..errors import StackError
 from ..module.bound import whose
-from ..module.detach import Detached, without_modules
+from ..module.detach import Detached, Inputs, without_modules
 from .arguments import Arguments, Block, ByPosition, Slices, gathered, split_pair
 from .chosen import Chosen, Way, chosen, kept
 from .declaration import Declaration
@@ -211,13 +211,15 @@ def _pattern(
             structure = jax.tree.structure(through)
             runner.objective = asked.of(pipeline, structure, bool(batched.going))
 
-    def layer(p: int, rebuilt: Sequence[Block], x: object, slices: Slices) -> tuple[object, object]:
-        args, kwargs = call.filled(slices, *fill(plain, rebuilt[len(blocks) :]))
+    def layer(
+        p: int, rebuilt: Sequence[Block], x: object, slices: Slices, given: Inputs
+    ) -> tuple[object, object]:
+        args, kwargs = call.filled(slices, *fill(given, rebuilt[len(blocks) :]))
         out = getattr(rebuilt[p], way.method)(x, *args, **kwargs)
         return split_pair(out, paired, blocks[p], place, x)
 
     def turn(
-        scopes: Sequence[Scope], x: object, xs: Sequence[Slices]
+        scopes: Sequence[Scope], x: object, xs: Sequence[Slices], given: Inputs = plain
     ) -> tuple[object, list[object]]:
         rebuilt = detached.rebuild(scopes)
         outputs: list[object] = [None] * len(blocks)
@@ -228,13 +230,13 @@ def _pattern(
         for p in range(len(blocks))[:: -1 if way.reverse else 1]:
             slices = {**(xs[p] if xs else {}), **along}
             if positions is None or p not in positions:
-                x, ys = layer(p, rebuilt, x, slices)
+                x, ys = layer(p, rebuilt, x, slices, given)
             else:
                 # Modules of its own: this layer runs on other scopes.
                 def alone(
                     scopes: Sequence[Scope], x: object, p: int = p, slices: Slices = slices
                 ) -> tuple[object, object]:
-                    return layer(p, detached.rebuild(scopes), x, slices)
+                    return layer(p, detached.rebuild(scopes), x, slices, given)
 
                 alone.__name__ = type(blocks[p]).__name__
                 x, ys = runner.layer(alone, scopes, x, in_scan=in_scan)
@@ -244,6 +246,7 @@ def _pattern(
     # A body counts its keys once: a stack is no name of Linen's, so no second trace has to be
     # counted; it is the pattern as a whole that the lifted scan sees.
     options = Scan(
+        in_axes=0 if pipeline is None else (0, broadcast),
         length=stack.repeats,
         reverse=way.reverse,
         metadata_params=stack.metadata_params,
@@ -258,9 +261,12 @@ def _pattern(
     run = Plan(options, stack._roles(), loop, shared, parts).over(
         _named(turn if pipeline is None else in_stage(turn), blocks)
     )
-    if batched is None or not batched.going:
+    if batched is None:
         return run(detached.scopes, x, call.xs)
-    (x, _), ys = run(detached.scopes, (x, batched.going), call.xs)
+    # On a mesh of explicit axes the layers of a pipeline close over no array.
+    if not batched.going:
+        return run(detached.scopes, x, call.xs, plain)
+    (x, _), ys = run(detached.scopes, (x, batched.going), call.xs, plain)
     return x, ys
 
 

@@ -31,6 +31,7 @@ def pipeline(
     bubbles: str = "stop",
     microbatched: Mapping[str, int | None] = {},
     delay: int = 1,
+    rows: str | tuple[str, ...] = (),
     metadata_params: Mapping[object, object] = {},
     methods: Methods = None,
 ) -> Fn:
@@ -50,7 +51,7 @@ def pipeline(
       target: a module class, or a function whose first argument is a module; called as
         ``body(module, carry, *xs, **kwargs) -> (carry, ys)``. The batch is the first axis of
         each array of the carry.
-      stages, microbatches, repeats, axis, bubbles, microbatched, delay: as for `Pipeline`.
+      stages, microbatches, repeats, axis, bubbles, microbatched, delay, rows: as for `Pipeline`.
       variable_axes, variable_broadcast, split_rngs, in_axes, length, metadata_params, methods: as
         for `liftax.scan`. Keys are others in each microbatch, whatever is said of their stream.
       variable_carry: collections handed from one layer to the next; they must have a batch.
@@ -86,5 +87,5 @@ def pipeline(
         length=length,
         metadata_params=metadata_params,
     )
-    run = Pipeline(stages, microbatches, repeats, axis, bubbles, microbatched, delay)
+    run = Pipeline(stages, microbatches, repeats, axis, bubbles, microbatched, delay, rows)
     return lift_target("pipeline", target, Piped(scan, run), methods)

@@ -241,7 +241,7 @@ class Sizes:
             if self._all_fit(jax.tree.leaves(collections), axis):
                 continue
             for path, leaf in jax.tree_util.tree_leaves_with_path(collections):
-                self.see(leaf, axis, partial(_variable, self.at, path))
+                self.see(leaf, axis, partial(variable, self.at, path))
 
     def see_arguments(self, args: Tree, axes: Sequence[Axis], in_axes: Tree, skip: int = 0) -> None:
         """Notes the sizes of the arguments; ``skip`` is how many stand before them."""
@@ -250,7 +250,7 @@ class Sizes:
         leaves = jax.tree_util.tree_leaves_with_path(args)
         for (path, leaf), axis in zip(leaves, axes, strict=True):
             if isinstance(axis, int):
-                self.see(leaf, axis, partial(_argument, self.at, path, in_axes, skip))
+                self.see(leaf, axis, partial(argument, self.at, path, in_axes, skip))
 
     def _all_fit(self, leaves: Sequence[jax.Array], axis: int) -> bool:
         """Tells quickly whether all have the size that is known already."""
@@ -274,12 +274,14 @@ class Sizes:
 
 # Functions and no methods: `Sizes` keeps one to speak of the leaf that told the size, and would be
 # kept by it, with all leaves, until the garbage collector comes.
-def _variable(at: Lifted, path: KeyPath) -> Named:
+def variable(at: Lifted, path: KeyPath) -> Named:
+    """What a variable is called, and the argument that says its axis."""
     names = names_on(path)
     return Named(f"variable {'/'.join(names)}", axis_argument(at, names))
 
 
-def _argument(at: Lifted, path: KeyPath, in_axes: Tree, skip: int) -> Named:
+def argument(at: Lifted, path: KeyPath, in_axes: Tree, skip: int) -> Named:
+    """What an argument is called, and the argument that says its axis."""
     number = getattr(path[0], "idx", 0)
     name = argument_text(at.target, number + skip) + keystr(path[1:])
     return Named(name, "in_axes" if isinstance(in_axes, int) else f"in_axes[{number}]")

@@ -21,6 +21,7 @@ from jax import lax
 
 from ... import equations, jax_private
 from ..types import Function, Tree
+from .crossing import Opening
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
@@ -47,16 +48,16 @@ def run(
     step: Function,
     state: Tree,
     xs: Tree,
-    pairs: Callable[..., Sequence[Pair]],
+    opening: Opening,
 ) -> tuple[Any, Any]:
-    """Runs a loop, the paired variables in place.
+    """Runs a loop, variables in place where the table says so.
 
     Args:
       loop: runs a pure body.
       step: ``(state, x) -> (state, y)``.
       state: what the first iteration gets.
       xs: leaves with a leading axis of iterations.
-      pairs: ``(x, y) -> pairs`` of what goes in and comes out of one iteration.
+      opening: the loop's, of whose table the variables are.
 
     Returns:
       what ``loop`` returns.
@@ -64,7 +65,7 @@ def run(
     x = jax.tree.map(jax_private.element, xs)
     closed, shape = jax.make_jaxpr(step, return_shape=True)(state, x)
     # A variable that changes its shape is another array, and cannot lie in the old one's place.
-    found = [p for p in pairs(x, shape[1]) if _alike(x, shape[1], p)]
+    found = [p for p in _pairs(opening, x, shape[1]) if _alike(x, shape[1], p)]
     program = jax_private.consts_as_inputs(closed)
     first = len(closed.consts) + len(jax.tree.leaves(state))  # where the inputs of x begin
     after = len(jax.tree.leaves(shape[0]))  # where the outputs of y begin
@@ -108,6 +109,32 @@ def run(
         ruled.defjvp(lambda primals, tangents: jax.jvp(sliced, primals, tangents))
         out, ys = ruled(*leaves)
     return jax.tree.unflatten(state_def, out), jax.tree.unflatten(y_def, ys)
+
+
+def _pairs(opening: Opening, x: Tree, y: Tree) -> list[Pair]:
+    """Pairs the variables of an iteration that are written where they stand.
+
+    Args:
+      opening: of the loop.
+      x: what goes in: arguments, groups of variables, keys.
+      y: what comes out: arrays, groups of variables.
+    """
+
+    def places(slices: Tree) -> dict[Tree, int]:
+        leaves = jax.tree_util.tree_leaves_with_path(slices)
+        return {path[1:]: k for k, (path, _) in enumerate(leaves) if path[0].idx == 1}
+
+    def is_paired(path: Any) -> bool:
+        _, top, col, *_ = path
+        row = opening.tables[top.idx].of(col.key)
+        return row is not None and row.in_place
+
+    goes_in, comes_out = places(x), places(y)
+    return [
+        Pair(k, comes_out[path])
+        for path, k in goes_in.items()
+        if path in comes_out and is_paired(path)
+    ]
 
 
 def _alike(x: Tree, y: Tree, pair: Pair) -> bool:

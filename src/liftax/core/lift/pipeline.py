@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 from jax.tree_util import SequenceKey
 
 from ... import jax_private
@@ -25,7 +24,7 @@ from ..types import Fn, Tree
 from .interleaved import Loss, Part, interleaved
 from .scan import Plan, Scan
 from .schedule import Pipeline
-from .stages import Leaves, Stage, Stages, takes_again, type_of
+from .stages import Leaves, Stage, Stages, on_rows, takes_again
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -114,10 +113,10 @@ class Pipelined:
         """
         if place:
             return dataclasses.replace(self, place=place)(step, init, xs, length=length, **of_jax)
-        self._check_mesh()
         stages = Stages(self.options, layers := self.options.layers(length, self.place))
         state, x = list(self._state(init)), list(self._of_layers(xs))
-        parts = [self._cut(leaf) for leaf in state]
+        rows = self.options.axes_of_rows
+        parts = [on_rows(self._cut(leaf), rows, leaf.axis or 0) for leaf in state]
         own = [
             stages.by_repeat(leaf.value, leaf.stored)
             if leaf.axis is None
@@ -190,20 +189,6 @@ class Pipelined:
                 out.append(leaf if w.axis is None else jax.vmap(join)(leaf))
         return jax.tree.unflatten(jax.tree.structure(shape), out)
 
-    def _check_mesh(self) -> None:
-        """Raises PipelineError where the types of JAX's arrays would have to speak of stages."""
-        axis = self.options.axis
-        # A layer sees arrays without that axis, and arrays of the context that it closes over:
-        # under an explicit one JAX takes them for arrays of two meshes.
-        if type_of(axis) == AxisType.Explicit:
-            raise PipelineError(
-                f"{self.place}: the stages lie along an axis of the mesh that JAX splits by "
-                f"itself.\n"
-                f"found: axis {axis!r} of the context's mesh is Explicit\n"
-                f"expected: jax.make_mesh(..., axis_types=...) with AxisType.Auto for {axis!r}; "
-                f"other axes may be Explicit"
-            )
-
     def _check_nothing(self, written: Sequence[_Written]) -> None:
         """Raises PipelineError where the layers make more than what goes through them."""
         if written:
@@ -220,7 +205,8 @@ class Pipelined:
         """Yields what goes through the layers: the carry, and carried variables."""
         for path, value in jax.tree_util.tree_leaves_with_path(init):
             if path[0].idx == 0:
-                yield _Leaf(value, 0, "what goes through the layers")
+                strong = jnp.asarray(value, jnp.result_type(value))  # as it comes out
+                yield _Leaf(strong, 0, "what goes through the layers")
                 continue
             _, col, *_ = place = path[1].key
             axis, name = self.options.batch_axis(col), "/".join(map(str, place[1:]))

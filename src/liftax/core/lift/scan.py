@@ -28,6 +28,7 @@ from ..scope import Scope
 from ..streams import Keyed
 from ..types import Fn, Function, Group, Metadata, Tree
 from . import in_place
+from .automatic import automatic
 from .axes import Sizes, axes_of, from_front, restack, to_front, unnamed, unstack
 from .births import Kind, Marks
 from .both_traces import run_both
@@ -47,6 +48,7 @@ from .crossing import Opening
 from .one_trace import Loop
 from .options import lift_of
 from .places import Place, Variables, flat, name_of, nested, rewritten
+from .split import check_whole
 
 __all__ = ["scan"]
 
@@ -195,7 +197,13 @@ def _scanned(
         opening.split_keys(size, plan.microbatches),
     )
     leaves, carry_def = jax.tree.flatten(carry)
-    return _Call(plan, fn, scopes, opening, whole, kwargs, carry_def, size).finish(leaves, xs)
+    try:
+        return _Call(plan, fn, scopes, opening, whole, kwargs, carry_def, size).finish(leaves, xs)
+    except Exception as error:
+        # JAX says of an axis that is split no more than that it is.
+        groups = [] if plan.microbatches else [(axis, stacked[axis]) for axis in axes]
+        check_whole(opening, args, in_axes, options.in_axes, groups, error)
+        raise
 
 
 class _Result(NamedTuple):
@@ -253,7 +261,7 @@ class _Call:
 
     def finish(self, carry: Leaves, xs: Slice) -> tuple[Any, Any]:
         """Runs the loop, writes the variables back and puts the outputs together."""
-        opening, result = self.opening, self.run(carry, xs)
+        opening, result = self.opening, (self.run_piped if self.pipelined else self.run)(carry, xs)
         if opening.log is not None:
             opening.log.extend(self.tally.drawn)
         if not opening.read_only:
@@ -272,9 +280,7 @@ class _Call:
 
     def run(self, carry: Leaves, xs: Slice) -> _Result:
         """Runs the loop: `jax.lax.scan` traces the body itself where nothing is made in it."""
-        if self.pipelined:
-            carry = [jnp.asarray(leaf, jnp.result_type(leaf)) for leaf in carry]  # no weak types
-        elif not self.traced and self.may_make(carry):
+        if not (self.pipelined or self.traced) and self.may_make(carry):
             births = self.opening.initializing and self.opening.can_write(CARRY)
             alone = self.tally.goes_on and self.tally.twice and not births
             return self.run_one_by_one(carry, xs) if alone else self.run_in_parts(carry, xs)
@@ -305,6 +311,18 @@ class _Call:
             return self.run_in_parts(carry, xs)
         return _Result(carry, carried, ys, stacked)
 
+    def run_piped(self, carry: Leaves, xs: Slice) -> _Result:
+        """Runs the loop of a pipeline, where JAX splits along all axes of the mesh by itself."""
+
+        def run(given: _Result, moving: Leaves, keys: Keyed, *whole: Any) -> _Result:
+            self.carried = given.carried
+            self.shared, self.args, self.kwargs = whole
+            return self.run(given.carry, (moving, given.stacked, keys))
+
+        given = _Result(carry, self.carried, [], xs[1])
+        whole = self.shared, self.args, self.kwargs
+        return automatic(run, given, xs[0], xs[2], *whole, place=self.opening.place)
+
     def may_make(self, carry: Leaves) -> bool:
         """Tells whether the body may make what the loop needs before it begins."""
         opening, out_axes = self.opening, self.options.out_axes
@@ -325,29 +343,9 @@ class _Call:
         if self.pipelined:
             return loop(step, state, xs, place=self.opening.place)
         # Where nothing is compiled the body may look at values, and arrays are copied anyway.
-        compiled = jax_private.is_compiled(jax_private.current_trace())
-        if length and compiled and self.opening.writes_in_place():
-            return in_place.run(loop, step, state, xs, self.in_place)
+        if length and self.opening.writes_in_place() and jax_private.is_compiled():
+            return in_place.run(loop, step, state, xs, self.opening)
         return loop(step, state, xs)
-
-    def in_place(self, x: Slice, y: tuple[Leaves, list[Group]]) -> list[in_place.Pair]:
-        """Pairs the variables that are written where they stand, of one iteration."""
-
-        def places(slices: Tree, groups: int) -> dict[Tree, int]:
-            leaves = jax.tree_util.tree_leaves_with_path(slices)
-            return {path[1:]: k for k, (path, _) in enumerate(leaves) if path[0].idx == groups}
-
-        def is_paired(path: Any) -> bool:
-            _, top, col, *_ = path
-            row = self.opening.tables[top.idx].of(col.key)
-            return row is not None and row.in_place
-
-        goes_in, comes_out = places(x, 1), places(y, 1)
-        return [
-            in_place.Pair(k, comes_out[path])
-            for path, k in goes_in.items()
-            if path in comes_out and is_paired(path)
-        ]
 
     # --- the body -------------------------------------------------------------
 

@@ -86,7 +86,8 @@ class Pipeline:
       concatenate([stack(part) for part in split(x, microbatches)])
 
     With an axis called ``axis`` in the mesh of the context (`jax.set_mesh`) the stages lie along
-    it; without one they run side by side on one device.
+    it; without one they run side by side on one device. Axes that are explicit are automatic
+    within the pipeline, and what comes out is split as what went in.
 
     Args:
       stages: how many parts the layers are cut into.
@@ -102,6 +103,9 @@ class Pipeline:
         are handed from one microbatch to the next.
       delay: how many steps after a stage the next one runs. With 2, what crosses to the next
         stage does so while both compute.
+      rows: an axis of the mesh, or several, over which the rows of each microbatch are split, so
+        that each stage is on several devices which share its work. Without it they all do all of
+        it.
 
     Raises:
       PipelineError: an option means nothing, or the options contradict each other.
@@ -128,6 +132,7 @@ class Pipeline:
     # A dict has no hash; what is equal hashes alike without it.
     microbatched: Mapping[str, int | None] = dataclasses.field(default_factory=dict, hash=False)
     delay: int = 1
+    rows: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("stages", "microbatches", "repeats", "delay"):
@@ -144,6 +149,11 @@ class Pipeline:
         if not isinstance(self.axis, str):
             raise PipelineError(
                 f"Pipeline: axis expected the name of an axis of the mesh; found {shown(self.axis)}"
+            )
+        if not all(isinstance(name, str) for name in self.axes_of_rows):
+            raise PipelineError(
+                f"Pipeline: rows expected the name of an axis of the mesh, or a tuple of names; "
+                f"found {shown(self.rows)}"
             )
         self._check_microbatched()
         # With fewer, stage 0 would want a microbatch again before it has come around.
@@ -171,6 +181,11 @@ class Pipeline:
                 )
         # A copy, as the user may go on changing theirs.
         object.__setattr__(self, "microbatched", dict(given))
+
+    @property
+    def axes_of_rows(self) -> tuple[str, ...]:
+        """The axes of the mesh over which the rows of a microbatch are split."""
+        return self.rows if isinstance(self.rows, tuple) else (self.rows,)
 
     @property
     def steps(self) -> int:

@@ -11,7 +11,7 @@ the compiler makes permutes between neighbours and nothing more.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -271,6 +271,24 @@ def type_of(axis: str) -> AxisType | None:
     """What kind of axis the mesh of the context has, None where it has none of that name."""
     mesh = jax.sharding.get_abstract_mesh()
     return dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(axis)
+
+
+def on_rows(leaf: jax.Array, axes: Sequence[str], batch: int) -> jax.Array:
+    """Lays the rows of each microbatch along axes of the mesh, where there are some.
+
+    Args:
+      leaf: all microbatches, along a first axis.
+      axes: of the mesh.
+      batch: which axis of one microbatch has its rows.
+    """
+    there = tuple(name for name in axes if _automatic(name))
+    if not there:
+        return leaf
+    # A batch that comes in split has whole microbatches on each device: here every device gets
+    # some rows of each one.
+    spec: list[Any] = [None, *(PartitionSpec.UNCONSTRAINED,) * (leaf.ndim - 1)]
+    spec[batch % (leaf.ndim - 1) + 1] = there
+    return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*spec))
 
 
 def on_stages(leaf: jax.Array, axis: str) -> jax.Array:

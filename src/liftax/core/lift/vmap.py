@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
 from ... import jax_private
 from ...errors import AxesTreeError, AxisNameError, LoopDependentError
@@ -32,6 +33,7 @@ from .checks import (
 )
 from .crossing import Opening
 from .options import lift_of
+from .split import split_alike
 
 __all__ = ["vmap"]
 
@@ -152,8 +154,13 @@ def _mapped(options: Vmap, fn: Function, scopes: Tree, /, *args: Tree, **kwargs:
         axis_name=axis_name,
         spmd_axis_name=options.spmd_axis_name,
     )
+    # JAX maps over what is split along the axis, where all of it is, the keys too.
+    keys, stacked = opening.split_keys(size), list(zip(axes, taken, strict=True))
+    over = split_alike(opening, args, in_axes, options.in_axes, stacked)
+    if over is not None:
+        keys = jax.sharding.reshard(keys, PartitionSpec(over))
     try:
-        y, same, written = run(moving, taken, opening.split_keys(size))
+        y, same, written = run(moving, taken, keys)
     except ValueError as cause:
         # Once the body has returned, nothing but a value without an axis can be wrong.
         found = None if differing is None else _unshared(cause, differing)

@@ -111,7 +111,7 @@ class _Init:
             )
             return [x for x, t in zip(leaves, traced, strict=True) if t]
 
-        compiled = jax_private.is_compiled(jax_private.current_trace())
+        compiled = jax_private.is_compiled()
         run = arrays_of if compiled else jax_private.to_run(arrays_of)
         return jax.make_jaxpr(run)(self.inputs), made
 
@@ -144,7 +144,7 @@ class _Init:
         if eager:
             small = loops.put_into(small)
         inputs = zip([*closed.consts, *self.inputs], used, strict=True)
-        compiled = jax_private.is_compiled(jax_private.current_trace())
+        compiled = jax_private.is_compiled()
         evaluate = alike.evaluate if compiled else jax_private.evaluate
         arrays = iter(evaluate(small, [value for value, used in inputs if used]))
         return _filled(made, [next(arrays) if x is _TRACED else x for x in jax.tree.leaves(made)])
