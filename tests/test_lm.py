@@ -6,7 +6,10 @@ import dataclasses
 import os
 import random
 import resource
+import runpy
 import signal
+import sys
+import time
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from helpers.quick import Quick
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from liftax.cli import main as liftax
@@ -22,12 +26,12 @@ from liftax.cli._lm import main
 from liftax.lm import kept, text
 from liftax.lm.launch import launch
 from liftax.lm.settings import Settings, TrainingError, parse_mesh
-from liftax.lm.worker import read_metrics
+from liftax.lm.worker import Place, Training, join, read_metrics, work
 
 TINY: dict[str, Any] = {
     "steps": 8,
     "every": 2,
-    "batch": 4,
+    "batch": 8,
     "context": 8,
     "width": 8,
     "heads": 2,
@@ -42,6 +46,28 @@ KILLS = int(os.environ.get("LIFTAX_KILLS", "2"))
 
 def quiet(*_: object) -> None:
     pass
+
+
+def state_of(settings: Settings) -> list[np.ndarray]:
+    """What the last whole checkpoint of a run has: parameters and moments."""
+    one = dataclasses.replace(settings, mesh=(("data", 1),))
+    mesh = join(one, Place())
+    with jax.set_mesh(mesh):
+        shapes = Training(one, Place(), mesh).shapes
+        state = kept.Kept(settings.out / "checkpoints", settings.keep, True).restore(shapes)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def losses(settings: Settings) -> list[float]:
+    return [row["loss"] for row in read_metrics(settings.out / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """The run of one process on one device."""
+    settings = Settings(tmp_path_factory.mktemp("one"), **{**TINY, "mesh": (("data", 1),)})
+    work(settings, Place(), quiet)
+    return settings
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
@@ -87,9 +113,10 @@ def test_the_command(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     assert parse_mesh("data=2,stage=2") == (("data", 2), ("stage", 2))
 
 
-def test_a_killed_process_changes_no_bit(tmp_path: Path) -> None:
-    settings = Settings(tmp_path / "whole", **TINY)
+def test_a_killed_process_changes_no_bit(tmp_path: Path, alone: Settings) -> None:
+    settings = Quick(tmp_path / "whole", **TINY)
     launch(settings, 2, quiet)
+    expected = state_of(settings)
     draws = random.Random(0)
     per_run = 2 if KILLS <= 2 else 4
     for run in range(-(-KILLS // per_run)):
@@ -110,16 +137,24 @@ def test_a_killed_process_changes_no_bit(tmp_path: Path) -> None:
         assert same[0] == same[1]
         last = kept.whole_steps(killed.out / "checkpoints")[0]
         assert last == settings.steps
+        for found, wanted in zip(state_of(killed), expected, strict=True):
+            assert found.tobytes() == wanted.tobytes()
 
     # On another number of processes the sums are others, and the losses equal to rounding.
-    one = dataclasses.replace(settings, out=tmp_path / "one", mesh=(("data", 1),))
-    arguments = [f"--out={one.out}", "--sample=0", *ARGUMENTS]
-    assert main(arguments) == 0
-    losses = [
-        [row["loss"] for row in read_metrics(out / "metrics.jsonl")]
-        for out in (settings.out, one.out)
-    ]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    np.testing.assert_allclose(losses(settings), losses(alone), rtol=1e-5)
+
+
+def test_stages_in_four_processes(tmp_path: Path, monkeypatch: Any, alone: Settings) -> None:
+    def quickly(settings: Settings, *args: Any) -> None:
+        launch(Quick(**vars(settings)), *args)
+
+    monkeypatch.setattr("liftax.cli._lm.launch", quickly)
+    given = ["--processes=4", "--mesh=data=2,stage=2", "--sample=0", f"--out={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["examples.lm", *ARGUMENTS, "--steps=2", *given])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("examples.lm", run_name="__main__")
+    found = losses(Settings(tmp_path))
+    np.testing.assert_allclose(found, losses(alone)[:2], rtol=1e-5)
 
 
 def test_a_process_that_never_joins_is_told(tmp_path: Path, capsys: Any) -> None:
@@ -147,4 +182,18 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(told.value)
+    assert kept.whole_steps(tmp_path / "checkpoints") == []
+
+
+def test_a_full_disk_ends_all_processes(tmp_path: Path) -> None:
+    def watch(what: str, value: Any, running: Sequence[BaseProcess]) -> None:
+        if what == "begin":
+            for process in running:
+                assert process.pid is not None
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    begun = time.monotonic()
+    with pytest.raises(TrainingError, match=r"checkpoints cannot be written: .*\S$") as told:
+        launch(Quick(tmp_path, **TINY), 2, watch)
+    assert "\n" not in str(told.value) and time.monotonic() - begun < 60
     assert kept.whole_steps(tmp_path / "checkpoints") == []
