@@ -64,6 +64,8 @@ def _process(
     os.environ["XLA_FLAGS"] = " ".join(flag for flag in flags if "device_count" not in flag)
     try:
         jax.config.update("jax_num_cpu_devices", devices // processes)
+        # As `compiled_quickly` has it in the test's own process.
+        jax.config.update("jax_disable_most_optimizations", True)
         jax.distributed.initialize(address, processes, number, initialization_timeout=60)
         end.send(("done", fn(*args)))
     except BaseException:

@@ -48,7 +48,6 @@ def steps(runs, variables, x):
     mesh = jax.make_mesh((2, 2), ("stage", "data"), (AxisType.Auto,) * 2, devices=devices)
     whole = NamedSharding(mesh, PartitionSpec())
     rows, out = NamedSharding(mesh, PartitionSpec("data")), {}
-    jax.config.update("jax_disable_most_optimizations", True)  # it compiles quickly
 
     def put(value, place):
         return jax.make_array_from_callback(value.shape, place, lambda at: value[at])
@@ -58,5 +57,4 @@ def steps(runs, variables, x):
         for name in runs:
             found = jax.jit(step, static_argnums=0, out_shardings=whole)(RUNS[name], variables, x)
             out[name] = [np.asarray(leaf) for leaf in jax.tree.leaves(found)]
-    jax.config.update("jax_disable_most_optimizations", False)
     return out

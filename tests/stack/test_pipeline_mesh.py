@@ -88,14 +88,7 @@ def value_and_grads(kind, run):
     return y, grads
 
 
-@pytest.fixture
-def quick():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("repeats", [1, 2], ids=["gpipe", "circular"])
 def test_on_explicit_axes_the_bits_are_those_on_automatic_ones(repeats):
     run = nn.Pipeline(2, 4, repeats)

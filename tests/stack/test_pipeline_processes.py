@@ -1,8 +1,11 @@
 """A pipeline over several processes makes the bits that one process makes."""
 
+import pytest
 from helpers import processes
 from stack import across
 from stack.blocks import equal
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def test_the_bits_of_one_process():
