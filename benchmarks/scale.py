@@ -43,7 +43,7 @@ def ways() -> dict[str, dict[str, Any]]:
         "`fsdp=nn.FSDP('data', prefetch=0)`": {"fsdp": nn.FSDP("data", prefetch=0)},
         "`fsdp='data'`, a layer ahead": {"fsdp": "data"},
         "GPipe": {"run": gpipe, "remat": nn.Remat()},
-        "circular, `repeats=2`": {"run": circular, "remat": nn.Remat(), "store": "circular"},
+        "circular, `repeats=2`": {"run": circular, "remat": nn.Remat()},
         "1F1B": {"run": gpipe},
     }
 
