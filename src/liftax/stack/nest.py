@@ -100,9 +100,11 @@ class Runner:
     def _pipeline(self, pipeline: Pipeline) -> Pipelined:
         """A pipeline, in which a visit of a stage is what is recomputed, and each layer within."""
         remat = self.remat
+        # A visit that is computed again computes all of its layers before the first goes back: with
+        # each within, no more than one layer's intermediates are there at once.
         each = (
             None
-            if remat is None or not remat.nested
+            if remat is None or not (remat.nested or remat.policy == "products")
             else dataclasses.replace(remat, every=1, nested=False)
         )
         again: Callable[[Stage], Stage] = takes_again
