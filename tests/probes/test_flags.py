@@ -22,7 +22,6 @@ from probes.flags import FLAGS
 NEITHER: dict[tuple[str, str], str] = {
     ("jax_enable_x64", "lstm"): "the carry is float32, what a float64 input makes of it is not",
     ("jax_check_tracer_leaks", "custom_vjp"): "JAX keeps the functions, and they what they saw",
-    ("explicit mesh, sharded", "scan_of_vmap_of_scan"): "mapped weights lie otherwise than `x`",
 }
 
 TESTS = Path(__file__).parents[1]
