@@ -72,7 +72,14 @@ def server(tmp_path_factory) -> Iterator[Server]:
     try:
         assert process.stdout is not None
         found = (re.search(r"http://\S+token=\S+", line) for line in process.stdout)
-        yield Server(place, next(match[0] for match in found if match))
+        url = next(match[0] for match in found if match)
+        # The address is said while the server starts; it listens a moment later.
+        for _ in range(300):
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            time.sleep(0.1)
+        yield Server(place, url)
     finally:
         process.terminate()
         process.wait(30)
