@@ -164,3 +164,14 @@ def test_an_example_is_drawn(name):
     model, *args = examples()[name]
     args += [None] * (name == "recipes")
     drawn(nn.layout(model, KEY, *args))
+
+
+@pytest.mark.parametrize("frozen", [True, [0]])
+def test_frozen_layers_are_drawn_as_the_others(frozen):
+    x = jax.ShapeDtypeStruct((2, 4), "float32")
+    key = jax.random.key(0)
+    plain, held = (
+        nn.layout(nn.Stack(nn.Dense(4), depth=3, frozen=which), key, x) for which in (False, frozen)
+    )
+    assert [v.axes for v in held.variables] == [v.axes for v in plain.variables]
+    assert "stack × 3 over Dense" in str(held)

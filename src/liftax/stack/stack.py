@@ -264,7 +264,7 @@ class Stack(Declaration):
             return run_stacked(rebuilt[0], x, args, kwargs, way, by_stage)
 
         body.__name__ = type(self).__name__
-        return restored(body, into, back, heard=circular)(detached.scopes, x)
+        return restored(body, into, back, heard=not layered)(detached.scopes, x)
 
     # --- one layer ------------------------------------------------------------
 
