@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import jax_private
@@ -245,6 +245,11 @@ def all_of(program: jex.Jaxpr) -> Iterator[jex.JaxprEqn]:
             yield from all_of(inner.jaxpr)
 
 
+def variables(atoms: Iterable[jex.Var | jex.Literal]) -> Iterator[jex.Var]:
+    """Yields those of the inputs or outputs of equations that are no numbers."""
+    return (atom for atom in atoms if jax_private.is_variable(atom))
+
+
 def draws(eqn: jex.JaxprEqn) -> bool:
     """Tells whether an equation makes random numbers, or another key, of a key."""
     return eqn.primitive.name in _DRAWS
@@ -344,7 +349,7 @@ def quiet(jaxpr: jex.Jaxpr, *, inner: bool = False) -> jex.Jaxpr:
     """
     if not jaxpr.effects:
         return jaxpr
-    live = {atom for atom in jaxpr.outvars if jax_private.is_variable(atom)}
+    live = set(variables(jaxpr.outvars))
     if inner:
         live |= jax_private.written(jaxpr.effects)
     eqns = []
@@ -352,7 +357,7 @@ def quiet(jaxpr: jex.Jaxpr, *, inner: bool = False) -> jex.Jaxpr:
     for eqn in reversed(jaxpr.eqns):
         needed = not live.isdisjoint(eqn.outvars)
         if needed or not live.isdisjoint(jax_private.written(eqn.effects)):
-            live |= {atom for atom in eqn.invars if jax_private.is_variable(atom)}
+            live.update(variables(eqn.invars))
             eqns.append(_quieted(eqn, inner) if eqn.effects else eqn)
     return jaxpr.replace(eqns=eqns[::-1], effects=jax_private.among(jaxpr.effects, eqns))
 
@@ -392,7 +397,7 @@ def in_two(jaxpr: jex.Jaxpr) -> tuple[jex.Jaxpr, jex.Jaxpr] | None:
     loud = [eqn for eqn in jaxpr.eqns if acts(eqn)]
     if not loud or any(map(_answers, loud)):
         return None
-    atoms = [atom for eqn in loud for atom in eqn.invars if jax_private.is_variable(atom)]
+    atoms = list(variables(atom for eqn in loud for atom in eqn.invars))
     needed = list(dict.fromkeys(atoms))
     both = jax_private.rewire(
         jaxpr, invars=jaxpr.invars, outvars=[*jaxpr.outvars, *needed], eqns=jaxpr.eqns

@@ -7,7 +7,7 @@ whatever loop, map or checkpoint they stand, and the loops around them say how o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -142,10 +142,12 @@ def _between(program: jex.Jaxpr, begin: int, end: int) -> jex.ClosedJaxpr:
     """The equations from one mark to another, as a program of what they use."""
     eqns, rest = program.eqns[begin:end], program.eqns[end:]
     made = {out for eqn in eqns for out in eqn.outvars}
-    used = dict.fromkeys(_variables(atom for eqn in eqns for atom in eqn.invars))
-    later = dict.fromkeys(_variables([*(a for e in rest for a in e.invars), *program.outvars]))
+    used = dict.fromkeys(equations.variables(atom for eqn in eqns for atom in eqn.invars))
+    later = dict.fromkeys(
+        equations.variables([*(a for e in rest for a in e.invars), *program.outvars])
+    )
     # A module that returns its input makes nothing; then that is its output.
-    outputs = [v for v in later if v in made] or list(_variables(program.eqns[end].invars))
+    outputs = [v for v in later if v in made] or list(equations.variables(program.eqns[end].invars))
     cut = jax_private.rewire(
         program.replace(constvars=()),
         invars=[v for v in used if v not in made],
@@ -184,7 +186,3 @@ def _bare(program: jex.Jaxpr) -> jex.Jaxpr:
 
 def _zero(atom: jex.Var | jex.Literal) -> jex.Literal:
     return jex.Literal(np.uint32(0), atom.aval)
-
-
-def _variables(atoms: Iterable[jex.Var | jex.Literal]) -> Iterator[jex.Var]:
-    return (atom for atom in atoms if jax_private.is_variable(atom))

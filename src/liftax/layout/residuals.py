@@ -8,7 +8,7 @@ Vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -100,14 +100,10 @@ def residuals_of(
         if equations.is_reshape(eqn) and eqn.invars[0] not in order:
             order.pop(eqn.outvars[0])
     # A variable, or an input, is there anyway; and what is kept twice is one array.
-    kept = [atom for atom in dict.fromkeys(_variables(program.outvars)) if atom in order]
+    kept = [atom for atom in dict.fromkeys(equations.variables(program.outvars)) if atom in order]
     makers, loops = _Makers(), dict(_loops(program, []))
     rows = [_residual(program, v, makers, loops) for v in sorted(kept, key=order.__getitem__)]
     return Residuals(tuple(rows), tuple(loops.values()))
-
-
-def _variables(atoms: Iterable[jex.Var | jex.Literal]) -> Iterator[jex.Var]:
-    return (atom for atom in atoms if jax_private.is_variable(atom))
 
 
 class _Makers(dict["jex.Jaxpr", "dict[jex.Var, jex.JaxprEqn]"]):

@@ -194,8 +194,8 @@ class _Body:
         if eqns:
             # All that a part makes is handed out, used or not: what is dead there XLA finds by
             # itself.
-            made = [out for eqn in eqns for out in eqn.outvars if jax_private.is_variable(out)]
-            used = [a for eqn in eqns for a in eqn.invars if jax_private.is_variable(a)]
+            made = list(equations.variables(out for eqn in eqns for out in eqn.outvars))
+            used = list(equations.variables(a for eqn in eqns for a in eqn.invars))
             inside = set(made)
             needed = [a for a in dict.fromkeys(used) if a not in inside]
             yield jax_private.rewire(self.program, invars=needed, outvars=made, eqns=eqns)

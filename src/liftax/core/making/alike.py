@@ -14,9 +14,10 @@ Vocabulary
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def evaluate(jaxpr: jex.Jaxpr, inputs: Sequence[object]) -> list[jax.Array]:
     values: dict[Atom, object] = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Atom) -> object:
-        return values[atom] if _is_variable(atom) else atom.val  # type: ignore[union-attr]
+        return values[atom] if jax_private.is_variable(atom) else atom.val  # type: ignore[union-attr]
 
     constants: dict[Hashable, list[jax.Array]] = {}
     for chains in _in_order(jaxpr):
@@ -67,7 +68,7 @@ class _Chain:
     Attributes:
       eqns: in order.
       inputs: the inputs of all that are made by none of them, as often as they are read.
-      key: what is equal for chains that compute alike; None for what no other equals.
+      key: what is equal for chains that compute alike, where they are made together or once.
       draws: whether it makes random numbers or keys, and adds nothing up.
     """
 
@@ -83,7 +84,7 @@ class _Chain:
         wires: list[Hashable] = []
         for eqn in eqns:
             for atom in eqn.invars:
-                if _is_variable(atom) and atom in numbers:
+                if jax_private.is_variable(atom) and atom in numbers:
                     wires.append(numbers[atom])
                 else:
                     inputs.append(atom)
@@ -91,11 +92,12 @@ class _Chain:
                     # an input it might be divided by in another way.
                     wires.append(None if _may_differ(atom) else repr(atom))
             numbers.update((v, len(numbers)) for v in eqn.outvars)
-        try:
-            key: Hashable = (*map(key_of, eqns), *wires)
-        except Unequalled:
-            key = None
         draws = any(map(_draws, eqns)) and not any(map(equations.sums, eqns))
+        key: Hashable | None = None
+        # Of all else, a whole loop perhaps, nobody asks whether there is another.
+        if draws or not any(equations.variables(inputs)):
+            with contextlib.suppress(Unequalled):
+                key = (*map(key_of, eqns), *wires)
         return cls(eqns, inputs, key, draws)
 
     def run(self, row: Sequence[object]) -> list[jax.Array]:
@@ -103,7 +105,7 @@ class _Chain:
         left, made = iter(row), dict[object, object]()
         for eqn in self.eqns:
             given = [
-                made[atom] if _is_variable(atom) and atom in made else next(left)
+                made[atom] if jax_private.is_variable(atom) and atom in made else next(left)
                 for atom in eqn.invars
             ]
             made.update(zip(eqn.outvars, jax_private.run_equation(eqn, given), strict=True))
@@ -116,7 +118,7 @@ def _in_order(jaxpr: jex.Jaxpr) -> Iterator[list[_Chain]]:
     alone: dict[int, list[_Chain]] = {}
     alike: dict[int, dict[Hashable, list[_Chain]]] = {}
     for chain in _chains(jaxpr):
-        level = max((levels.get(v, 0) for v in chain.inputs if _is_variable(v)), default=0)
+        level = max((levels.get(v, 0) for v in equations.variables(chain.inputs)), default=0)
         together = chain.draws and chain.key is not None
         if together:
             alike.setdefault(level, {}).setdefault(chain.key, []).append(chain)
@@ -132,9 +134,9 @@ def _in_order(jaxpr: jex.Jaxpr) -> Iterator[list[_Chain]]:
 def _chains(jaxpr: jex.Jaxpr) -> Iterator[_Chain]:
     """Yields the chains of a program, by their last equations."""
     eqns = jaxpr.eqns
-    readers: dict[Atom, set[int]] = {v: {-1} for v in jaxpr.outvars if _is_variable(v)}
+    readers: dict[Atom, set[int]] = {v: {-1} for v in equations.variables(jaxpr.outvars)}
     for i, eqn in enumerate(eqns):
-        for atom in filter(_is_variable, eqn.invars):
+        for atom in equations.variables(eqn.invars):
             readers.setdefault(atom, set()).add(i)
     last = list(range(len(eqns)))
     for i in reversed(range(len(eqns))):
@@ -152,7 +154,7 @@ def _once(
     known: dict[Hashable, list[jax.Array]], chain: _Chain, row: list[object]
 ) -> list[jax.Array]:
     """Computes a chain, or finds what an equal one made of numbers alone: zeros, ones."""
-    if chain.key is None or any(map(_is_variable, chain.inputs)):
+    if chain.key is None or any(equations.variables(chain.inputs)):
         return chain.run(row)
     name = (chain.key, repr(row))
     if name not in known:
@@ -190,9 +192,5 @@ def _draws(eqn: jex.JaxprEqn) -> bool:
     return any(map(equations.draws, [eqn] if program is None else equations.all_of(program.jaxpr)))
 
 
-def _is_variable(atom: Atom) -> TypeGuard[jex.Var]:
-    return jax_private.is_variable(atom)
-
-
 def _may_differ(atom: Atom) -> bool:
-    return _is_variable(atom) or not is_inexact(atom.aval)
+    return jax_private.is_variable(atom) or not is_inexact(atom.aval)
