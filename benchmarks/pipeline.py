@@ -1,7 +1,7 @@
 """Pipelines: a step on eight host devices beside other ways, and on one beside the formula.
 
-On one device all stages run, bubbles too, so a pipeline takes ``steps / (repeats * microbatches)``
-of the time of the loop over microbatches. 1F1B computes its layers once more.
+A schedule takes ``steps / (repeats * microbatches)`` of the time of the loop over microbatches, for
+its bubbles. Where all stages are on one device there are none: the pipeline is that loop.
 """
 
 from __future__ import annotations

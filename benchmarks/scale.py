@@ -44,6 +44,11 @@ def ways() -> dict[str, dict[str, Any]]:
         "`fsdp='data'`, a layer ahead": {"fsdp": "data"},
         "GPipe": {"run": gpipe, "remat": nn.Remat()},
         "circular, `repeats=2`": {"run": circular, "remat": nn.Remat()},
+        "circular, `store='circular'`": {
+            "run": circular,
+            "remat": nn.Remat(),
+            "store": "circular",
+        },
         "1F1B": {"run": gpipe},
     }
 

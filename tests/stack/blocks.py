@@ -1,11 +1,13 @@
 """Layers that the tests of stacks are made of, and the ways to run them."""
 
+import contextlib
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType
 
 import liftax as nn
 from liftax.stack.storage import stacked
@@ -149,6 +151,15 @@ def primitives(fn, *args):
 
     visit(jax.make_jaxpr(fn)(*args).jaxpr)
     return found
+
+
+@contextlib.contextmanager
+def spread(stages):
+    """The mesh, as a context, on which each stage of a pipeline has a device."""
+    kinds, devices = (AxisType.Auto,), jax.devices()[:stages]
+    mesh = jax.make_mesh((stages,), ("stage",), kinds, devices=devices)
+    with jax.set_mesh(mesh):
+        yield mesh
 
 
 @dataclasses.dataclass

@@ -1,5 +1,6 @@
 """`store="circular"`: layers in the order of a pipeline's stages, and all that reads them."""
 
+import dataclasses
 import re
 
 import jax
@@ -57,12 +58,15 @@ def test_rows_are_those_of_stages(variables):
     equal(bound[8].variables["params"], STACK.bind(running)[8].variables["params"])
 
 
-def test_the_same_bits_and_gradients(variables):
+@pytest.mark.parametrize("bubbles", ["stop", "nan"])
+def test_the_same_bits_and_gradients(variables, bubbles):
     running, stored = variables
+    way = dataclasses.replace(RUN, bubbles=bubbles)
 
     def run(stack):
         def loss(variables):
-            y, new = stack.apply(variables, X, mutable=["batch_stats", "intermediates"])
+            with nn.override_stacks(run=way):
+                y, new = stack.apply(variables, X, mutable=["batch_stats", "intermediates"])
             return jnp.sin(y).sum(), (y, new)
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True, allow_int=True))

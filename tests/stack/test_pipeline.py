@@ -1,5 +1,9 @@
-"""A pipeline equals the loop over microbatches: values, gradients, keys, statistics, outputs."""
+"""A pipeline equals the loop over microbatches: values, gradients, keys, statistics, outputs.
 
+On one device it is that loop, but with `bubbles="nan"`; with a device for each stage it is none.
+"""
+
+import dataclasses
 import functools
 
 import jax
@@ -7,9 +11,10 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stack.blocks import KEY, Calls, Uses, dense, equal, same
+from stack.blocks import KEY, Calls, Uses, dense, equal, same, spread
 
 import liftax as nn
+from liftax import equations
 from liftax.errors import MicrobatchError, PipelineError
 
 X = jax.random.normal(jax.random.key(3), (12, 4))
@@ -54,11 +59,12 @@ def check_loop(stages, microbatches, repeats, layers, delay):
     stack = nn.Stack(Counted(), depth=stages * repeats * layers)
     variables = stack.init(KEY, X)
     (_, y), grads = value_and_grads(loop(stack, microbatches), variables, X)
-    for bubbles in ("stop", "nan"):
+    for bubbles, devices in (("stop", stages), ("nan", 1)):
         run = nn.Pipeline(stages, microbatches, repeats, bubbles=bubbles, delay=delay)
         piped = stack.clone(run=run)
         calls.n = 0
-        (_, found), slopes = value_and_grads(piped.apply, variables, X)
+        with spread(devices):
+            (_, found), slopes = value_and_grads(piped.apply, variables, X)
         assert calls.n == 1
         # In the other mode the compiler fuses otherwise; what comes out is no NaN.
         (equal if bubbles == "stop" else same)(found, y)
@@ -80,7 +86,10 @@ def test_any_stages_microbatches_repeats_and_layers(data):
     stack = nn.Stack(Block(), depth=stages * repeats * layers)
     variables = stack.init(KEY, X)
     piped = stack.clone(run=nn.Pipeline(stages, parts, repeats, delay=delay))
-    equal(jax.jit(piped.apply)(variables, X), jax.jit(loop(stack, parts))(variables, X))
+    expected = jax.jit(loop(stack, parts))(variables, X)
+    for devices in (1, stages):
+        with spread(devices):
+            equal(jax.jit(piped.apply)(variables, X), expected)
 
 
 def test_steps_and_bubbles():
@@ -90,11 +99,33 @@ def test_steps_and_bubbles():
     assert hash(nn.Pipeline(4, 16, microbatched={"cache": 0})) is not None
 
 
+def loops_and_products(run, devices=1):
+    """Of a gradient: the lengths of its outermost loops, and the axes along which it has several
+    products at once."""
+    stack = nn.Stack(Block(), depth=8, run=run)
+    variables = jax.eval_shape(stack.init, KEY, X)
+    fn = loop(stack, 6) if run == "scan" else stack.apply
+    with spread(devices):
+        program = jax.make_jaxpr(jax.grad(lambda v: fn(v, X).sum()))(variables).jaxpr
+    loops = [e.params["length"] for e in program.eqns if e.primitive.name == "scan"]
+    products = [e for e in equations.all_of(program) if e.primitive.name == "dot_general"]
+    return loops, {e.params["dimension_numbers"][1] for e in products}
+
+
 def test_the_program_has_one_loop_of_that_many_steps():
-    stack = nn.Stack(Block(), depth=4, run=nn.Pipeline(2, 6, 2), remat=None)
-    jaxpr = jax.make_jaxpr(stack.apply)(stack.init(KEY, X), X)
-    lengths = [e.params["length"] for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"]
-    assert lengths == [13]
+    run = nn.Pipeline(2, 6, 2)
+    for found in (
+        loops_and_products(run, devices=2),
+        loops_and_products(dataclasses.replace(run, bubbles="nan")),
+    ):
+        assert found == ([13, 13], {((0,), (0,))})
+
+
+def test_on_one_device_it_is_the_loop_over_microbatches():
+    """A bubble would be computed for nothing, and a product of several is slower than several."""
+    loops, products = loops_and_products(nn.Pipeline(2, 6, 2))
+    assert (loops, products) == loops_and_products("scan")
+    assert 13 not in loops and products == {((), ())}
 
 
 def test_initial_values_are_those_of_a_scan():
@@ -128,7 +159,7 @@ def test_keys_statistics_and_what_is_sown(splits):
         now = {**now, "batch_stats": new["batch_stats"]}
         ys.append(y)
         sown.append(new["intermediates"])
-    for run in (nn.Pipeline(4, 6, bubbles="nan"), nn.Pipeline(2, 6, 2)):
+    for run in (nn.Pipeline(2, 6, 2, bubbles="nan"), nn.Pipeline(4, 6)):
         y, new = apply(stack.clone(run=run), variables, X, KEY)
         same(y, jnp.concatenate(ys))
         same(new["batch_stats"], now["batch_stats"])
@@ -149,14 +180,16 @@ def test_arguments_and_outputs():
     rate, scale = jax.random.uniform(KEY, (4, 12)), jnp.full(4, 0.5)
     context = jax.random.normal(KEY, (3, 12))
     variables = stack.init(KEY, X, rate, scale, context=context)
-    piped = stack.clone(run=nn.Pipeline(2, 4, 2, microbatched={"rate": 0, "context": 1}))
-    y, ys = piped.apply(variables, X, rate, scale, context=context)
     parts = [
         stack.apply(variables, X[at], rate[:, at], scale, context=context[:, at])
         for at in (slice(i, i + 3) for i in range(0, 12, 3))
     ]
-    same(y, jnp.concatenate([part for part, _ in parts]))
-    same(ys, jax.tree.map(lambda *parts: jnp.stack(parts, 1), *[ys for _, ys in parts]))
+    for bubbles in ("stop", "nan"):
+        declared = {"rate": 0, "context": 1}
+        piped = stack.clone(run=nn.Pipeline(2, 4, 2, microbatched=declared, bubbles=bubbles))
+        y, ys = piped.apply(variables, X, rate, scale, context=context)
+        same(y, jnp.concatenate([part for part, _ in parts]))
+        same(ys, jax.tree.map(lambda *parts: jnp.stack(parts, 1), *[ys for _, ys in parts]))
 
     def without(**microbatched):
         run = nn.Pipeline(2, 4, 2, microbatched=microbatched)
@@ -182,10 +215,12 @@ def test_collections_with_a_batch():
     stack = nn.Stack(Remembers(), depth=4)
     variables = stack.init(KEY, X)
     y, after = stack.apply(variables, X, mutable=["memory", "count"])
-    run = nn.Pipeline(2, 4, 2, microbatched={"memory": 0, "count": None})
-    found, new = stack.clone(run=run).apply(variables, X, mutable=["memory", "count"])
-    same((found, new["memory"]), (y, after["memory"]))
-    assert new["count"]["block_0"]["n"].tolist() == [5] * 4  # one for each microbatch, and of init
+    for bubbles in ("stop", "nan"):
+        run = nn.Pipeline(2, 4, 2, microbatched={"memory": 0, "count": None}, bubbles=bubbles)
+        found, new = stack.clone(run=run).apply(variables, X, mutable=["memory", "count"])
+        same((found, new["memory"]), (y, after["memory"]))
+        # One for each microbatch, and one of init.
+        assert new["count"]["block_0"]["n"].tolist() == [5] * 4
     with pytest.raises(MicrobatchError, match="whether the variables of collection 'count'"):
         stack.clone(run=nn.Pipeline(2, 4)).apply(variables, X, mutable=["memory"])
 
@@ -193,20 +228,24 @@ def test_collections_with_a_batch():
 def test_carried_collections_go_with_their_microbatch():
     stack = nn.Stack(Remembers(), depth=4, variable_carry="memory")
     variables, mutable = stack.init(KEY, X), ["memory", "count"]
-    run = nn.Pipeline(2, 4, microbatched={"memory": 0, "count": None})
-    y, new = stack.clone(run=run).apply(variables, X, mutable=mutable)
     expected, after = stack.apply(variables, X, mutable=mutable)
-    same((y, new["memory"]), (expected, after["memory"]))
+    for bubbles in ("stop", "nan"):
+        run = nn.Pipeline(2, 4, microbatched={"memory": 0, "count": None}, bubbles=bubbles)
+        y, new = stack.clone(run=run).apply(variables, X, mutable=mutable)
+        same((y, new["memory"]), (expected, after["memory"]))
     with pytest.raises(MicrobatchError, match="hands variable memory/.* to the next"):
         run = nn.Pipeline(2, 4, microbatched={"count": None})
         stack.clone(run=run).apply(variables, X, mutable=mutable)
 
 
-@pytest.mark.parametrize("remat", [None, nn.Remat(every=2, nested=True)])
-def test_what_is_recomputed(remat):
+@pytest.mark.parametrize(
+    ("bubbles", "remat"),
+    [("nan", None), *((b, nn.Remat(every=2, nested=True)) for b in ("nan", "stop"))],
+)
+def test_what_is_recomputed(bubbles, remat):
     stack = nn.Stack([Block(), Block()], repeats=4, before=[Block()])
     variables = stack.init(KEY, X)
-    piped = stack.clone(run=nn.Pipeline(2, 4, bubbles="nan"), remat=remat)
+    piped = stack.clone(run=nn.Pipeline(2, 4, bubbles=bubbles), remat=remat)
     same(
         value_and_grads(piped.apply, variables, X),
         value_and_grads(stack.apply, variables, X),
@@ -217,21 +256,22 @@ def test_what_is_recomputed(remat):
 
 def test_shared_weights_storage_and_frozen_layers():
     tied = nn.Dense(4)
-    for stack in (
-        nn.Stack(Uses(tied), depth=4, shared=[tied]),
-        nn.Stack(Block(), depth=4, store="layers", frozen=[1]),
+    for stack, modes in (
+        (nn.Stack(Uses(tied), depth=4, shared=[tied]), ("nan", "stop")),
+        (nn.Stack(Block(), depth=4, store="layers", frozen=[1]), ("nan",)),
     ):
         variables = stack.init(KEY, X)
-        with nn.override_stacks(run=nn.Pipeline(2, 4, 2, bubbles="nan")):
-            found = value_and_grads(lambda v, x, s=stack: s.apply(v, x), variables, X)
         expected = value_and_grads(lambda v, x, s=stack: s.apply(v, x), variables, X)
-        same(found, expected, rtol=1e-4, atol=1e-5)
+        for bubbles in modes:
+            with nn.override_stacks(run=nn.Pipeline(2, 4, 2, bubbles=bubbles)):
+                found = value_and_grads(lambda v, x, s=stack: s.apply(v, x), variables, X)
+            same(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_forward_derivatives_and_vmap():
     stack = nn.Stack(Block(), depth=4)
     variables = stack.init(KEY, X)
-    piped = stack.clone(run=nn.Pipeline(4, 6))
+    piped = stack.clone(run=nn.Pipeline(4, 6, bubbles="nan"))
     both = jnp.stack([X, X + 1])
     same(*[jax.vmap(s.apply, (None, 0))(variables, both) for s in (piped, stack)])
     same(*[jax.jvp(lambda x, s=s: s.apply(variables, x), (X,), (X,)) for s in (piped, stack)])
@@ -270,12 +310,13 @@ def test_memory_does_not_grow_with_what_a_step_takes_of_the_weights():
     x = jnp.ones((16, 64))
     variables = stack.init(KEY, x)
 
-    def temporary(microbatches):
-        piped = stack.clone(run=nn.Pipeline(2, microbatches, 2))
+    def temporary(microbatches, bubbles):
+        piped = stack.clone(run=nn.Pipeline(2, microbatches, 2, bubbles=bubbles))
         grad = jax.jit(jax.grad(lambda v: piped.apply(v, x).sum()))
         return grad.lower(variables).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary(16) - temporary(4) < 64 * 64 * 4 * 2
+    for bubbles in ("nan", "stop"):
+        assert temporary(16, bubbles) - temporary(4, bubbles) < 64 * 64 * 4 * 2
 
 
 def test_a_stack_in_a_stage_is_a_scan():

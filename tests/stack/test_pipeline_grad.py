@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from stack.blocks import KEY, Residual, Uses, dense, same
+from stack.blocks import KEY, Residual, Uses, dense, same, spread
 
 import liftax as nn
 from liftax.errors import PipelineError
@@ -18,12 +18,15 @@ def loss(y, to, head):
 
 
 def check_gpipe(stack):
+    """With a device for each stage, and on one, where forward and backward take turns."""
     variables = stack.init(KEY, X)
     found = []
-    for schedule in ("1f1b", "gpipe"):
+    for schedule, devices in (("gpipe", 1), ("1f1b", stack.run.stages), ("1f1b", 1)):
         step = nn.pipeline_value_and_grad(stack, loss, schedule, argnums=(0, 1, 2, 3), whole=3)
-        found.append(jax.jit(step)(variables, X, TO, HEAD, rngs={"dropout": KEY}))
-    same(*found, rtol=1e-4, atol=1e-6)
+        with spread(devices):
+            found.append(jax.jit(step)(variables, X, TO, HEAD, rngs={"dropout": KEY}))
+    for other in found[1:]:
+        same(other, found[0], rtol=1e-4, atol=1e-6)
 
 
 def test_the_loss_and_gradients_of_gpipe():
@@ -40,14 +43,17 @@ def test_around_and_back_around():
     ))  # fmt: skip
 
 
-def test_memory_does_not_grow_with_the_microbatches():
+@pytest.mark.parametrize("devices", [1, 4])
+def test_memory_does_not_grow_with_the_microbatches(devices):
     def temporary(schedule, microbatches):
         x = jnp.ones((4 * microbatches, 64))
         stack = nn.Stack(dense(64), depth=4, run=nn.Pipeline(4, microbatches))
         step = jax.jit(
             nn.pipeline_value_and_grad(stack, lambda y, to: jnp.mean((y - to) ** 2), schedule)
         )
-        program = step.lower(stack.init(KEY, x), x, x).compile()
+        variables = jax.eval_shape(stack.init, KEY, x)
+        with spread(devices):
+            program = step.lower(variables, x, x).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     few, many = (temporary("1f1b", n) for n in (8, 64))
@@ -62,7 +68,8 @@ def test_a_stage_keeps_as_many_as_there_are_steps_there_and_back(stages, repeats
     ring, steps = 2 * stages * repeats - 1, 8 * repeats + stages * repeats + stages - 2
     step = nn.pipeline_value_and_grad(stack, lambda y: y.sum())
     variables = jax.eval_shape(stack.init, KEY, X)
-    program = jax.make_jaxpr(step)(variables, X).jaxpr
+    with spread(stages):
+        program = jax.make_jaxpr(step)(variables, X).jaxpr
     (scan,) = [
         eqn for eqn in every_equation(program)
         if eqn.primitive.name == "scan" and eqn.params["length"] == steps

@@ -107,6 +107,7 @@ def pipeline_value_and_grad(
     stages that run a forward part while others run a backward part; in one program for all stages
     that costs both parts in each.) With repeats, ``stages`` microbatches at a time go around all of
     them, and back around. There are ``repeats * (microbatches + stages) + stages - 2`` steps.
+    Where all stages are on one device, each microbatch goes forward and back before the next one.
 
     The loss is the mean over the microbatches,
 

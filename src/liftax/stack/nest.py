@@ -98,7 +98,10 @@ class Runner:
         return carry, ys
 
     def _pipeline(self, pipeline: Pipeline) -> Pipelined:
-        """A pipeline, in which a visit of a stage is what is recomputed, and each layer within."""
+        """A pipeline, in which a visit of a stage is what is recomputed, and each layer within.
+
+        On one device it is the loop over layers as a scan runs it.
+        """
         remat = self.remat
         # A visit that is computed again computes all of its layers before the first goes back: with
         # each within, no more than one layer's intermediates are there at once.
@@ -114,8 +117,13 @@ class Runner:
         def visit(step: Step, init: object, xs: object, *, length: int) -> tuple[object, object]:
             return self._nest(levels(self.run, each, length), step, init, xs, length, True)
 
+        def whole(step: Step, init: object, xs: object, *, length: int) -> tuple[object, object]:
+            # Of a single microbatch the loop over them is none in the compiled program.
+            looped = pipeline.microbatches > 1
+            return self._nest(levels(self.run, remat, length), step, init, xs, length, looped)
+
         return Pipelined(
-            pipeline, self.place, visit, again, self.objective, self.moving, self.stored
+            pipeline, self.place, visit, whole, again, self.objective, self.moving, self.stored
         )
 
     def _nest(

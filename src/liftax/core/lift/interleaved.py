@@ -26,20 +26,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...pytrees import floats, is_inexact, spread, with_floats
+from ...pytrees import floats, spread, with_floats
+from .in_turn import Accumulated, InTurn, Slopes, of_floats
 from .stages import Leaves, Own, Stages, Visit, choose, on_stages, pick
 
 Loss = Callable[[Leaves, Leaves], jax.Array]
 """The loss of one microbatch: what came out of the layers, and its part of the loss's arguments."""
 Part = tuple[jax.Array, bool]
 """An argument of the loss, and whether it has an axis of microbatches in front."""
-Slopes = list[list[jax.Array | None]]
-"""Derivatives by the microbatches, by what the layers have, and by the loss's arguments."""
 _Carry = tuple[Leaves, Leaves, Leaves, Leaves, Leaves]
 
 
 def interleaved(
-    stages: Stages, visit: Visit, loss: Loss, parts: Leaves, own: Own, args: Sequence[Part]
+    stages: Stages | InTurn,
+    visit: Visit,
+    loss: Loss,
+    parts: Leaves,
+    own: Own,
+    args: Sequence[Part],
 ) -> jax.Array:
     """Returns the mean of the loss over the microbatches.
 
@@ -53,7 +57,12 @@ def interleaved(
       own: what the layers have.
       args: further arguments of the loss.
     """
-    run = _Both(stages, visit, loss, [alone for _, alone in own], [cut for _, cut in args])
+    alone, cut = [one for _, one in own], [one for _, one in args]
+    run: Callable[[Leaves, Leaves, Leaves], tuple[jax.Array, Slopes]]
+    if isinstance(stages, InTurn):
+        run = Accumulated(visit, loss, alone, cut)
+    else:
+        run = _Both(stages, visit, loss, alone, cut)
 
     @jax.custom_vjp
     def total(parts: Leaves, own: Leaves, args: Leaves) -> jax.Array:
@@ -148,10 +157,10 @@ class _Both:
             # Zero where the stage has no microbatch, and not skipped: all stages run one program.
             summed = [
                 self.added(total, jnp.where(_wide(is_one, s), s, 0), which, one)
-                for total, s, one in zip(summed, own_slopes, _where(own, alone), strict=True)
+                for total, s, one in zip(summed, own_slopes, of_floats(own, alone), strict=True)
             ]
             more = [jnp.where(valid, s, 0) for s in more]
-            cuts = _where(args, self.cut)
+            cuts = of_floats(args, self.cut)
             of_args = [
                 total if c else total + s for total, s, c in zip(of_args, more, cuts, strict=True)
             ]
@@ -178,7 +187,7 @@ class _Both:
         each = iter(apart)
         of_args = [
             next(each)[went] if c else s
-            for s, c in zip(of_args, _where(args, self.cut), strict=True)
+            for s, c in zip(of_args, of_floats(args, self.cut), strict=True)
         ]
         grads = [
             spread(parts, [s[went + around] for s in of_parts]),
@@ -212,10 +221,6 @@ class _Both:
         at = number if alone else which.repeat
         added = jax.vmap(lambda leaf, s, at: leaf.at[at].add(s))(total, slope, at)
         return on_stages(added, self.stages.options.axis)
-
-
-def _where(leaves: Leaves, said: Sequence[bool]) -> list[bool]:
-    return [s for leaf, s in zip(leaves, said, strict=True) if is_inexact(leaf)]
 
 
 def _wide(which: jax.Array, like: jax.Array) -> jax.Array:

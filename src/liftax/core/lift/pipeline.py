@@ -1,8 +1,9 @@
 """A lifted loop as a pipeline: which leaf of the loop's step has a batch, and of which layer.
 
 What is a variable, a key or an argument is settled in the lifted scan, which hands its pure step to
-whatever runs it (see `Plan`). Here that is read again from the places in the step's trees;
-`stages.py` runs the steps.
+whatever runs it (see `Plan`). Here that is read again from the places in the step's trees.
+On several devices `stages.py` runs the steps of a schedule, on one `in_turn.py` the loop that it
+equals.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from ...errors import MicrobatchError, PipelineError
 from ...words import describe, names_on
 from ..roles import loop_roles
 from ..types import Fn, Tree
+from .in_turn import InTurn
 from .interleaved import Loss, Part, interleaved
 from .scan import Plan, Scan
-from .schedule import Pipeline
-from .stages import Leaves, Stage, Stages, on_rows, takes_again
+from .schedule import NAN, Pipeline
+from .stages import Leaves, Stage, Stages, on_rows, spread_over, takes_again
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -76,6 +78,7 @@ class Pipelined:
       options: the pipeline.
       place: where it stands, for messages.
       loop: what runs the layers of one visit.
+      whole: what runs all layers, where no schedule has to.
       again: makes a visit one that is computed again in the backward pass.
       objective: for a pipeline that makes derivatives as it goes, of what.
       moving: for each leaf of the arguments that the loop goes over, the axis of its batch.
@@ -85,6 +88,7 @@ class Pipelined:
     options: Pipeline
     place: str = ""
     loop: Callable[..., tuple[Any, Any]] = jax.lax.scan
+    whole: Callable[..., tuple[Any, Any]] = jax.lax.scan
     again: Callable[[Stage], Stage] = takes_again
     objective: Objective | None = None
     moving: Sequence[int | None] = ()
@@ -113,26 +117,33 @@ class Pipelined:
         """
         if place:
             return dataclasses.replace(self, place=place)(step, init, xs, length=length, **of_jax)
-        stages = Stages(self.options, layers := self.options.layers(length, self.place))
+        layers, loop = self.options.layers(length, self.place), self.loop
+        stages: Stages | InTurn = Stages(self.options, layers, self.again)
+        # The test's mode is there to see bubbles, on one device too.
+        if not spread_over(self.options.axis) and self.options.bubbles != NAN:
+            stages, layers, loop = InTurn(self.options), length, self.whole
         state, x = list(self._state(init)), list(self._of_layers(xs))
         rows = self.options.axes_of_rows
         parts = [on_rows(self._cut(leaf), rows, leaf.axis or 0) for leaf in state]
+        each = [leaf.value if leaf.axis is None else self._cut(leaf, of_layers=True) for leaf in x]
         own = [
-            stages.by_repeat(leaf.value, leaf.stored)
-            if leaf.axis is None
-            else stages.by_visit(self._cut(leaf, of_layers=True), leaf.stored)
-            for leaf in x
+            (stages.by_repeat if leaf.axis is None else stages.by_visit)(value, leaf.stored)
+            for leaf, value in zip(x, each, strict=True)
         ]
 
         # The user's layer is traced here, once. What it closes over is an input then, which the
         # derivatives of a bubble must not reach.
         state_def, x_def = jax.tree.structure(init), jax.tree.structure(xs)
 
-        def of_one(parts: Leaves, own: Leaves) -> tuple[Tree, Tree]:
-            one, its = [leaf[0] for leaf in parts], [leaf[0, 0, 0] for leaf in own]
+        alone = [leaf.axis is not None for leaf in x]
+
+        def of_one(parts: Leaves, each: Leaves) -> tuple[Tree, Tree]:
+            one = [leaf[0] for leaf in parts]
+            its = [leaf[0, 0] if a else leaf[0] for leaf, a in zip(each, alone, strict=True)]
             return jax.tree.unflatten(state_def, one), jax.tree.unflatten(x_def, its)
 
-        closed, shape = jax.make_jaxpr(step, return_shape=True)(*jax.eval_shape(of_one, parts, own))
+        shapes = jax.eval_shape(of_one, parts, each)
+        closed, shape = jax.make_jaxpr(step, return_shape=True)(*shapes)
         program = jax_private.consts_as_inputs(closed)
         written = list(self._written(xs, shape))
 
@@ -158,10 +169,9 @@ class Pipelined:
                 return out[: len(state)], [out[k] for k in [*over.values(), *new]]
 
             own = [of_layers[k] for k in range(len(x))]
-            return self.loop(layer, state, own, length=layers, **of_jax)
+            return loop(layer, state, own, length=layers, **of_jax)
 
         # What has a batch differs from microbatch to microbatch, and so does its derivative.
-        alone = [leaf.axis is not None for leaf in x]
         wide = [
             (stages.everywhere(c), False) for s, c in zip(shared, closed.consts, strict=True) if s
         ]
@@ -172,7 +182,7 @@ class Pipelined:
             of.total = interleaved(stages, visit, of.loss, parts, have, of.args)
             return init, jax.tree.unflatten(jax.tree.structure(shape[1]), [])
         write = [(own[k], alone[k]) for k in over]
-        parts, kept, results = stages.run(visit, parts, have, write, self.again)
+        parts, kept, results = stages.run(visit, parts, have, write)
 
         # Everything back in its place.
         out = [self._joined(part, leaf.axis) for part, leaf in zip(parts, state, strict=True)]

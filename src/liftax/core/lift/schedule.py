@@ -86,8 +86,8 @@ class Pipeline:
       concatenate([stack(part) for part in split(x, microbatches)])
 
     With an axis called ``axis`` in the mesh of the context (`jax.set_mesh`) the stages lie along
-    it; without one they run side by side on one device. Axes that are explicit are automatic
-    within the pipeline, and what comes out is split as what went in.
+    it. Where all of them are on one device it is that loop that runs, without a bubble. Axes that
+    are explicit are automatic within the pipeline, and what comes out is split as what went in.
 
     Args:
       stages: how many parts the layers are cut into.
@@ -96,7 +96,8 @@ class Pipeline:
         that many groups of layers (a circular pipeline), and the bubble is that much smaller.
       axis: the name of the mesh's axis.
       bubbles: what a stage without a microbatch runs: ``"stop"``, a real one of whose results and
-        derivatives nothing is used; ``"nan"``, numbers that are none, to test that.
+        derivatives nothing is used; ``"nan"``, numbers that are none, to test that, also on one
+        device.
       microbatched: collection -> the axis of its variables, of one layer, that is the batch, or
         None where they have none; and the same for arguments by their names. Parameters and
         ``batch_stats`` are known to have none. Variables without a batch that the layers write

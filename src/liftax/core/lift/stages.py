@@ -33,16 +33,29 @@ Own = Sequence[tuple[jax.Array, bool]]
 _Carry = tuple[Leaves, tuple[Leaves, ...], Leaves, Leaves]
 
 
+def takes_again(stage: Stage) -> Stage:
+    """Stores all that a visit makes, but not what it takes of the layers' own."""
+    return jax.checkpoint(stage, policy=_made, prevent_cse=False)
+
+
+def _made(primitive: Primitive, *_: object, **__: object) -> bool:
+    return primitive.name not in ("dynamic_slice", "gather")
+
+
 class Stages:
     """The stages of one pipeline.
 
     Args:
       options: the pipeline.
       layers: how many layers a visit has.
+      again: makes a visit one that is computed again in the backward pass. What a visit takes of
+        what the layers have is another part in each step, and is not to be stored for each.
     """
 
-    def __init__(self, options: Pipeline, layers: int):
-        self.options, self.layers = options, layers
+    def __init__(
+        self, options: Pipeline, layers: int, again: Callable[[Stage], Stage] = takes_again
+    ):
+        self.options, self.layers, self.again = options, layers, again
         self.visits = options.repeats * options.microbatches
         self.ids = jnp.arange(options.stages)
 
@@ -89,7 +102,7 @@ class Stages:
     # --- the loop -------------------------------------------------------------
 
     def run(
-        self, visit: Visit, parts: Leaves, fixed: Own, kept: Own, again: Callable[[Stage], Stage]
+        self, visit: Visit, parts: Leaves, fixed: Own, kept: Own
     ) -> tuple[Leaves, Leaves, Leaves]:
         """Runs all microbatches through all stages.
 
@@ -98,8 +111,6 @@ class Stages:
           parts: the microbatches, along the first axis.
           fixed: what the layers have.
           kept: what they have and write; the first results of a visit are what becomes of it.
-          again: makes a function one that is computed again in the backward pass. What a visit
-            takes of ``fixed`` is another part in each step, and is not to be stored for each.
 
         Returns:
           the microbatches; ``kept``; and the other results of all visits, by stages.
@@ -121,7 +132,7 @@ class Stages:
         ) -> tuple[Leaves, Leaves, Leaves]:
             at = numbers(number, kept_alone)
             before = list(map(pick, kept, at))
-            out, results = again(layers)(valid, number, state, fixed, before)
+            out, results = self.again(layers)(valid, number, state, fixed, before)
             # A bubble leaves no trace in what the layers have.
             after = [jnp.where(valid, new, old) for new, old in zip(results, before, strict=False)]
             return out, list(map(_put, kept, after, at)), results[len(kept) :]
@@ -218,15 +229,6 @@ class Stages:
         return jax.lax.stop_gradient(leaf)
 
 
-def takes_again(stage: Stage) -> Stage:
-    """Stores all that a visit makes, but not what it takes of the layers' own."""
-    return jax.checkpoint(stage, policy=_made, prevent_cse=False)
-
-
-def _made(primitive: Primitive, *_: object, **__: object) -> bool:
-    return primitive.name not in ("dynamic_slice", "gather")
-
-
 @jax.custom_jvp
 def guarded(valid: jax.Array, leaf: jax.Array) -> jax.Array:
     """A value whose derivatives are zero where ``valid`` is False, whatever they are.
@@ -260,6 +262,12 @@ def _put(leaf: jax.Array, value: jax.Array, at: jax.Array) -> jax.Array:
 def choose(which: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """Slot by slot, one of two values."""
     return jnp.where(which.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+
+def spread_over(axis: str) -> bool:
+    """Tells whether the mesh of the context lays stages along ``axis`` on several devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return _automatic(axis) is not None and mesh.shape[axis] > 1
 
 
 def _automatic(axis: str) -> str | None:
