@@ -17,32 +17,6 @@ def loss(y, to, head):
     return jnp.mean((y @ head - to) ** 2)
 
 
-def check_gpipe(stack):
-    """With a device for each stage, and on one, where forward and backward take turns."""
-    variables = stack.init(KEY, X)
-    found = []
-    for schedule, devices in (("gpipe", 1), ("1f1b", stack.run.stages), ("1f1b", 1)):
-        step = nn.pipeline_value_and_grad(stack, loss, schedule, argnums=(0, 1, 2, 3), whole=3)
-        with spread(devices):
-            found.append(jax.jit(step)(variables, X, TO, HEAD, rngs={"dropout": KEY}))
-    for other in found[1:]:
-        same(other, found[0], rtol=1e-4, atol=1e-6)
-
-
-def test_the_loss_and_gradients_of_gpipe():
-    """Also of microbatches that are no multiple of the stages."""
-    check_gpipe(nn.Stack(Residual(), depth=3, run=nn.Pipeline(3, 4)))
-
-
-def test_around_and_back_around():
-    """Shared weights, keys for each layer and microbatch, layers before; two repeats."""
-    tied, run = dense(4), nn.Pipeline(2, 4, 2)
-    check_gpipe(nn.Stack(
-        [Uses(tied), Residual(0.2)], repeats=4, before=[dense(4)], run=run, shared=[tied],
-        store="circular",
-    ))  # fmt: skip
-
-
 @pytest.mark.parametrize("devices", [1, 4])
 def test_memory_does_not_grow_with_the_microbatches(devices):
     def temporary(schedule, microbatches):
@@ -58,7 +32,36 @@ def test_memory_does_not_grow_with_the_microbatches(devices):
 
     few, many = (temporary("1f1b", n) for n in (8, 64))
     assert many < 1.1 * few
-    assert temporary("gpipe", 64) > 2 * many
+    if devices == 4:
+        assert temporary("gpipe", 64) > 2 * many
+
+
+def check_gpipe(stack):
+    """With a device for each stage, and on one, where forward and backward take turns."""
+    variables = stack.init(KEY, X)
+    found = []
+    for schedule, devices in (("gpipe", 1), ("1f1b", stack.run.stages), ("1f1b", 1)):
+        step = nn.pipeline_value_and_grad(stack, loss, schedule, argnums=(0, 1, 2, 3), whole=3)
+        with spread(devices):
+            found.append(jax.jit(step)(variables, X, TO, HEAD, rngs={"dropout": KEY}))
+    for other in found[1:]:
+        same(other, found[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_the_loss_and_gradients_of_gpipe():
+    """Also of microbatches that are no multiple of the stages."""
+    check_gpipe(nn.Stack(Residual(), depth=3, run=nn.Pipeline(3, 4)))
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_around_and_back_around():
+    """Shared weights, keys for each layer and microbatch, layers before; two repeats."""
+    tied, run = dense(4), nn.Pipeline(2, 4, 2)
+    check_gpipe(nn.Stack(
+        [Uses(tied), Residual(0.2)], repeats=4, before=[dense(4)], run=run, shared=[tied],
+        store="circular",
+    ))  # fmt: skip
 
 
 @pytest.mark.parametrize(("stages", "repeats"), [(2, 1), (4, 1), (2, 2)])
@@ -74,9 +77,10 @@ def test_a_stage_keeps_as_many_as_there_are_steps_there_and_back(stages, repeats
         eqn for eqn in every_equation(program)
         if eqn.primitive.name == "scan" and eqn.params["length"] == steps
     ]  # fmt: skip
-    rings = [v.aval.shape for v in scan.outvars if v.aval.shape[2:] == (2, 4)]
-    assert (stages, ring, 2, 4) in rings and stack.run.ring == ring
-    assert all(shape[1] <= ring for shape in rings)
+    found = [v.aval.shape for v in scan.outvars if v.aval.shape[2:] == (2, 4)]
+    assert (stages, ring, 2, 4) in found and stack.run.ring == ring
+    # What else there is of all microbatches, the derivatives by x, lies on all stages.
+    assert all(shape[1] <= max(ring, 8 // stages) for shape in found)
 
 
 def every_equation(jaxpr):

@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from stack.blocks import KEY, dense, equal, same
+from stack.blocks import KEY, dense, equal, same, spread
 
 import liftax as nn
 from liftax.errors import PipelineError
 
 X = jax.random.normal(jax.random.key(3), (16, 32))
-SENT = re.compile(
-    r"= (\w+\[[\d,]*\])\S* (all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)"
-)
+TO = jax.random.normal(jax.random.key(4), (16, 4))
+HEAD = jax.random.normal(jax.random.key(5), (32, 4))
+KINDS = "all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter"
+SENT = re.compile(rf"= (\w+\[[\d,]*\])\S* ({KINDS})")
 
 
 class Block(nn.Module):
@@ -42,6 +43,30 @@ def test_only_permutes_between_neighbours():
     found = set(SENT.findall(text))
     assert found == {("f32[1,2,32]", "collective-permute")}
     assert 'known_trip_count":{"n":"11"' in text
+
+
+def distance(y, to, head):
+    return jnp.mean((y @ head - to) ** 2)
+
+
+def test_forward_and_backward_in_one_loop_send_microbatches_to_neighbours():
+    """And nothing of the batch or of what the loss takes is gathered."""
+    stack = nn.Stack(Block(), depth=8, run=nn.Pipeline(4, 8, 2), store="circular")
+    step = nn.pipeline_value_and_grad(stack, distance, argnums=(0, 1, 2, 3), whole=3)
+    variables = jax.jit(stack.init)(KEY, X)
+    expected = jax.jit(step)(variables, X, TO, HEAD)
+    with spread(4) as mesh:
+        along, whole = (NamedSharding(mesh, PartitionSpec(*name)) for name in (["stage"], []))
+        given = *jax.device_put((variables, X, TO), along), jax.device_put(HEAD, whole)
+        out = whole, (along, along, along, whole)
+        program = jax.jit(step, out_shardings=out).lower(*given).compile()
+        same(program(*given), expected, rtol=1e-4, atol=1e-5)
+    sent = {}
+    for shapes, kind in re.findall(rf"= (.*?) ({KINDS})(?:-start)?\(", program.as_text()):
+        sent.setdefault(kind, set()).update(re.findall(r"\w+\[[\d,]*\]", shapes))
+    # What is summed, once after the loop, is in the last stage alone, and wanted everywhere.
+    assert sent.pop("all-reduce") <= {"f32[]", "f32[32,4]"}
+    assert sent == {"collective-permute": {"f32[1,2,32]", "f32[1,2,4]"}}
 
 
 def test_the_rows_of_a_microbatch_are_shared_by_the_devices_of_a_stage():
@@ -93,6 +118,34 @@ def value_and_grads(kind, run):
 def test_on_explicit_axes_the_bits_are_those_on_automatic_ones(repeats):
     run = nn.Pipeline(2, 4, repeats)
     equal(value_and_grads(AxisType.Explicit, run), value_and_grads(AxisType.Auto, run))
+
+
+def both_in_one_loop(kind):
+    """The loss and the gradients of a loop that runs forward and backward."""
+    mesh = jax.make_mesh((2, 4), ("stage", "data"), axis_types=(kind,) * 2)
+    stack = nn.Stack(Scaled(), depth=4, run=nn.Pipeline(2, 4, rows="data"))
+    variables = jax.jit(stack.init)(KEY, X, 1.0)
+    step = nn.pipeline_value_and_grad(stack, distance, argnums=(0, 1, 2, 3), whole=3)
+    with jax.set_mesh(mesh):
+        stage, data, whole = (
+            NamedSharding(mesh, PartitionSpec(*name)) for name in (["stage"], ["data"], [])
+        )
+        given = jax.device_put((variables, X, TO, HEAD), (stage, data, data, whole))
+        out = (
+            {}
+            if kind == AxisType.Explicit
+            else {"out_shardings": (whole, (stage, data, data, whole))}
+        )
+        found = jax.jit(step, **out)(*given, scale=jnp.ones(32))
+        if kind == AxisType.Explicit:
+            for leaf, slope in zip(*map(jax.tree.leaves, (given, found[1])), strict=True):
+                assert jax.typeof(leaf) == jax.typeof(slope)
+    return found
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_on_explicit_axes_forward_and_backward_have_the_bits_of_automatic_ones():
+    equal(both_in_one_loop(AxisType.Explicit), both_in_one_loop(AxisType.Auto))
 
 
 def test_an_array_from_outside_is_of_another_mesh():

@@ -15,6 +15,10 @@ around in the other direction; so the n-th visit of a stage, in either direction
 place in ``[groups, repeats, stages]``. What comes out of the last stage is in the first one a step
 later, as what goes on from any stage to the next; so it goes on through all repeats without a gap,
 and is back after ``repeats * stages - 1`` steps more.
+
+Nothing of the batch is sent to all. Microbatches lie on all stages and move up to the first, with
+their part of the loss's arguments, which goes on to the last stage beside them; the loss is made
+there. Derivatives by a microbatch move from the end of such a queue to where it lies.
 """
 
 from __future__ import annotations
@@ -24,9 +28,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ...pytrees import floats, spread, with_floats
+from ...pytrees import floats, split_by, spread, with_floats
 from .in_turn import Accumulated, InTurn, Slopes, of_floats
 from .stages import Leaves, Own, Stages, Visit, choose, on_stages, pick
 
@@ -34,7 +37,6 @@ Loss = Callable[[Leaves, Leaves], jax.Array]
 """The loss of one microbatch: what came out of the layers, and its part of the loss's arguments."""
 Part = tuple[jax.Array, bool]
 """An argument of the loss, and whether it has an axis of microbatches in front."""
-_Carry = tuple[Leaves, Leaves, Leaves, Leaves, Leaves]
 
 
 def interleaved(
@@ -84,6 +86,28 @@ class _Which(NamedTuple):
     turn: jax.Array
 
 
+class _Carry(NamedTuple):
+    """What a step hands to the next, all by stages.
+
+    Attributes:
+      belt: microbatches, and their part of the loss's arguments, on the way to the first stage.
+      flight: those on the way through the stages.
+      slopes: derivatives on the way back through them.
+      ring: what came into each stage, as long as it is needed.
+      of_parts, of_own, of_cut, of_whole: derivatives by the microbatches, by what the layers have,
+        by arguments of the loss that each microbatch has a part of, by all others.
+    """
+
+    belt: Leaves
+    flight: Leaves
+    slopes: Leaves
+    ring: Leaves
+    of_parts: Leaves
+    of_own: Leaves
+    of_cut: Leaves
+    of_whole: Leaves
+
+
 class _Both:
     """The loop: ``(parts, own, args) -> (loss, derivatives)``."""
 
@@ -93,15 +117,27 @@ class _Both:
         self.stages, self.visit, self.loss, self.alone, self.cut = stages, visit, loss, alone, cut
 
     def __call__(self, parts: Leaves, own: Leaves, args: Leaves) -> tuple[jax.Array, Slopes]:
-        options, ids = self.stages.options, self.stages.ids
-        count, last, visits = options.microbatches, options.stages - 1, self.stages.visits
-        # The first stage waits longest: the way to the last stage and back.
-        ring_size, alone = options.ring, self.alone
+        stages, options, ids = self.stages, self.stages.options, self.stages.ids
+        last, visits, lanes = options.stages - 1, stages.visits, stages.lanes
         # The last stage works back on a microbatch as soon as it has come to it the last time.
         around = options.stages * options.repeats - 1
+        # An argument that is cut is needed in the last stage; it goes there with its microbatch.
+        each, whole = split_by(args, self.cut)
+        queue = [stages.slots(leaf) for leaf in (*parts, *each)]
+        width = len(parts)
+        cut, alone = of_floats(args, self.cut), of_floats(own, self.alone)
 
         def forward(which: _Which, state: Leaves, own: Leaves) -> Leaves:
             return self.visit(state, self.taken(own, which))[0]
+
+        def loss_of(y: Leaves, its: Leaves) -> tuple[jax.Array, list[Leaves]]:
+            args = whole.filled(its)
+
+            def lost(some: list[Leaves]) -> jax.Array:
+                loss = self.loss(with_floats(y, some[0]), with_floats(args, some[1]))
+                return loss / options.microbatches
+
+            return jax.value_and_grad(lost)([floats(y), floats(args)])
 
         def back(which: _Which, state: Leaves, own: Leaves, slope: Leaves) -> list[Leaves]:
             now = self.taken(own, which)
@@ -114,87 +150,137 @@ class _Both:
             (slopes,) = jax.vjp(again, real)[1](slope)
             return slopes
 
-        def turn(carry: _Carry, t: jax.Array) -> tuple[_Carry, list[Leaves]]:
-            flight, slopes, ring, summed, of_args = carry
+        def turn(carry: _Carry, t: jax.Array) -> tuple[_Carry, jax.Array]:
             ahead, behind = t - ids, t - around - last + ids
-            which = self.which(ahead)
-            first = [leaf[which.part[0]] for leaf in parts]
-            comes_in = (ids == 0) & (which.repeat == 0)
+            which, which_back = self.which(ahead), self.which(behind, back=True)
+            # Of the stages at both ends, counted anew: what they have by stages would be sent.
+            enters, ends, leaves = (
+                self.which(t),
+                self.which(t - last),
+                self.which(t - around - last, back=True),
+            )
+            comes_in = (t < visits) & (enters.repeat == 0)
+            belt = self.arriving(queue, carry.belt, enters.part, comes_in)
             state = [
-                choose(comes_in, jnp.broadcast_to(f, a.shape), self.stages.moved(a, 1))
-                for f, a in zip(first, flight, strict=True)
+                choose((ids == 0) & (enters.repeat == 0), b, stages.moved(a, 1))
+                for b, a in zip(belt, carry.flight, strict=True)
             ]
+            state, its = state[:width], state[width:]
             # What lay here has been worked back on by now, by the size of the ring.
-            at = t % ring_size
-            ring = [self.stages.put(leaf, at, x) for leaf, x in zip(ring, state, strict=True)]
-            out = self.stages.vmapped(forward)(which, state, own)
+            at = t % options.ring
+            ring = [stages.put(leaf, at, x) for leaf, x in zip(carry.ring, state, strict=True)]
+            out = stages.vmapped(forward)(which, state, own)
 
-            # The last stage's microbatch: its loss, and what it says of what came out.
-            done = which.part[last]
-            goes_out = which.repeat[last] == options.repeats - 1
-            valid = (t >= last) & (t - last < visits) & goes_out
-            its = [leaf[done] if c else leaf for leaf, c in zip(args, self.cut, strict=True)]
-            y = [leaf[last] for leaf in out]
-
-            def lost(some: list[Leaves]) -> jax.Array:
-                return self.loss(with_floats(y, some[0]), with_floats(its, some[1])) / count
-
-            value, (slope, more) = jax.value_and_grad(lost)([floats(y), floats(its)])
+            # The loss is made where its microbatch is. All devices run one program: each makes one
+            # of what it has, of which that in the last stage counts.
+            value, (slope, more) = stages.vmapped(loss_of)(*map(stages.ends, (out, its)))
+            done = (t >= last) & (t - last < visits) & (ends.repeat == options.repeats - 1)
+            counts = done & (jnp.arange(lanes) == lanes - 1)
 
             # Back: each stage on what it has kept longest.
-            which = self.which(behind, back=True)
-            kept = [
-                jax.vmap(lambda leaf, at: leaf[at])(leaf, (which.turn + ids) % ring_size)
-                for leaf in ring
-            ]
-            begins = (ids == last) & (which.repeat == options.repeats - 1)
+            kept = [jax.vmap(pick)(leaf, (which_back.turn + ids) % options.ring) for leaf in ring]
+            begins = (ids == last) & (which_back.repeat == options.repeats - 1)
             slopes = [
-                choose(begins, jnp.broadcast_to(a, b.shape), self.stages.moved(b, -1))
-                for a, b in zip(slope, slopes, strict=True)
+                choose(begins, stages.of_ends(a), stages.moved(b, -1))
+                for a, b in zip(slope, carry.slopes, strict=True)
             ]
-            slopes, own_slopes = self.stages.vmapped(back)(which, kept, own, slopes)
+            slopes, own_slopes = stages.vmapped(back)(which_back, kept, own, slopes)
             is_one = (behind >= 0) & (behind < visits)
             # Zero where the stage has no microbatch, and not skipped: all stages run one program.
-            summed = [
-                self.added(total, jnp.where(_wide(is_one, s), s, 0), which, one)
-                for total, s, one in zip(summed, own_slopes, of_floats(own, alone), strict=True)
+            of_own = [
+                self.added(total, jnp.where(_wide(is_one, s), s, 0), which_back, one)
+                for total, s, one in zip(carry.of_own, own_slopes, alone, strict=True)
             ]
-            more = [jnp.where(valid, s, 0) for s in more]
-            cuts = of_floats(args, self.cut)
-            of_args = [
-                total if c else total + s for total, s, c in zip(of_args, more, cuts, strict=True)
+            by_part = [s for s, c in zip(more, cut, strict=True) if c]
+            by_all = [s for s, c in zip(more, cut, strict=True) if not c]
+            of_whole = [
+                total + jnp.where(_wide(counts, s), s, 0)
+                for total, s in zip(carry.of_whole, by_all, strict=True)
             ]
-            # Arguments that are cut have a derivative for each microbatch; of others there is one
-            # sum.
-            apart = [s for s, c in zip(more, cuts, strict=True) if c]
-            carry = out, slopes, ring, summed, of_args
-            return carry, [[jnp.where(valid, value, 0)], [s[0] for s in slopes], apart]
 
-        empty = [
-            on_stages(jnp.zeros((last + 1, *leaf.shape[1:]), leaf.dtype), options.axis)
-            for leaf in parts
+            gone = (t >= around + last) & (leaves.repeat == 0)
+            of_parts = [
+                self.entered(queue, leaves.part, gone, s, 0)
+                for queue, s in zip(carry.of_parts, slopes, strict=True)
+            ]
+            of_cut = [
+                self.entered(queue, ends.part, done, stages.of_ends(s), last)
+                for queue, s in zip(carry.of_cut, by_part, strict=True)
+            ]
+            flight = [*out, *its]
+            after = _Carry(belt, flight, slopes, ring, of_parts, of_own, of_cut, of_whole)
+            return after, jnp.where(counts, value, 0)
+
+        # Whatever a stage without a microbatch runs on, it is a real one.
+        blank = [leaf[:, 0] for leaf in queue]
+        before = _Carry(
+            belt=blank,
+            flight=blank,
+            slopes=[jnp.zeros_like(leaf) for leaf in floats(blank[:width])],
+            ring=[jnp.stack([leaf] * options.ring, 1) for leaf in blank[:width]],
+            of_parts=[jnp.zeros_like(leaf) for leaf in floats(queue[:width])],
+            of_own=[jnp.zeros_like(leaf) for leaf in floats(own)],
+            of_cut=[jnp.zeros_like(leaf) for leaf in floats(queue[width:])],
+            of_whole=[
+                on_stages(jnp.zeros((lanes, *leaf.shape), leaf.dtype), options.axis)
+                for leaf, c in zip(floats(args), cut, strict=True)
+                if not c
+            ],
+        )
+        end, values = jax.lax.scan(turn, before, jnp.arange(visits + around + last))
+
+        def in_order(queues: Leaves) -> Leaves:
+            return [leaf.reshape(-1, *leaf.shape[2:])[stages.spare :] for leaf in queues]
+
+        by_part, by_all = iter(in_order(end.of_cut)), iter(end.of_whole)
+        of_args = [next(by_part) if c else next(by_all).sum(0) for c in cut]
+        slopes = [in_order(end.of_parts), end.of_own, of_args]
+        both = zip((parts, own, args), slopes, strict=True)
+        return jnp.sum(values), [spread(leaves, its) for leaves, its in both]
+
+    def arriving(self, queue: Leaves, belt: Leaves, number: jax.Array, takes: jax.Array) -> Leaves:
+        """What goes by each stage on the way to the first one.
+
+        Microbatches lie on all stages, in their order. Each sets out as early as it is far, so that
+        they arrive in the first stage one after the other, and none has to be sent to all.
+
+        Args:
+          queue: all of them.
+          belt: what went by a step before.
+          number: the one that arrives now.
+          takes: whether one does.
+        """
+        coming, size = number + self.stages.ids, self.stages.size
+        sets_out = coming // size == self.stages.ids
+        return [
+            jnp.where(
+                takes,
+                choose(sets_out, jax.vmap(pick)(leaf, coming % size), self.stages.moved(b, -1)),
+                b,
+            )
+            for leaf, b in zip(queue, belt, strict=True)
         ]
-        ring = [jnp.stack([leaf] * ring_size, 1) for leaf in empty]
-        summed = [jnp.zeros_like(leaf) for leaf in floats(own)]
-        of_args = [jnp.zeros_like(leaf) for leaf in floats(args)]
-        before = empty, floats(empty), ring, summed, of_args
-        end, out = jax.lax.scan(turn, before, jnp.arange(visits + around + last))
-        (_, _, _, summed, of_args), (values, of_parts, apart) = end, out
-        # The steps in which a microbatch went out of the last stage, and back out of the first.
-        numbers = np.arange(count)
-        groups, rest = np.divmod(numbers, options.stages)
-        went = groups * (around + 1) + (options.repeats - 1) * options.stages + rest + last
-        each = iter(apart)
-        of_args = [
-            next(each)[went] if c else s
-            for s, c in zip(of_args, of_floats(args, self.cut), strict=True)
-        ]
-        grads = [
-            spread(parts, [s[went + around] for s in of_parts]),
-            spread(own, summed),
-            spread(args, of_args),
-        ]
-        return jnp.sum(values[0]), grads
+
+    def entered(
+        self, queue: jax.Array, number: jax.Array, now: jax.Array, new: jax.Array, at: int
+    ) -> jax.Array:
+        """A queue of all microbatches after one has come in at its end, the last stage.
+
+        Args:
+          queue: whose places move up by one where one comes in, so that the last one is the last.
+          number: of the microbatch.
+          now: whether one comes in.
+          new: by stages.
+          at: the stage that has it: the last, or the first, from which it goes around the corner.
+        """
+        stages, ids = self.stages, self.stages.ids
+        column = (number + stages.spare) % stages.size
+        old = queue[:, column]
+        if at == 0:
+            moved = stages.moved(choose(ids == 0, new, old), -1)
+        else:
+            moved = choose(ids == at, new, stages.moved(old, -1))
+        return stages.put(queue, column, jnp.where(now, moved, old))
 
     def which(self, turn: jax.Array, back: bool = False) -> _Which:
         """The visit that a stage makes n-th in one direction; any, where there is none."""

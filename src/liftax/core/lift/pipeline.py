@@ -26,7 +26,7 @@ from .in_turn import InTurn
 from .interleaved import Loss, Part, interleaved
 from .scan import Plan, Scan
 from .schedule import NAN, Pipeline
-from .stages import Leaves, Stage, Stages, on_rows, spread_over, takes_again
+from .stages import Leaves, Stage, Stages, devices_along, on_rows, takes_again
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -120,7 +120,7 @@ class Pipelined:
         layers, loop = self.options.layers(length, self.place), self.loop
         stages: Stages | InTurn = Stages(self.options, layers, self.again)
         # The test's mode is there to see bubbles, on one device too.
-        if not spread_over(self.options.axis) and self.options.bubbles != NAN:
+        if devices_along(self.options.axis) == 1 and self.options.bubbles != NAN:
             stages, layers, loop = InTurn(self.options), length, self.whole
         state, x = list(self._state(init)), list(self._of_layers(xs))
         rows = self.options.axes_of_rows

@@ -58,6 +58,10 @@ class Stages:
         self.options, self.layers, self.again = options, layers, again
         self.visits = options.repeats * options.microbatches
         self.ids = jnp.arange(options.stages)
+        self.lanes = devices_along(options.axis)
+        # A queue of all microbatches, in order, the first ones in the first slot.
+        self.size = -(-options.microbatches // options.stages)
+        self.spare = self.size * options.stages - options.microbatches
 
     # --- layers as stages -----------------------------------------------------
 
@@ -141,10 +145,8 @@ class Stages:
         fixed_leaves, fixed_alone = [leaf for leaf, _ in fixed], [alone for _, alone in fixed]
         kept_leaves, kept_alone = [leaf for leaf, _ in kept], [alone for _, alone in kept]
 
-        # The queue: microbatches in order, the first ones in the first slot.
-        size = -(-count // options.stages)
-        spare = size * options.stages - count
-        queue = [self._slots(leaf, spare) for leaf in parts]
+        size, spare = self.size, self.spare
+        queue = [self.slots(leaf) for leaf in parts]
         # What went around all stages waits until the first one has had all microbatches.
         wait = count - options.delay * options.stages if circular else 0
         empty = [leaf[:, 0] for leaf in queue]
@@ -195,11 +197,20 @@ class Stages:
         """What all stages do in a step, from what one does."""
         return jax.vmap(fn, spmd_axis_name=_automatic(self.options.axis))
 
-    def _slots(self, leaf: jax.Array, spare: int) -> jax.Array:
+    def slots(self, leaf: jax.Array) -> jax.Array:
         """``[microbatches, ...]`` as ``[stages, queue, ...]``; at the end, what nobody takes."""
-        if spare:
-            leaf = jnp.concatenate([leaf, *[leaf[:1]] * spare])
+        if self.spare:
+            leaf = jnp.concatenate([leaf, *[leaf[:1]] * self.spare])
         return on_stages(leaf.reshape(self.options.stages, -1, *leaf.shape[1:]), self.options.axis)
+
+    def ends(self, leaves: Leaves) -> Leaves:
+        """``[devices, ...]`` of ``[stages, ...]``: what the last stage of each device has."""
+        return [leaf.reshape(self.lanes, -1, *leaf.shape[1:])[:, -1] for leaf in leaves]
+
+    def of_ends(self, leaf: jax.Array) -> jax.Array:
+        """Hands what the last stage of each device has to all stages there."""
+        leaf = jnp.repeat(leaf, self.options.stages // self.lanes, axis=0)
+        return on_stages(leaf, self.options.axis)
 
     def _visits(self, leaf: jax.Array) -> jax.Array:
         """``[steps, stages, ...]`` as ``[stages, visits, ...]``, without the bubbles."""
@@ -264,10 +275,9 @@ def choose(which: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(which.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
 
-def spread_over(axis: str) -> bool:
-    """Tells whether the mesh of the context lays stages along ``axis`` on several devices."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return _automatic(axis) is not None and mesh.shape[axis] > 1
+def devices_along(axis: str) -> int:
+    """On how many devices the mesh of the context lays stages along ``axis``."""
+    return jax.sharding.get_abstract_mesh().shape[axis] if _automatic(axis) else 1
 
 
 def _automatic(axis: str) -> str | None:
