@@ -154,6 +154,18 @@ def test_nothing_of_a_weights_size_is_sent(variables):
         same(program(*given), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_each_device_makes_its_own_layers():
+    """By stages they are no more than in any other order: none is sent, none made for another."""
+    x = jnp.ones((8, 16))
+    mesh = jax.make_mesh((4, 2), ("stage", "data"), axis_types=(AxisType.Auto,) * 2)
+    stack = nn.Stack(dense(16), depth=16, run=RUN, store="circular")
+    with jax.set_mesh(mesh):
+        along = NamedSharding(mesh, PartitionSpec("stage"))
+        program = jax.jit(stack.init, out_shardings=along).lower(KEY, x).compile()
+        assert not SENT.findall(program.as_text()) and "f32[16,16,16]" not in program.as_text()
+        equal(program(KEY, x), jax.jit(stack.init)(KEY, x))
+
+
 def test_layers_are_edited_and_measured_in_the_order_in_which_they_run(variables):
     running, stored = variables
     edit = nn.edit_layers(stored, CIRCULAR).move(0, 9).drop(1, 2, 3, 4, 5, 6, 7, 8)

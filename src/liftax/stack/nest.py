@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from .. import equations, jax_private
 from ..core.lift.crossing import Opening
 from ..core.lift.pipeline import Objective, Pipelined
-from ..core.lift.schedule import Pipeline
+from ..core.lift.schedule import Groups, Pipeline
 from ..core.lift.stages import Stage, takes_again
 from ..core.roles import THROUGH, through_roles
 from ..core.scope import Scope
@@ -51,6 +51,7 @@ class Runner:
         self.moving: Sequence[int | None] = ()  # in a pipeline, who has a batch, see `Pipelined`
         self.objective: Objective | None = None  # what a pipeline differentiates as it goes
         self.stored = False  # whether a pipeline gets variables by stages
+        self.order: Groups | None = None  # by which stages variables that are made will lie
         self.remat = remat
         self.chosen = chosen
         self.seen: set[str] = set()
@@ -88,7 +89,7 @@ class Runner:
     def _loop(
         self, step: Step, init: object, xs: object, length: int, *, reverse: bool
     ) -> tuple[object, object]:
-        nest = levels(self.run, self.remat, length)
+        nest = self._levels(length)
         # Turned around here, once: groups of steps, and what is left over, would be others else.
         if reverse:
             xs = jax.tree.map(lambda x: jnp.flip(x, 0), xs)
@@ -96,6 +97,18 @@ class Runner:
         if reverse:
             ys = jax.tree.map(lambda y: jnp.flip(y, 0), ys)
         return carry, ys
+
+    def _levels(self, length: int) -> list[Level]:
+        if self.order is None:
+            return levels(self.run, self.remat, length)
+        # Repeats, stages and the layers of a visit are loops of their own: what they make has an
+        # axis of stages, along which the compiler can split it. Of one loop over all layers each
+        # device would make all, to keep its own after they are put in order.
+        stages, repeats = self.order
+        visit = length // (stages * repeats)
+        sizes = [size for size in dict.fromkeys([stages * visit, visit]) if 1 < size < length]
+        within = levels(self.run, self.remat, sizes[-1] if sizes else length)
+        return [*(Level(size, "scan") for size in sizes), *within]
 
     def _pipeline(self, pipeline: Pipeline) -> Pipelined:
         """A pipeline, in which a visit of a stage is what is recomputed, and each layer within.

@@ -84,6 +84,7 @@ def run_stacked(
 
     runner = Runner(run, remat, some, place)
     runner.stored = by_stage
+    runner.order = stack._order if _is_made(stack) else None
     blocks = [*stack.before, *stack._pattern, *stack.after]
     _check_method(blocks, way.method, place)
     call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs, way.method)
