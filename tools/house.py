@@ -8,6 +8,9 @@ held against the state before it:
   comments          comment lines for 100 code lines, directives such as `# noqa` left out
   Any               annotations that say `Any` anywhere, of all annotations
   private reach     reads of `other._name` where no class or function of the file has `_name`
+  lifts             code lines of a lift in `core/lift` and of its form over modules: what its name
+                    stands for and what in the file only it uses; in brackets those that say its
+                    arguments (the first lines of functions and classes, and fields)
   circles           groups of files that import each other, counting imports for type checking
                     only and those inside functions
 """
@@ -19,7 +22,7 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -230,15 +233,102 @@ def rooms(root: Path) -> str:
     return "\n".join(lines)
 
 
+def lift_lines(text: str, name: str) -> tuple[int, int]:
+    """Returns the code lines of a lift in its file, and how many of them say its arguments.
+
+    Counted is the definition of the name and, below it, what nothing else in the file uses that
+    is a lift or belongs to one. So a lift that is written by another one has the lines of its own.
+
+    Example:
+      >>> lift_lines('def f(x):\\n  return _a(x)\\n\\ndef _a(x):\\n  return x\\n', 'f')
+      (4, 2)
+    """
+    found: dict[str, ast.stmt] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign):
+            found.update({t.id: node for t in node.targets if isinstance(t, ast.Name)})
+    listed = found.pop("__all__", None)
+    lifts = set(ast.literal_eval(ast.unparse(listed.value))) if listed else {name}  # type: ignore
+    uses = {
+        key: {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in found} - {key}
+        for key, node in found.items()
+    }
+    # Each lift with all that it comes to; what another one comes to is not this one's own. Of two
+    # names for one thing the first stands for both.
+    first = {id(node): key for key, node in reversed(found.items())}
+    lifts = {first[id(found[key])] for key in lifts if key in found}
+    reached = {key: {key} | _reach(uses, key) for key in lifts}
+    others: set[str] = set().union(*[r for key, r in reached.items() if key != name])
+    own = {id(found[key]): found[key] for key in reached[name] - (others - {name})}
+    code = arguments = 0
+    for node in own.values():
+        code += code_lines(_source(text, node))
+        arguments += _argument_lines(node)
+    return code, arguments
+
+
+def _source(text: str, node: ast.stmt) -> str:
+    """The lines of a statement at the top of a file, its decorators among them."""
+    decorators = node.decorator_list if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
+    first = min([node.lineno, *(d.lineno for d in decorators)])
+    return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+
+
+def _argument_lines(node: ast.stmt) -> int:
+    """How many lines are decorators, parameters, results and fields."""
+    if isinstance(node, ast.FunctionDef):
+        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        return max(1, (node.returns or node).lineno - first + 1)
+    if not isinstance(node, ast.ClassDef):
+        return 0
+    fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+    of_fields = sum((n.end_lineno or n.lineno) - n.lineno + 1 for n in fields)
+    methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+    return 1 + len(node.decorator_list) + of_fields + sum(map(_argument_lines, methods))
+
+
+SMALL = (
+    "grad",
+    "jvp",
+    "vjp",
+    "remat",
+    "fold_rngs",
+    "named_call",
+    "add_metadata_axis",
+    "while_loop",
+)
+"""The lifts that hand everything to the engine, and are to be about 30 lines."""
+
+
+def lifts(root: Path, names: Iterable[str] = SMALL) -> dict[str, list[tuple[int, int] | None]]:
+    """Returns the lines of lifts: `lift_lines` in the core, and over modules; None for none."""
+    found: dict[str, list[tuple[int, int] | None]] = {}
+    for name in names:
+        for folder in ("core/lift", "transforms"):
+            texts = [f.read_text(encoding="utf-8") for f in sorted((root / folder).glob("*.py"))]
+            # Other lifts may be imported under their names: the file that lists it has it.
+            here = [t for t in texts if re.search(rf'__all__ = \[[^]]*"{name}"', t)]
+            found.setdefault(name, []).append(lift_lines(here[0], name) if here else None)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", nargs="?", default="src/liftax", type=Path)
     parser.add_argument("--rooms", action="store_true", help="count each folder too")
     parser.add_argument("--reach", action="store_true", help="list the private reads")
+    parser.add_argument("--lifts", action="store_true", help="count the small lifts too")
     options = parser.parse_args()
     print(report(options.folder))
     if options.rooms:
         print(rooms(options.folder))
+    if options.lifts:
+        print(f"{'lift':20} code lines (of them arguments): core, over modules")
+        for name, both in lifts(options.folder).items():
+            shown = ["-" if lines is None else "{} ({})".format(*lines) for lines in both]
+            print(f"{name:20} {shown[0]:>10} {shown[1]:>10}")
     if options.reach:
         for file in sorted(options.folder.rglob("*.py")):
             print(*figures_of(file).reach, sep="\n")

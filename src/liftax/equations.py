@@ -15,13 +15,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import jax_private
 from .pytrees import is_inexact
 
 if TYPE_CHECKING:
     import jax.extend.core as jex
+
+T = TypeVar("T")
 
 _LOOPS = frozenset({"scan", "Scan3", "while", "cond"})
 _REMATS = frozenset({"checkpoint", "remat", "remat2"})
@@ -248,6 +250,15 @@ def all_of(program: jex.Jaxpr) -> Iterator[jex.JaxprEqn]:
 def variables(atoms: Iterable[jex.Var | jex.Literal]) -> Iterator[jex.Var]:
     """Yields those of the inputs or outputs of equations that are no numbers."""
     return (atom for atom in atoms if jax_private.is_variable(atom))
+
+
+def value_of(values: Mapping[jex.Var, T], atom: jex.Var | jex.Literal) -> T:
+    """Returns the value of an input or output of an equation.
+
+    Args:
+      values: those of the variables; a number stands in the program itself.
+    """
+    return values[atom] if jax_private.is_variable(atom) else atom.val  # type: ignore[union-attr]
 
 
 def draws(eqn: jex.JaxprEqn) -> bool:

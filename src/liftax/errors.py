@@ -511,7 +511,7 @@ class MicrobatchError(PipelineError):
     code, title = "LX506", "What a pipeline cannot hand to one microbatch after the other"
 
 
-# --- training -------------------------------------------------------------------
+# --- training -----------------------------------------------------------------
 
 
 class NonFiniteError(LiftaxError, FloatingPointError):

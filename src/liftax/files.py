@@ -16,10 +16,10 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new file, to write and read, and its name; it becomes `path` when the block ends well.
+    """A new file, to write and read, and its name; it becomes ``path`` when the block ends well.
 
-    Until then, and for good when the block raises (Ctrl-C included), `path` stays as it is. What
-    a killed process left behind on its way to the same `path` is removed.
+    Until then, and for good when the block raises (Ctrl-C included), ``path`` stays as it is. What
+    a killed process left behind on its way to the same ``path`` is removed.
 
     Raises:
       OSError: the disk is full, the folder is read-only, and the like.
@@ -55,12 +55,12 @@ def replacing(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A name for a directory to be made; it becomes `path` when the block ends well.
+    """A name for a directory to be made; it becomes ``path`` when the block ends well.
 
-    What a killed process left behind on its way to the same `path` is removed.
+    What a killed process left behind on its way to the same ``path`` is removed.
 
     Raises:
-      OSError: `path` is there already, and the like.
+      OSError: ``path`` is there already, and the like.
     """
     target = path.resolve()
     mark = f".{hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()}."

@@ -4,11 +4,10 @@ from jax import lax
 
 from .layers._util import to_tuple
 from .layers.conv import Conv as Conv
+from .layers.conv import ConvBase, dimension_numbers
 from .layers.conv import ConvLocal as ConvLocal
 from .layers.conv import ConvTranspose as ConvTranspose
 from .layers.conv import PaddingLike as PaddingLike
-from .layers.conv import _Conv as _Conv
-from .layers.conv import _dimension_numbers
 from .layers.dtypes import Array as Array
 from .layers.dtypes import Dtype as Dtype
 from .layers.dtypes import Initializer as Initializer
@@ -23,6 +22,8 @@ from .layers.linear import canonicalize_padding as canonicalize_padding
 from .layers.linear import default_embed_init as default_embed_init
 from .layers.linear import default_kernel_init as default_kernel_init
 
+# Names that flax keeps to itself there, and programs import all the same.
+_Conv = ConvBase
 _canonicalize_tuple = to_tuple
 
 
@@ -43,4 +44,4 @@ def _conv_dimension_numbers(input_shape: tuple[int, ...]) -> lax.ConvDimensionNu
       >>> _conv_dimension_numbers((1, 8, 8, 3)).lhs_spec
       (0, 3, 1, 2)
     """
-    return _dimension_numbers(len(input_shape))
+    return dimension_numbers(len(input_shape))

@@ -39,7 +39,7 @@ class Block(nn.Module):
 
 
 def composed_lifts(num_layers: int, features: int) -> nn.Module:
-    """A stack of `num_layers` blocks, mapped over a batch that shares its parameters.
+    """A stack of ``num_layers`` blocks, mapped over a batch that shares its parameters.
 
     The scan stacks the parameters of the layers along a new axis 0, each layer with a key of its
     own; the vmap adds no axis. A kernel has the shape `(num_layers, features, features)`.
@@ -49,8 +49,8 @@ def composed_lifts(num_layers: int, features: int) -> nn.Module:
       activation `(B, features)` and `None`.
 
     Raises:
-      TypeError: `num_layers` or `features` is not an integer.
-      ValueError: `num_layers` or `features` is smaller than one.
+      TypeError: ``num_layers`` or ``features`` is not an integer.
+      ValueError: ``num_layers`` or ``features`` is smaller than one.
 
     Example:
 
@@ -90,9 +90,9 @@ def composed_lifts_forward(
       The last layer's activation, flattened to `(B * features,)`.
 
     Raises:
-      TypeError: `seed`, `num_layers` or `features` is not an integer, or `x_batch` does not hold
-        floating-point numbers of at least 32 bits.
-      ValueError: `x_batch` is not of shape `(B, features)`, or a number is out of range.
+      TypeError: ``seed``, ``num_layers`` or ``features`` is not an integer, or ``x_batch`` does not
+        hold floating-point numbers of at least 32 bits.
+      ValueError: ``x_batch`` is not of shape `(B, features)`, or a number is out of range.
 
     Example:
 

@@ -93,7 +93,7 @@ def set_logical_axis_rules(rules: LogicalRules) -> None:
     `logical_axis_rules` ends.
 
     Raises:
-      PartitioningMismatchError: `rules` is not a sequence of rules.
+      PartitioningMismatchError: ``rules`` is not a sequence of rules.
 
     Example:
       >>> import liftax as nn
@@ -109,7 +109,7 @@ def set_logical_axis_rules(rules: LogicalRules) -> None:
 
 @contextlib.contextmanager
 def logical_axis_rules(rules: LogicalRules) -> Iterator[None]:
-    """Uses `rules` in this thread for the length of a `with` block.
+    """Uses ``rules`` in this thread for the length of a `with` block.
 
     Example:
       >>> from liftax import spmd
@@ -229,7 +229,7 @@ def _is_names(x: object) -> bool:
 
 
 def logical_to_mesh(tree: Tree, rules: LogicalRules | None = None) -> Any:
-    """Translates every `PartitionSpec` of logical names in `tree`; None stays None.
+    """Translates every `PartitionSpec` of logical names in ``tree``; None stays None.
 
     Example:
       >>> import jax
@@ -258,7 +258,7 @@ def logical_to_mesh(tree: Tree, rules: LogicalRules | None = None) -> Any:
 def logical_to_mesh_sharding(
     tree: Tree, mesh: Mesh | AbstractMesh, rules: LogicalRules | None = None
 ) -> Any:
-    """Translates every `PartitionSpec` of logical names in `tree` to a `NamedSharding` on `mesh`.
+    """Translates every `PartitionSpec` of logical names to a `NamedSharding` on ``mesh``.
 
     The usual way to the shardings of a model's variables, before any of them exists:
 
@@ -292,15 +292,15 @@ def with_logical_constraint(
     Args:
       x: an array or a tree of arrays.
       logical_axis_resources: the names of the axes: a `PartitionSpec` or tuple for one array, or a
-        tree of those that is a prefix of `x`. None leaves the arrays alone.
-      rules: the rules; None means those of the context. With no rules at all, `x` comes back
+        tree of those that is a prefix of ``x``. None leaves the arrays alone.
+      rules: the rules; None means those of the context. With no rules at all, ``x`` comes back
         as it is.
-      mesh: the mesh; None means the one of the context (`jax.set_mesh`). Without a mesh, `x` comes
-        back as it is. Automatic and explicit mesh axes both work, inside and outside of jit.
+      mesh: the mesh; None means the one of the context (`jax.set_mesh`). Without a mesh, ``x``
+        comes back as it is. Automatic and explicit mesh axes both work, inside and outside of jit.
       fallback: what to do with a name to which no rule applies.
 
     Returns:
-      `x`, with the same values.
+      ``x``, with the same values.
 
     Raises:
       PartitioningMismatchError: malformed names or rules; a mesh axis that the mesh lacks; more
@@ -393,7 +393,7 @@ def with_logical_partitioning(
     mesh: Mesh | AbstractMesh | None = None,
     rules: LogicalRules | None = None,
 ) -> Callable[..., LogicallyPartitioned]:
-    """Makes `fn` (usually an initializer) return its result in a `LogicallyPartitioned` box.
+    """Makes ``fn`` (usually an initializer) return its result in a `LogicallyPartitioned` box.
 
     Example:
       >>> import jax

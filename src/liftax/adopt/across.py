@@ -28,6 +28,7 @@ from ..module.module import Module
 from ..module.run import function_of, on_scope
 from ..spmd import LogicallyPartitioned
 from ..words import kind_of
+from .places import real_of
 
 T = TypeVar("T")
 
@@ -289,7 +290,7 @@ def _flax(name: str) -> Any:
         raise MissingExtraError(
             "from_linen and to_linen need flax, which is not installed: pip install flax"
         ) from error
-    return getattr(place, "_real", place)
+    return real_of(place)
 
 
 def _methods(cls: Any, base: type) -> Iterator[str]:
@@ -396,7 +397,7 @@ def _write(scope: Scope, col: str, tree: Mapping[str, object], before: object) -
         elif value is old:
             continue
         elif old is None and scope.get_flag("initializing", False):
-            scope._create(col, name, functools.partial(_same, value), value)
+            scope.make_variable(col, name, functools.partial(_same, value), value)
         else:
             scope.put_variable(col, name, value)
 

@@ -78,7 +78,7 @@ class Place(types.ModuleType):
             return [n for n in dir(self) if not n.startswith("_") and hasattr(self, n)]
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value, ours = self._found(name)
+        value, ours = found_in(self, name)
         seen = self._seen
         # Kept, so that the next look-up is a plain attribute; with a report each one has to be
         # heard.
@@ -89,20 +89,28 @@ class Place(types.ModuleType):
             notes[f"{self.__name__}.{name}", _asker()] += 1
         return value
 
-    def _found(self, name: str) -> tuple[object, bool]:
-        """The value of a name, and whether it is liftax's."""
-        for home in HOMES[self.__name__]:
-            module = importlib.import_module(home)
-            try:
-                return getattr(module, name), True
-            except AttributeError:
-                pass
-        if name in absent.NEEDS_FLAX_SCOPES or name not in vars(self._real):
-            raise absent.refusal(self.__name__, name, dir(self), depth=2)
-        return vars(self._real)[name], False
-
     def __dir__(self) -> Sequence[str]:
         return sorted({*vars(self._real), *super().__dir__()})
+
+
+def real_of(module: types.ModuleType) -> types.ModuleType:
+    """The module of flax's that stands behind one in its place; another one is its own."""
+    # In the dict and not by attribute: a place would look for the name in liftax.
+    return vars(module).get("_real", module)
+
+
+def found_in(place: Place, name: str) -> tuple[object, bool]:
+    """The value of a name in a place, and whether it is liftax's; nobody takes notes of it."""
+    for home in HOMES[place.__name__]:
+        module = importlib.import_module(home)
+        try:
+            return getattr(module, name), True
+        except AttributeError:
+            pass
+    real = vars(real_of(place))
+    if name in absent.NEEDS_FLAX_SCOPES or name not in real:
+        raise absent.refusal(place.__name__, name, dir(place), depth=2)
+    return real[name], False
 
 
 def _asker() -> str:

@@ -159,7 +159,7 @@ class _Source:
         home = HOMES[module][0]
         self._person(node, absent.told(home, name, _known(home)))
 
-    # --- names and what is read of them -----------------------------------------
+    # --- names and what is read of them ---------------------------------------
 
     def _bind(self, node: ast.Import | ast.ImportFrom) -> None:
         for alias in node.names:
@@ -220,7 +220,7 @@ class _Source:
                 self.flax_uses += 1
                 self._person(node, f"{found[0].decode()} in an annotation that is text")
 
-    # --- import statements --------------------------------------------------------
+    # --- import statements ----------------------------------------------------
 
     def _import(self, node: ast.Import) -> None:
         kept: list[str] = []

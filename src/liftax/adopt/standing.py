@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 from ..errors import LiftWarning, MissingExtraError
-from .places import HOMES, Place, Seen, stand_in
+from .places import HOMES, Place, Seen, found_in, real_of, stand_in
 
 _UNSET = object()
 # These parts of flax hold modules or lifts of their own and have no place here: imported anew,
@@ -163,7 +163,7 @@ def install(report: bool = False) -> Adoption:
         ) from error
     adoption = Adoption(report)
     places = {name: stand_in(name, adoption.seen) for name in HOMES}
-    real_module = places["flax.linen"]._real.Module
+    real_module = real_of(places["flax.linen"]).Module
     adoption.late = _late(real_module)
     with adoption.made_anew():
         for name, place in places.items():
@@ -225,7 +225,7 @@ def _replacements(places: dict[str, Place]) -> dict[int, tuple[object, object]]:
     """Identity of what is flax's -> it and what stands for it."""
     found: dict[int, tuple[object, object]] = {}
     for name, place in places.items():
-        real = place._real
+        real = real_of(place)
         found[id(real)] = real, place
         for attribute, value in list(vars(real).items()):
             if not isinstance(value, (type, types.FunctionType)) or attribute.startswith("_"):
@@ -233,7 +233,7 @@ def _replacements(places: dict[str, Place]) -> dict[int, tuple[object, object]]:
             if value.__module__ not in (name, "flax.typing"):
                 continue
             with contextlib.suppress(AttributeError):
-                ours, is_ours = place._found(attribute)
+                ours, is_ours = found_in(place, attribute)
                 if is_ours:
                     found.setdefault(id(value), (value, ours))
     return found

@@ -33,7 +33,7 @@ def to_layers(
       layout: which subtrees are stacked, along which axis: a `Stack` (as the whole model), what
         `nn.stack_layouts`, `nn.stackings_of` or `nn.layout` found in a model, or
         `nn.Stacking.of(...)`.
-      collection: the collection that every stacked subtree in `variables` belongs to; by default
+      collection: the collection that every stacked subtree in ``variables`` belongs to; by default
         the name under which its tree is found, `"params"` for those in the state of an optimizer.
       donate: delete each stacked JAX array once its slices are made, so that no more than one
         array exists twice. Arrays that occur more than once in the tree are kept.

@@ -183,7 +183,7 @@ def load_checkpoint(
       layout: which subtrees are stacked in the result, as for `nn.to_layers`; by default as in the
         checkpoint.
       source_layout: which are stacked in the checkpoint; by default what it says in its metadata,
-        or else as `layout` says.
+        or else as ``layout`` says.
       form: `"layers"`, `"stacked"`, or None for what the checkpoint has.
       like: a pytree (variables, the state of an optimizer, shapes) whose structure and boxes the
         result takes; its shapes and dtypes must be those of the checkpoint. By default nested
@@ -194,7 +194,7 @@ def load_checkpoint(
       Numpy arrays, read-only memory maps where they lie in the file as they are asked for.
 
     Raises:
-      CheckpointError: the checkpoint is damaged or of another kind, or disagrees with `like`.
+      CheckpointError: the checkpoint is damaged or of another kind, or disagrees with ``like``.
       StackingError: the checkpoint and the layout disagree. Messages name the first variable.
       MissingExtraError: the package for this kind is not installed.
       OSError: the file cannot be read.

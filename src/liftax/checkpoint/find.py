@@ -27,7 +27,7 @@ def as_stackings(layout: Any) -> Stackings:
         model), a `Layout` of `nn.layout`, or a sequence of these.
 
     Raises:
-      StackingError: `layout` is nothing of that kind, or two descriptions contradict each other.
+      StackingError: ``layout`` is nothing of that kind, or two descriptions contradict each other.
     """
     found = _nested(_parts(layout))
     if not found:
@@ -186,7 +186,7 @@ def _stacked_by(v: VariableLayout, lift: int) -> bool:
 def _cover(
     path: Path, own: list[VariableLayout], every: Iterable[VariableLayout]
 ) -> Iterator[Path]:
-    """The shortest paths, from `path` down, under which there are stacked variables only.
+    """The shortest paths, from ``path`` down, under which there are stacked variables only.
 
     Variables of a collection that the lift shares or carries do not count: the collection as a
     whole has no axis.

@@ -57,11 +57,11 @@ def layout_diff(
     Returns:
       A `LayoutDiff`: a sequence of `Difference`, empty where the two are alike. Each has a `kind`
       ("missing", "extra", "renamed", "axes", "names", "dtype", "role", "lift", "split", "storage"),
-      a `path`, what both sides have there (`a`, `b`), the `lift` it is about, and a `message`.
+      a `path`, what both sides have there (``a``, ``b``), the `lift` it is about, and a `message`.
       These attributes stay as they are; kinds may be added. Print it for a table.
 
     Raises:
-      TransformTargetError: something else was given, or a module without `rngs`.
+      TransformTargetError: something else was given, or a module without ``rngs``.
       CheckpointError: the file is damaged or of another kind.
       OSError: the file cannot be read.
       Whatever `module.init` raises for the same arguments.
@@ -196,7 +196,7 @@ class _Told:
         here: Names = (),
         nest: tuple[tuple[int, Stacking], ...] = (),
     ) -> None:
-        """Goes down from `at`, which lies at `here` from where the paths of `stackings` begin."""
+        """Goes down from ``at``, which lies at ``here`` from where all paths begin."""
         for s in stackings:
             if s.path == here and s.axes is not None and _stacked(s, node, collection):
                 index = self.lift(s, collection, at, nest)

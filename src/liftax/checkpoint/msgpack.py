@@ -44,7 +44,7 @@ _SIZED: dict[int, tuple[str, int, int]] = {
 
 
 def looks_like_msgpack(head: bytes) -> bool:
-    """Whether a file that begins with `head` may be a map in this format."""
+    """Whether a file that begins with ``head`` may be a map in this format."""
     return bool(head) and _SIZED.get(head[0], ("",))[0] == "map"
 
 
@@ -111,7 +111,7 @@ class _Scanner:
         return CheckpointError(f"{self.name}: {text}")
 
     def skip(self, count: int) -> int:
-        """Where the next `count` bytes start; they are behind then."""
+        """Where the next ``count`` bytes start; they are behind then."""
         start = self.at
         if count > self.end - start:
             raise self.wrong(

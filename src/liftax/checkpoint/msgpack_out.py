@@ -117,7 +117,7 @@ def write_msgpack(
       step: called after each array with its name and its bytes.
 
     Returns:
-      Where `told` begins; 0 where there is no array to carry it.
+      Where ``told`` begins; 0 where there is no array to carry it.
 
     Raises:
       CheckpointError: a leaf is nothing that Linen writes. The message names it.

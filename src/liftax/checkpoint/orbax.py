@@ -33,7 +33,7 @@ _ABOUT = "_CHECKPOINT_METADATA"
 
 
 def orbax_directory(path: Path) -> Path:
-    """The directory that has the arrays: `path`, or the only item in it.
+    """The directory that has the arrays: ``path``, or the only item in it.
 
     Raises:
       CheckpointError: there is no such directory.

@@ -60,22 +60,22 @@ def map_layers(
 
     Args:
       fn: `(layer, tree, *rest) -> tree`. `layer` is a `Layer`; `tree` has the layer's variables
-        without the layer axis, in the form of `variables`: `{collection: tree}`, or the tree of
+        without the layer axis, in the form of ``variables``: `{collection: tree}`, or the tree of
         the one collection. Collections that it does not return stay; it may return others.
       variables: the variables of a model, or the tree of one collection.
-      *rest: trees of which `fn` gets the layers too; they may be in the other form.
+      *rest: trees of which ``fn`` gets the layers too; they may be in the other form.
       layout: as for `to_layers`.
       outside: `(tree, *rest) -> tree`, called once with what is in no layer; None leaves that.
       collection: the collection of a tree that is only one.
 
     Returns:
-      The results in the form of `variables`. Where that is stacked: arrays are stacked along the
+      The results in the form of ``variables``. Where that is stacked: arrays are stacked along the
       layer axis; a number, one for each array or for a whole subtree, becomes an array that
       broadcasts against the stacked one; a label or a bool must be the same in all layers, and
       stays one.
 
     Raises:
-      StackingError: there is no stack in `variables`; the results for two layers differ in their
+      StackingError: there is no stack in ``variables``; the results for two layers differ in their
         structure, shapes or labels.
 
     Example:

@@ -25,7 +25,7 @@ KEY = "liftax"
 
 
 def looks_like_safetensors(head: bytes, size: int) -> bool:
-    """Whether a file of `size` bytes that begins with `head` may be in this format."""
+    """Whether a file of ``size`` bytes that begins with ``head`` may be in this format."""
     if len(head) < 9:
         return False
     (length,) = struct.unpack("<Q", head[:8])

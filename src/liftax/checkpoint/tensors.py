@@ -370,7 +370,7 @@ def nested(leaves: Mapping[str, object]) -> object:
 
 
 def filled(like: object, tree: object, at: Path = ()) -> object:
-    """A pytree with the structure of `like` and the leaves of nested dicts.
+    """A pytree with the structure of ``like`` and the leaves of nested dicts.
 
     Args:
       like: arrays, `jax.ShapeDtypeStruct` or plain values, in boxes or not.

@@ -85,7 +85,7 @@ def planned(
 
     Args:
       tree: nested dicts with arrays that are not read yet.
-      source: the layout of `tree`; None for a tree without stacks.
+      source: the layout of ``tree``; None for a tree without stacks.
       form: `"layers"` or `"stacked"`; None to leave everything as it is.
       target: the layout of the result, by default that of the source.
 

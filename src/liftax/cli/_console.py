@@ -87,7 +87,7 @@ class Console:
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()
     ) -> None:
-        """Prints rows under column titles; the columns numbered in `right` are right-aligned."""
+        """Prints rows under column titles; the columns numbered in ``right`` are right-aligned."""
         if self._rich is not None:
             from rich import box
             from rich.table import Table
@@ -111,10 +111,10 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, total: int, unit: str, lines: int = 10) -> Iterator[Callable[..., None]]:
-        """Shows how far a loop of `total` steps is.
+        """Shows how far a loop of ``total`` steps is.
 
         Yields a function to call after each step, with what is to be shown beside the bar as
-        keyword arguments. Piped, about `lines` of the steps are printed, the last one among them.
+        keyword arguments. Piped, about ``lines`` of the steps are printed, the last one among them.
         """
         done = 0
 

@@ -113,7 +113,7 @@ def _csv_row(path: Path, line: int, cells: list[str]) -> list[float]:
 
 
 def check_output(path: Path, suffix: str) -> None:
-    """Makes sure, before any work is done, that `path` can be written.
+    """Makes sure, before any work is done, that ``path`` can be written.
 
     Raises:
       CommandError: it has another suffix, is a folder, or its folder is missing or read-only.

@@ -52,6 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
+
+    # What is converted, and into what.
     parser.add_argument("source", type=Path, metavar="SRC", help="the checkpoint to be read")
     parser.add_argument("target", type=Path, metavar="DST", help="the checkpoint to be made")
     parser.add_argument(

@@ -46,6 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
+
+    # The model, and the call of which its variables come.
     parser.add_argument(
         "target", help="package.module:Model, file.py:Model, or a checkpoint (file or directory)"
     )

@@ -57,19 +57,19 @@ class AxisMetadata(abc.ABC, Generic[T]):
 
     @abc.abstractmethod
     def unbox(self) -> T:
-        """Return the content, one level only (it may itself be a box)."""
+        """Returns the content, one level only (it may itself be a box)."""
 
     @abc.abstractmethod
     def replace_boxed(self, val: U) -> AxisMetadata[U]:
-        """Return a box of the same kind and metadata around `val`."""
+        """Returns a box of the same kind and metadata around ``val``."""
 
     @abc.abstractmethod
     def add_axis(self, index: int, params: Metadata) -> Self:
-        """Return the same content with metadata for a new axis at `index` of the result."""
+        """Returns the same content with metadata for a new axis at ``index`` of the result."""
 
     @abc.abstractmethod
     def remove_axis(self, index: int, params: Metadata) -> Self:
-        """Undo `add_axis(index, params)`."""
+        """Undoes `add_axis(index, params)`."""
 
 
 def _register(cls: type) -> None:
@@ -121,7 +121,7 @@ class Partitioned(AxisMetadata[T]):
         _register(cls)
 
     def unbox(self, apply_constraint: bool = True) -> T:
-        """Return the value, constrained to the named sharding where a mesh is known.
+        """Returns the value, constrained to the named sharding where a mesh is known.
 
         With `apply_constraint=False` the value is returned as it is stored.
         """
@@ -133,7 +133,7 @@ class Partitioned(AxisMetadata[T]):
         return self.replace(value=val)  # type: ignore[return-value]
 
     def replace(self, **updates: Any) -> Self:
-        """Return a copy with some fields replaced."""
+        """Returns a copy with some fields replaced."""
         return dataclasses.replace(self, **updates)
 
     def _axis_name(self, params: Metadata) -> Name:
@@ -146,13 +146,13 @@ class Partitioned(AxisMetadata[T]):
         return params[PARTITION_NAME]
 
     def add_axis(self, index: int, params: Metadata) -> Self:
-        """Insert the name `params["partition_name"]` at `index` of the resulting names.
+        """Inserts the name `params["partition_name"]` at ``index`` of the resulting names.
 
         An index past the end fills the axes in between with None, since names may stop before the
         last axes.
 
         Raises:
-          PartitioningUnspecifiedError: `params` does not say the name of the axis.
+          PartitioningUnspecifiedError: ``params`` does not say the name of the axis.
           PartitioningMismatchError: a negative index that points before the first axis.
         """
         name = self._axis_name(params)
@@ -169,11 +169,11 @@ class Partitioned(AxisMetadata[T]):
         return self.replace(names=tuple(names))
 
     def remove_axis(self, index: int, params: Metadata) -> Self:
-        """Take out the name at `index`, which must be `params["partition_name"]`.
+        """Takes out the name at ``index``, which must be `params["partition_name"]`.
 
         Raises:
-          PartitioningUnspecifiedError: `params` does not say the name of the axis.
-          PartitioningMismatchError: the axis at `index` carries another name.
+          PartitioningUnspecifiedError: ``params`` does not say the name of the axis.
+          PartitioningMismatchError: the axis at ``index`` carries another name.
         """
         name = self._axis_name(params)
         names = list(self.names)
@@ -189,22 +189,22 @@ class Partitioned(AxisMetadata[T]):
         return self.replace(names=tuple(names))
 
     def get_partition_spec(self) -> PartitionSpec:
-        """Return the names as a `PartitionSpec`."""
+        """Returns the names as a `PartitionSpec`."""
         return PartitionSpec(*self.names)
 
     def get_sharding(self, mesh: Mesh | AbstractMesh) -> Sharding:
-        """Return the `NamedSharding` of the names on `mesh`."""
+        """Returns the `NamedSharding` of the names on ``mesh``."""
         return NamedSharding(mesh, self.get_partition_spec())
 
     _in_nnx: ClassVar[dict[str, str]] = {"names": "out_sharding", "rules": "sharding_rules"}
 
     def to_nnx_metadata(self) -> dict[str, Any]:
-        """Return the fields under the names that a variable of `flax.nnx` gives them."""
+        """Returns the fields under the names that a variable of `flax.nnx` gives them."""
         return {self._in_nnx.get(name, name): value for name, value in vars(self).items()}
 
     @classmethod
     def from_nnx_metadata(cls, metadata: Metadata) -> Self:
-        """Return the box of which `to_nnx_metadata` told, perhaps among other things."""
+        """Returns the box of which `to_nnx_metadata` told, perhaps among other things."""
         fields = [f.name for f in dataclasses.fields(cls)]
         return cls(**{name: metadata[cls._in_nnx.get(name, name)] for name in fields})
 
@@ -217,7 +217,7 @@ def with_partitioning(
     names: Iterable[Name],
     mesh: Mesh | AbstractMesh | None = None,
 ) -> Callable[..., Partitioned[T]]:
-    """Make `fn` (usually an initializer) return its result in a `Partitioned` box.
+    """Makes ``fn`` (usually an initializer) return its result in a `Partitioned` box.
 
     >>> import jax
     >>> from liftax.core.boxes import with_partitioning
@@ -236,7 +236,7 @@ def with_partitioning(
 
 
 def is_axis_metadata(val: object) -> TypeGuard[AxisMetadata[Any]]:
-    """Say whether `val` is a box."""
+    """Tells whether ``val`` is a box."""
     # Much cheaper than isinstance on an abstract base class, and asked at every leaf.
     return not _KINDS.isdisjoint(type(val).__mro__)
 
@@ -245,12 +245,12 @@ _KINDS: set[type] = {AxisMetadata}
 
 
 def count_as_boxes(cls: type) -> None:
-    """Let subclasses of `cls`, which have the four methods of an `AxisMetadata`, be boxes."""
+    """Lets subclasses of ``cls``, which have the four methods of an `AxisMetadata`, be boxes."""
     _KINDS.add(cls)
 
 
 def holds_boxes(tree: object) -> bool:
-    """Say whether any value in `tree` is in a box."""
+    """Tells whether any value in ``tree`` is in a box."""
     if type(tree) in (dict, tuple, list):
         values = list(tree.values() if isinstance(tree, dict) else cast(Iterable[object], tree))
         return not _are_bare(values) and any(map(holds_boxes, values))
@@ -260,7 +260,7 @@ def holds_boxes(tree: object) -> bool:
 
 
 def _are_bare(values: Sequence[object]) -> bool:
-    """Say whether no value is a box or a container; none is asked in Python."""
+    """Tells whether no value is a box or a container; none is asked in Python."""
     for kind in set(map(type, values)):
         if not _KINDS.isdisjoint(kind.__mro__):
             return False
@@ -268,7 +268,7 @@ def _are_bare(values: Sequence[object]) -> bool:
 
 
 def map_axis_meta(fn: Callable[[AxisMetadata[Any]], object], tree: Any) -> Any:
-    """Replace every outermost box in `tree` by `fn(box)`; all else stays as it is.
+    """Replaces every outermost box in ``tree`` by `fn(box)`; all else stays as it is.
 
     >>> import jax
     >>> from liftax.core.boxes import Partitioned, map_axis_meta
@@ -292,7 +292,7 @@ def map_axis_meta(fn: Callable[[AxisMetadata[Any]], object], tree: Any) -> Any:
 
 
 def unbox(tree: Tree) -> Any:
-    """Take every variable out of its box (and out of a box within the box).
+    """Takes every variable out of its box (and out of a box within the box).
 
     >>> from liftax.core.boxes import Partitioned, unbox
     >>> unbox({"kernel": Partitioned(1.0, ("x",)), "bias": 2.0})
@@ -312,19 +312,19 @@ class Change(Protocol):
 
 
 def add_axis(tree: T, index: int, params: Metadata) -> T:
-    """Call `add_axis(index, params)` on every box in `tree`."""
+    """Calls `add_axis(index, params)` on every box in ``tree``."""
     return map_axis_meta(lambda box: box.add_axis(index, params), tree)
 
 
 def remove_axis(tree: T, index: int, params: Metadata) -> T:
-    """Call `remove_axis(index, params)` on every box in `tree`."""
+    """Calls `remove_axis(index, params)` on every box in ``tree``."""
     return map_axis_meta(lambda box: box.remove_axis(index, params), tree)
 
 
 def replace_boxed(tree: Any, updates: Any) -> Any:
-    """Put the values of `updates` into the boxes of `tree`; unboxed places take the update itself.
+    """Puts the values of ``updates`` into the boxes of ``tree``; without a box it is the update.
 
-    `updates` has the structure of `unbox(tree)`, and may go deeper.
+    ``updates`` has the structure of `unbox(tree)`, and may go deeper.
 
     Raises:
       ValueError: the containers of the two trees differ.
@@ -354,7 +354,7 @@ def _content(box: AxisMetadata[T]) -> T:
 
 
 def get_partition_spec(tree: Tree) -> Any:
-    """Replace each box by its `PartitionSpec`, each array by an empty one, all else by None.
+    """Replaces each box by its `PartitionSpec`, each array by an empty one, all else by None.
 
     Works on the result of `jax.eval_shape` too, so that shardings are known before any array is.
 
@@ -373,7 +373,7 @@ def get_partition_spec(tree: Tree) -> Any:
 
 
 def get_sharding(tree: Tree, mesh: Mesh | AbstractMesh) -> Any:
-    """Replace each box by its `NamedSharding` on `mesh`, each array by "on every device".
+    """Replaces each box by its `NamedSharding` on ``mesh``, each array by "on every device".
 
     What is neither becomes None, as in `get_partition_spec`.
 
@@ -397,25 +397,25 @@ def get_sharding(tree: Tree, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def get_global_mesh() -> AbstractMesh | None:
-    """Return the mesh of the context (`jax.set_mesh`), or None where there is none."""
+    """Returns the mesh of the context (`jax.set_mesh`), or None where there is none."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else mesh
 
 
 def global_mesh_defined() -> bool:
-    """Say whether the context has a mesh."""
+    """Tells whether the context has a mesh."""
     return get_global_mesh() is not None
 
 
 def constrain(value: T, spec: PartitionSpec, mesh: Mesh | AbstractMesh | None = None) -> T:
-    """Ask for `value` to be laid out as `spec` says, on `mesh` or else the mesh of the context.
+    """Asks for ``value`` to be laid out as ``spec`` says, on ``mesh`` or else the context's mesh.
 
     Without any mesh, and for what is not an array, the value is returned as it is. Each kind of
     mesh axis is asked in its own way: automatic axes by a sharding constraint, explicit axes by
     `jax.sharding.reshard`; manual axes (inside `jax.shard_map`) are split already and drop out.
 
     Raises:
-      PartitioningMismatchError: `spec` has more entries than the array has axes, or names an axis
+      PartitioningMismatchError: ``spec`` has more entries than the array has axes, or names an axis
         that the mesh lacks.
     """
     # A mesh that stands in the box is meant even where the context has another.
@@ -435,7 +435,7 @@ def constrain(value: T, spec: PartitionSpec, mesh: Mesh | AbstractMesh | None = 
 
 
 def part_of(spec: PartitionSpec, mesh: Mesh | AbstractMesh, kind: AxisType) -> NamedSharding:
-    """Return what `spec` says of the axes of one kind."""
+    """Returns what ``spec`` says of the axes of one kind."""
     keep = {n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == kind}
     return NamedSharding(mesh, PartitionSpec(*(_keep(entry, keep) for entry in spec)))
 

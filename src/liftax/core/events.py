@@ -163,7 +163,7 @@ class LiftEvent:
     details: Mapping[str, object] = field(default_factory=dict)
 
     def role_at(self, collection: str, path: Path) -> Role | None:
-        """The role of a collection's variable at `path`."""
+        """The role of a collection's variable at ``path``."""
         if any(path[: len(shared)] == shared for shared in self.shared):
             return "broadcast"
         return self.role_of(collection)

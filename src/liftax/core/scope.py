@@ -484,7 +484,7 @@ class Scope:
             if not callable(init_fn):
                 raise refusals.no_initializer(self, col, name, init_fn)
             create = functools.partial(init_fn, *init_args, **init_kwargs)
-            self._create(col, name, create, create)
+            self.make_variable(col, name, create, create)
         return Variable(self, col, name, unbox)
 
     def param(
@@ -526,11 +526,20 @@ class Scope:
         def create() -> object:
             return init_fn(self.make_rng("params"), *init_args, **init_kwargs)
 
-        self._create("params", name, create, (init_fn, init_args, init_kwargs))
+        self.make_variable("params", name, create, (init_fn, init_args, init_kwargs))
         value = self.get_variable("params", name)
         return boxes.unbox(value) if unbox else value
 
-    def _create(self, col: str, name: str, create: Callable[[], object], given: object) -> None:
+    def make_variable(
+        self, col: str, name: str, create: Callable[[], object], given: object
+    ) -> None:
+        """Makes a variable and writes it.
+
+        Args:
+          col, name: where.
+          create: returns its first value.
+          given: what ``create`` makes it of, which decides whether it can be run right now.
+        """
         root = self.call
         # Keys that are drawn from here on are for a variable of `col`: what a loop shares takes the
         # keys of Linen's first trace, see linen_keys.

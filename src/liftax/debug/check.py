@@ -18,6 +18,7 @@ from ..errors import RULES
 from ..layout.build import layout
 from ..layout.data import Finding
 from ..module import Module, intercept_methods
+from ..module.shapes import init_shapes
 from ..pytrees import floats, is_array, is_inexact, split
 from ..stack.trees import names_of
 from ..training.per_layer import mixed_layers
@@ -101,12 +102,7 @@ def check(
     given, rest = split((streams, args, kwargs), is_array)
     # Shapes alone from here on, so that nothing can be computed by mistake.
     arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given]
-
-    def init(arrays: list[jax.Array]) -> Mapping[str, Tree]:
-        streams, args, kwargs = rest.filled(arrays)
-        return module.init(streams, *args, **kwargs)
-
-    variables = jax.eval_shape(init, arrays)
+    variables = init_shapes(module, *rest.filled(arrays))
     params = variables.get("params", {})
     others = {name: tree for name, tree in variables.items() if name != "params"}
     wider = _Wider()

@@ -17,6 +17,7 @@ from ..layout.columns import Column, Segment, table, text_of
 from ..layout.wording import human_bytes, human_seconds
 from ..module import Module
 from ..module.attach import own_methods
+from ..module.shapes import init_shapes
 from ..module.work import lowered
 from ..pytrees import is_array, split
 from ..stack.declaration import Declaration
@@ -166,7 +167,8 @@ def tune_stack(
     """
     if not isinstance(variables, Mapping):
         args = (variables, *args)
-        variables = _made(model, args, kwargs)
+        own = {name: value for name, value in kwargs.items() if name not in ("rngs", "mutable")}
+        variables = init_shapes(model, jax.random.key(0), args, own)
     tree = (dict(variables), args, kwargs)
     arrays, rest = split(tree, is_array)
     by = [_is_parameter(path) for path, leaf in jax.tree.leaves_with_path(tree) if is_array(leaf)]
@@ -195,21 +197,6 @@ def tune_stack(
     best = min(ran, key=lambda row: (row.step, row.peak or 0))
     show(Tuned(tuple(rows), best, memory))
     return _run_by(model, best.options, alone=len(stacks) == 1)
-
-
-def _made(
-    model: Module, args: tuple[object, ...], kwargs: dict[str, object]
-) -> Mapping[str, object]:
-    """The shapes of the variables that `init` makes for these arguments."""
-    own = {name: value for name, value in kwargs.items() if name not in ("rngs", "mutable")}
-    arrays, rest = split((args, own), is_array)
-
-    def init(arrays: list[jax.Array]) -> Mapping[str, object]:
-        args, own = rest.filled(arrays)
-        made: Mapping[str, object] = model.init(jax.random.key(0), *args, **own)
-        return made
-
-    return jax.eval_shape(init, arrays)
 
 
 def _is_parameter(path: tuple[object, ...]) -> bool:

@@ -354,9 +354,7 @@ class Reader:
         values: dict[Any, Any] = dict(zip(program.constvars, closed.consts, strict=True))
         values.update(zip(program.invars, args, strict=True))
 
-        def read(atom: Any) -> Any:
-            return values[atom] if jax_private.is_variable(atom) else atom.val
-
+        read = functools.partial(equations.value_of, values)
         for n, eqn in enumerate(program.eqns):
             inputs = [read(atom) for atom in eqn.invars]
             out, inner = self._step(eqn, inputs, (*at, n))

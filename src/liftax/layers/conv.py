@@ -37,7 +37,7 @@ _LAX_PADDING = ("SAME", "SAME_LOWER", "VALID")
 CONV_PADDING = (*_LAX_PADDING, "CIRCULAR", "REFLECT", "CAUSAL")
 
 
-def _dimension_numbers(ndim: int) -> lax.ConvDimensionNumbers:
+def dimension_numbers(ndim: int) -> lax.ConvDimensionNumbers:
     """Channels last for input and output; kernels are ``(*space, in, out)``."""
     front = (0, ndim - 1, *range(1, ndim - 1))
     return lax.ConvDimensionNumbers(front, (ndim - 1, ndim - 2, *range(ndim - 2)), front)
@@ -79,7 +79,7 @@ def canonicalize_padding(
 
 
 def _per_dimension(
-    module: _Conv | ConvTranspose, option: str, value: int | Sequence[int] | None, rank: int
+    module: ConvBase | ConvTranspose, option: str, value: int | Sequence[int] | None, rank: int
 ) -> tuple[int, ...]:
     """An option of one value per dimension; an int counts for all, None is 1."""
     try:
@@ -98,7 +98,7 @@ def _per_dimension(
     return found
 
 
-def _kernel_size(module: _Conv | ConvTranspose) -> tuple[int, ...]:
+def _kernel_size(module: ConvBase | ConvTranspose) -> tuple[int, ...]:
     """The size of the kernel; an int is that of a one-dimensional one."""
     size = sizes(module, "kernel_size", module.kernel_size, 1)
     if not size:
@@ -110,7 +110,9 @@ def _kernel_size(module: _Conv | ConvTranspose) -> tuple[int, ...]:
     return size
 
 
-def _one_batch(module: _Conv | ConvTranspose, x: Array, rank: int) -> tuple[Array, tuple[int, ...]]:
+def _one_batch(
+    module: ConvBase | ConvTranspose, x: Array, rank: int
+) -> tuple[Array, tuple[int, ...]]:
     """``x`` with its batch axes merged into one, and those axes."""
     if x.ndim <= rank:
         raise fail(
@@ -126,11 +128,11 @@ def _one_batch(module: _Conv | ConvTranspose, x: Array, rank: int) -> tuple[Arra
     return x, batch
 
 
-def _masked(module: _Conv | ConvTranspose, kernel: Array) -> Array:
+def _masked(module: ConvBase | ConvTranspose, kernel: Array) -> Array:
     return kernel if module.mask is None else kernel * module.mask
 
 
-def _check_mask(module: _Conv | ConvTranspose, shape: tuple[int, ...]) -> None:
+def _check_mask(module: ConvBase | ConvTranspose, shape: tuple[int, ...]) -> None:
     if module.mask is not None and jnp.shape(module.mask) != shape:
         raise fail(
             module,
@@ -139,7 +141,7 @@ def _check_mask(module: _Conv | ConvTranspose, shape: tuple[int, ...]) -> None:
         )
 
 
-class _Conv(Module):
+class ConvBase(Module):
     """What the convolution with one kernel and that with a kernel per place share."""
 
     features: int
@@ -191,7 +193,7 @@ class _Conv(Module):
 
         padding, pad = self._padding(size, dilation, input_dilation)
         # What `lax.conv_general_dilated` takes; a convolution of the user's is called alike.
-        numbers = _dimension_numbers(x.ndim)
+        numbers = dimension_numbers(x.ndim)
         options: dict[str, Any] = {
             "lhs_dilation": input_dilation,
             "rhs_dilation": dilation,
@@ -299,7 +301,7 @@ def _as_is(x: Array) -> Array:
     return x
 
 
-class Conv(_Conv):
+class Conv(ConvBase):
     """A convolution, by ``jax.lax.conv_general_dilated``.
 
     ``y[b, p, o] = bias[o] + sum over k, i of x[b, p * stride + k * dilation, i]
@@ -346,7 +348,7 @@ class Conv(_Conv):
     """
 
 
-class ConvLocal(_Conv):
+class ConvLocal(ConvBase):
     """A convolution with a kernel of its own for each place of the output.
 
     As :class:`Conv`, by ``jax.lax.conv_general_dilated_local``; ``kernel`` and ``bias``

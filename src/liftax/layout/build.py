@@ -55,7 +55,7 @@ def layout(
       forward pass costs.
 
     Raises:
-      TransformTargetError: `module` is no module.
+      TransformTargetError: ``module`` is no module.
       Whatever `module.init` raises for the same arguments.
 
     Example:

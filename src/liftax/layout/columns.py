@@ -41,7 +41,7 @@ def text_of(line: Iterable[Segment]) -> str:
 
 
 def folded(path: str, width: int) -> str:
-    """A path in at most `width` characters: what is left out is in its middle.
+    """A path in at most ``width`` characters: what is left out is in its middle.
 
     Example:
       >>> folded("decoder/blocks/attention/query/kernel", 24)

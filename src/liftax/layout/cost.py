@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def forward_cost(fn: Function, *args: Tree) -> Cost:
-    """Compiles `fn` for abstract arguments and reads what the compiler says of it."""
+    """Compiles ``fn`` for abstract arguments and reads what the compiler says of it."""
     # Traced once for both: the whole program, and each loop's body by itself, which the compiler's
     # count takes for one iteration.
     closed = jax.make_jaxpr(fn)(*args)

@@ -604,7 +604,7 @@ class LayoutData:
         )
 
 
-# --- read back -----------------------------------------------------------------
+# --- read back ----------------------------------------------------------------
 
 
 def _tuples(plain: Mapping[str, Any], *names: str) -> dict[str, tuple[Any, ...]]:

@@ -136,7 +136,7 @@ class LayoutDiff(Sequence[Difference]):
         return self.to_text(100)
 
     def to_text(self, width: int) -> str:
-        """The differences for a terminal `width` columns wide."""
+        """The differences for a terminal ``width`` columns wide."""
         a, b = self.names
         alike = f"{self.alike:,} variable{'s' * (self.alike != 1)} alike"
         if not self.differences:
@@ -486,7 +486,7 @@ def _moved(path: Path, paths: Mapping[Path, Path]) -> Path:
 def _subtrees(
     keys: Iterable[_Key], every: Mapping[_Key, VariableLayout], exact: bool
 ) -> dict[object, list[Path]]:
-    """By what is in it, the subtrees all of whose variables are among `keys`, outermost only."""
+    """By what is in it, the subtrees all of whose variables are among ``keys``, outermost only."""
     mine = list(keys)
     wanted = set(mine)
     kept: set[Path] = set()  # paths above something that both have

@@ -42,7 +42,7 @@ def fold(
     enough: int = ENOUGH,
     same: Mapping[int, int] | None = None,
 ) -> list[Fold]:
-    """Groups of alike variables, in order of first appearance; fewer than `enough` stay apart.
+    """Groups of alike variables, in order of first appearance; fewer than ``enough`` stay apart.
 
     Args:
       variables: the variables.
@@ -146,7 +146,7 @@ def alike_lifts(layout: LayoutData, enough: int = ENOUGH) -> AlikeLifts:
 
 
 def _stand(index: int, other: int, same: dict[int, int], layout: LayoutData) -> None:
-    """Lets `other` stand for a lift, and what is in the one for what is in the other."""
+    """Lets ``other`` stand for a lift, and what is in the one for what is in the other."""
     same[index] = other
     inside = layout.children.get(index, ()), layout.children.get(other, ())
     for one, two in zip(*inside, strict=True):

@@ -15,7 +15,7 @@ Rule = Callable[[Any, int], Labels]
 
 
 def axis_labels(layer: object, name: str, rank: int) -> tuple[str | None, ...]:
-    """The names of the `rank` axes that `layer` gave to its variable `name`.
+    """The names of the ``rank`` axes that ``layer`` gave to its variable ``name``.
 
     Args:
       layer: the module that owns the variable, `None` where it is not known.

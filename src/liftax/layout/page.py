@@ -84,7 +84,7 @@ def fragment(layout: LayoutData) -> str:
 def side(layout: LayoutData, marked: Collection[str] = ()) -> str:
     """The nest and the variables for one of two columns, without a style and without details.
 
-    The rows of variables that are named in `marked` have the class `differs`.
+    The rows of variables that are named in ``marked`` have the class `differs`.
     """
     draw = _Page(layout)
     return f"{draw.nest()}{draw.plain_rows(marked, _CELL_ROWS)}"

@@ -133,7 +133,7 @@ def breakable(path: str) -> str:
 
 
 def bar(part: float) -> str:
-    """A bar that is full where `part` is 1."""
+    """A bar that is full where ``part`` is 1."""
     return f'<span class="bar"><i style="width:{100 * part:.1f}%"></i></span>'
 
 

@@ -74,7 +74,7 @@ class Rows(Details):
         )
 
     def plain_rows(self, marked: Collection[str], limit: int) -> str:
-        """Each variable on a row of its own; those of `marked` have the class `differs`."""
+        """Each variable on a row of its own; those of ``marked`` have the class `differs`."""
         rows = []
         for v in self.layout.variables[:limit]:
             name = f"{v.collection}/{v.name}"

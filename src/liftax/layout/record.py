@@ -198,6 +198,8 @@ class Record:
             if collection in variables:
                 for index in sighting.nest:
                     used.setdefault(index, set()).add(collection)
+
+        # Roles in the order in which the variables have the collections, whatever was seen first.
         order = {name: i for i, name in enumerate(variables)}
         made = []
         for index, node in enumerate(self.nodes):

@@ -119,6 +119,7 @@ def _residual(
 ) -> Residual:
     """Finds what computed a value, in the programs that equations call."""
     aval, loops, names, outermost = variable.aval, [], [], None
+
     # Inward: an output of a loop or a call was computed by an equation of the program inside.
     while True:
         eqn = makers[program].get(variable)
@@ -149,6 +150,7 @@ def _residual(
         if not jax_private.is_variable(variable):
             operation, dear = "constant", False
             break
+
     return Residual(
         module=_path(names),
         operation=operation,

@@ -93,7 +93,7 @@ class Layout(LayoutData):
         return {f"{i}: {lift_title(self.lifts[i])}": self._nested(i) for i in inside}
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """One self-contained page; written to `path`, whole or not at all, if one is given."""
+        """One self-contained page; written to ``path``, whole or not at all, if one is given."""
         text = page(self)
         if path is not None:
             target = Path(path)

@@ -24,7 +24,7 @@ _STAGES = 8  # of a pipeline, that are drawn
 
 
 def as_text(layout: LayoutData, width: int | None = None) -> str:
-    """The layout for a terminal `width` columns wide, without colours."""
+    """The layout for a terminal ``width`` columns wide, without colours."""
     width = width or max(60, shutil.get_terminal_size((100, 24)).columns)
     return "\n".join(text_of(line).rstrip() for line in lines_of(layout, width))
 
@@ -50,7 +50,7 @@ def _style(segment: Segment) -> str:
 
 
 def lines_of(layout: LayoutData, width: int) -> list[Line]:
-    """All lines; none is wider than `width`, from 40 on."""
+    """All lines; none is wider than ``width``, from 40 on."""
     width = max(width, _NARROWEST)
     alike = alike_lifts(layout)
     parts = [_nest(layout, alike, width)]

@@ -87,9 +87,9 @@ class Detached:
             self._visit_fields(found, found)
 
     def _visit_fields(self, module: Variables, top: Variables) -> None:
-        """Visits what a module, itself `top` or within it, holds but does not own.
+        """Visits what a module, itself ``top`` or within it, holds but does not own.
 
-        One in fields of two modules within `top` is owned by the first of them: it is rebuilt
+        One in fields of two modules within ``top`` is owned by the first of them: it is rebuilt
         with that, and needs no scope of its own.
         """
         for name in _held(module):
@@ -103,7 +103,7 @@ class Detached:
         """Returns the values with their modules rebuilt on other scopes.
 
         Args:
-          scopes: as many as in `scopes`.
+          scopes: as many as in ``scopes``.
           built: takes the rebuilt modules, by the identity of those that they stand for.
         """
         first = self.values[0] if self.cls is not None else None
@@ -139,7 +139,7 @@ class Detached:
         return tuple(tuple(state_of(self.found[key]).cursors.items()) for key in self.standings)
 
     def remember(self, memory: Memory) -> None:
-        """Lets the modules remember what `memory` returned."""
+        """Lets the modules remember what ``memory`` returned."""
         for key, cursors in zip(self.standings, memory, strict=True):
             state_of(self.found[key]).cursors = dict(cursors)
 

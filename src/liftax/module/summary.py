@@ -37,7 +37,7 @@ _Owned = dict[Path, dict[str, Tree]]
 
 
 def size_and_bytes(tree: object) -> tuple[int, int]:
-    """How many numbers the arrays of `tree` hold, and how many bytes."""
+    """How many numbers the arrays of ``tree`` hold, and how many bytes."""
     leaves = [x for x in jax.tree.leaves(tree) if hasattr(x, "shape") and hasattr(x, "dtype")]
     sizes = [int(np.prod(x.shape, dtype=np.int64)) for x in leaves]
     return sum(sizes), sum(n * x.dtype.itemsize for n, x in zip(sizes, leaves, strict=True))
@@ -79,7 +79,7 @@ class Row:
         return type(self.module_copy).__name__
 
     def count(self, collection: str) -> tuple[int, int]:
-        """How many numbers this row counts in `collection`, and how many bytes."""
+        """How many numbers this row counts in ``collection``, and how many bytes."""
         return size_and_bytes(self.counted_variables.get(collection, {}))
 
 
@@ -238,7 +238,7 @@ def summary(
       **kwargs: further arguments of `init`, such as `method`.
 
     Raises:
-      ValueError: `depth` is negative.
+      ValueError: ``depth`` is negative.
 
     Example:
       >>> import jax, liftax as nn
@@ -300,7 +300,7 @@ def _inputs(args: tuple[object, ...], kwargs: dict[str, object]) -> object:
 
 
 def _by_owner(variables: Mapping[str, Tree], paths: set[Path]) -> _Owned:
-    """Divides the variables among modules: each goes to the nearest of `paths` at or above it."""
+    """Divides the variables among modules: each goes to the nearest of ``paths`` at or above it."""
     owned: _Owned = {}
     for collection, tree in variables.items():
         _divide(tree, (), (), collection, paths, owned)

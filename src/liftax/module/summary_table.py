@@ -28,7 +28,7 @@ def draw(
     table_kwargs: Mapping[str, object],
     column_kwargs: Mapping[str, Any],
 ) -> str:
-    """Draws a `Summary` with rich; `costs` are the names of the columns of costs."""
+    """Draws a `Summary` with rich; ``costs`` are the names of the columns of costs."""
     # Here and not above: it is an extra, and takes as long to import as all of liftax.
     from rich.console import Console
     from rich.table import Table

@@ -27,7 +27,7 @@ class Work(NamedTuple):
     bytes: float
 
     def plus(self, other: Work, times: float) -> Work:
-        """This work and `times` another."""
+        """This work and ``times`` another."""
         return Work(self.flops + times * other.flops, self.bytes + times * other.bytes)
 
 

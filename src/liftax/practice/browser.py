@@ -32,7 +32,7 @@ PAGE_STYLE = """
 
 
 def serve(place: Place, limits: Limits, port: int, say: Callable[[str], None]) -> int:
-    """Serves the page until Ctrl-C; `say` is told the address."""
+    """Serves the page until Ctrl-C; ``say`` is told the address."""
     from nicegui import app, ui
 
     token = secrets.token_urlsafe(24)
@@ -154,7 +154,7 @@ class Page:
                 ui.label(f"Hint {i} of {len(self.exercise.hints)}").classes("text-bold")
                 ui.markdown(hint).classes("practice-page")
 
-    # --- what the buttons do --------------------------------------------------------
+    # --- what the buttons do --------------------------------------------------
 
     def open(self, exercise: Exercise) -> None:
         """Goes to an exercise; what was typed is kept."""

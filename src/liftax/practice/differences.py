@@ -139,7 +139,7 @@ class _Words:
         return Difference(name, "", text, self.said("missing", "", v.collection, general))
 
     def axes(self, v: VariableLayout, own: bool) -> str:
-        """`[batch 32, layers 12, in, out]`, the layer's own sizes too where `own`."""
+        """`[batch 32, layers 12, in, out]`, the layer's own sizes too where ``own``."""
         parts = []
         for axis in v.axes:
             if axis.lift is not None:

@@ -61,7 +61,7 @@ class Grader:
         self.check(self.exercise.solution)
 
     def check(self, source: str, path: str = "exercise.py") -> Verdict:
-        """The verdict on the text of a file; `path` is what tracebacks call it."""
+        """The verdict on the text of a file; ``path`` is what tracebacks call it."""
         return self._timed(lambda: self.judged(_imported(path, source), source, path))
 
     def checked(self, yours: types.ModuleType, source: str, path: str) -> Verdict:
@@ -103,7 +103,7 @@ def _ask(stage: str, check: Callable[[Answer], str | None] | None, answer: Answe
         raise Failed(stage, wrong)
 
 
-# --- the two sides, part by part ------------------------------------------------
+# --- the two sides, part by part ----------------------------------------------
 
 
 class _Judge:
@@ -221,7 +221,7 @@ class _Judge:
 
 
 def at_sizes(ranges: Mapping[str, tuple[int, int]], compare: Callable[..., None]) -> None:
-    """Calls `compare` with the smallest sizes and with drawn ones; the smallest failure counts.
+    """Calls ``compare`` with the smallest sizes and with drawn ones; the smallest failure counts.
 
     Hypothesis draws, so that what fails at large sizes only is shown at the smallest of them.
     """
@@ -269,7 +269,7 @@ def at_sizes(ranges: Mapping[str, tuple[int, int]], compare: Callable[..., None]
         raise
 
 
-# --- values -----------------------------------------------------------------------
+# --- values -------------------------------------------------------------------
 
 
 def filled(tree: Any) -> Any:
@@ -365,7 +365,7 @@ def _kind(value: Any) -> str:
     return "a hole" if value is Ellipsis else f"of type {type(value).__name__}"
 
 
-# --- the learner's names ----------------------------------------------------------
+# --- the learner's names ------------------------------------------------------
 
 
 def found(module: types.ModuleType, name: str) -> Any:
@@ -455,7 +455,7 @@ def _observed() -> Iterator[list[tuple[Module, Any, tuple[Any, ...], dict[str, A
             setattr(Module, name, held[name])
 
 
-# --- files, and what they raise -----------------------------------------------------
+# --- files, and what they raise -----------------------------------------------
 
 
 def _module(name: str, path: str, source: str) -> types.ModuleType:

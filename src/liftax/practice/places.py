@@ -105,7 +105,7 @@ class Place:
         self.write(exercise, exercise.start)
         return kept
 
-    # --- progress -----------------------------------------------------------------
+    # --- progress -------------------------------------------------------------
 
     @property
     def progress(self) -> Progress:

@@ -79,7 +79,7 @@ class Runner:
                 self._ready[exercise.name] = _Worker(exercise, self._compiled.name)
 
     def check(self, exercise: Exercise, source: str, path: str | Path | None = None) -> Verdict:
-        """The verdict on the text of an answer; `path` is the file that it came from.
+        """The verdict on the text of an answer; ``path`` is the file that it came from.
 
         Raises:
           WorkerError: no process could be started.

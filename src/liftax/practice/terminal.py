@@ -218,7 +218,7 @@ class Session:
 def watched(
     place: Place, events: queue.SimpleQueue[tuple[str, str]], stop: threading.Event
 ) -> Iterator[None]:
-    """Puts the names of files that are saved into `events`."""
+    """Puts the names of files that are saved into ``events``."""
     import watchfiles
 
     def watch() -> None:
@@ -238,7 +238,7 @@ def watched(
 
 @contextlib.contextmanager
 def pressed(events: queue.SimpleQueue[tuple[str, str]], stop: threading.Event) -> Iterator[None]:
-    """Puts the keys that are pressed into `events`; lines, where single keys cannot be read."""
+    """Puts the keys that are pressed into ``events``; lines, where single keys cannot be read."""
     try:
         import select
         import termios

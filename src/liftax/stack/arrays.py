@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from .. import jax_private
+from .. import jax_private, pytrees
 from ..errors import StackingError
 
 T = TypeVar("T")
@@ -139,12 +139,12 @@ class Places(NamedTuple):
 
 
 def is_array(leaf: object) -> TypeGuard[Array]:
-    """Whether `leaf` has a shape and a dtype."""
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    """`pytrees.is_array`, which tells that it is one of those that are handled here."""
+    return pytrees.is_array(leaf)
 
 
 def take(leaf: Array, index: int, axis: int) -> Array:
-    """Slice `index` of an array along `axis`, which is gone then.
+    """Slice ``index`` of an array along ``axis``, which is gone then.
 
     Example:
       >>> take(np.arange(6).reshape(2, 3), 1, 0)
@@ -234,7 +234,7 @@ def inverse(order: tuple[int, ...] | None) -> tuple[int, ...] | None:
 
 
 def join(leaves: Sequence[Array], axis: int) -> Array:
-    """Arrays of one shape and dtype, stacked along `axis` of the result.
+    """Arrays of one shape and dtype, stacked along ``axis`` of the result.
 
     Raises:
       StackingError: they are of kinds that do not mix (shapes, and arrays).

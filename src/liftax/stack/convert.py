@@ -118,7 +118,7 @@ class LayerAxis:
         return places
 
     def places(self, ndim: int, at: Path) -> Places:
-        """Where the axis lies in a stacked array of `ndim` axes."""
+        """Where the axis lies in a stacked array of ``ndim`` axes."""
         try:
             return self.stacking.places(self.collection, ndim, self.removed)
         except StackingError as error:
@@ -337,7 +337,7 @@ class Converter:
 
         Args:
           tree: nested mappings.
-          stackings: with paths from `tree`.
+          stackings: with paths from ``tree``.
           at: where the tree lies, for messages.
           removed: the stacks around it whose axes are gone from its arrays.
 

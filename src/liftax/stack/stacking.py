@@ -60,7 +60,7 @@ class Around:
     stack: Path | None = None
 
     def axis_of(self, collection: str) -> int | None:
-        """The axis that the lift adds to `collection`."""
+        """The axis that the lift adds to ``collection``."""
         return _axis_in(self.axes, collection)
 
 
@@ -151,14 +151,14 @@ class Stacking:
           path: where the stacked subtree lies, `"decoder/blocks"`; `""` for the whole collection.
           depth: the number of layers.
           axis: the axis of every collection, or collection -> axis.
-          names: the path of layer number `{}`, from `path`, or from the root with a leading slash
+          names: the path of layer number `{}`, from ``path``, or from the root with a leading slash
             (`"/decoder/block_{}"`).
           metadata_params: what names the axis in boxed variables.
           inside: stacks within one layer, with paths from that layer.
-          keys: the names directly under an empty `path`; only states of optimizers need them.
+          keys: the names directly under an empty ``path``; only states of optimizers need them.
 
         Raises:
-          StackingError: `depth` is not positive, or `names` lacks its `{}`.
+          StackingError: ``depth`` is not positive, or ``names`` lacks its `{}`.
 
         Example:
           >>> Stacking.of("decoder", 2, names="/decoder_{}").layers
@@ -194,7 +194,7 @@ class Stacking:
     # --- axes -----------------------------------------------------------------
 
     def stacks(self, collection: str) -> bool:
-        """Whether the variables of `collection` have the layer axis.
+        """Whether the variables of ``collection`` have the layer axis.
 
         Raises:
           StackingError: the stacking does not say.
@@ -215,7 +215,7 @@ class Stacking:
         return None if self.axes is None else _axis_in(self.axes, collection)
 
     def places(self, collection: str, ndim: int, removed: frozenset[Path] = NONE_GONE) -> Places:
-        """Where the layer axis lies in a whole array of `ndim` axes, and what it leaves behind.
+        """Where the layer axis lies in a whole array of ``ndim`` axes, and what it leaves behind.
 
         Args:
           collection: one that the stacking stacks.
@@ -223,7 +223,7 @@ class Stacking:
           removed: the stacks around this one whose axis the array has lost already.
 
         Raises:
-          StackingError: there is no such axis in an array of `ndim` axes.
+          StackingError: there is no such axis in an array of ``ndim`` axes.
         """
         axis = self.axis_of(collection)
         assert axis is not None
@@ -270,7 +270,7 @@ class Stacking:
         """The stacking that `to_dict` wrote.
 
         Raises:
-          StackingError: `plain` is something else.
+          StackingError: ``plain`` is something else.
         """
         # The file may say anything: whatever is not as `to_dict` wrote it ends in one error.
         try:
@@ -414,7 +414,7 @@ def _read_path(plain: object) -> Path:
 def insert(groups: Stackings, new: Stacking, same: bool = False) -> Stackings:
     """Puts a stacking inside of the one that holds it, or beside the others.
 
-    With `same`, one at the path of another is inside of it: a scan of a scan.
+    With ``same``, one at the path of another is inside of it: a scan of a scan.
     """
     for i, group in enumerate(groups):
         if new == group:
@@ -446,7 +446,7 @@ def hold(group: Stacking, new: Stacking, same: bool = False) -> Stacking:
 
 
 def relative(stacking: Stacking, above: Path) -> Stacking:
-    """The stacking with paths from `above` on."""
+    """The stacking with paths from ``above`` on."""
     depth = len(above)
     return dataclasses.replace(
         stacking,

@@ -142,7 +142,7 @@ def arrays_in(tree: object, at: Path = ()) -> Iterator[tuple[Path, Array]]:
 
 
 def mapped(fn: Callable[[object], object], tree: object) -> object:
-    """A tree with `fn` of each leaf.
+    """A tree with ``fn`` of each leaf.
 
     Example:
       >>> mapped(str, {"b": 1, "a": (2,)})

@@ -100,7 +100,7 @@ def adapt(
 
     Raises:
       InvalidFilterError: ``where`` is none.
-      AdaptError: the model is no module, the rank no number; in `init`, ``where`` matches nothing
+      AdaptError: the model is no module, the rank no number; in ``init``, ``where`` matches nothing
         or a layer that has no kernel, or ranks do not fit a kernel or a stack.
 
     Example:

@@ -399,7 +399,7 @@ class Body:
         return self.detached.memory()
 
     def restore(self, side: Memory) -> None:
-        """Lets the modules remember what `side` returned."""
+        """Lets the modules remember what ``side`` returned."""
         self.detached.remember(side)
 
 

@@ -22,6 +22,15 @@ def _is_pair(out: object) -> bool:
     return isinstance(out, (tuple, list)) and len(out) == 2
 
 
+def check_unreduced(reduce_axes: Sequence[object], lift: str) -> None:
+    """Raises DifferentiationError for an argument that JAX once had."""
+    if tuple(reduce_axes):
+        raise DifferentiationError(
+            f"{lift}: reduce_axes is no longer supported by JAX; reduce the cotangents with "
+            f"jax.lax.psum after {lift}"
+        )
+
+
 def with_aux(opening: Opening, y: T) -> T:
     """Returns what a function with ``has_aux`` returned, if it is a pair."""
     if not _is_pair(y):
@@ -83,6 +92,14 @@ def check_cotangent(place: str, y_bar: object, cause: Exception) -> None:
 
 def check_named(opening: Opening, values: Group, given: Sequence[Mapping[str, object]]) -> None:
     """Raises DifferentiationError where tangents are given for what is no variable."""
+    if len(given) != len(opening.tops):
+        raise DifferentiationError(
+            f"{opening.place}: variable_tangents expected one dict of collections for each of "
+            f"{len(opening.tops)} scopes; found {len(given)}"
+        )
+    # In init there is nothing yet that a name could stand for.
+    if opening.initializing:
+        return
     for group, tangents in zip(values, given, strict=True):
         _check_names(opening, (), group, tangents)
 
@@ -103,13 +120,17 @@ def _check_names(opening: Opening, path: Path, node: object, tangent: object) ->
 
 def check_tangents(
     opening: Opening,
-    primals: Sequence[Tree],
-    tangents: Sequence[Tree],
-    variables: Group,
-    directions: Sequence[Tree],
+    given: tuple[Group, tuple[Tree, ...]],
+    moves: tuple[Group, tuple[Tree, ...]],
     cause: Exception,
 ) -> None:
-    """Raises DifferentiationError where JAX has refused tangents that do not fit."""
+    """Raises DifferentiationError where JAX has refused tangents that do not fit.
+
+    Args:
+      given: the variables that have tangents, and the primals.
+      moves: their tangents.
+    """
+    (variables, primals), (directions, tangents) = given, moves
     if len(primals) != len(tangents):
         raise DifferentiationError(
             f"{opening.place}: there are {len(primals)} primals and {len(tangents)} tangents; "

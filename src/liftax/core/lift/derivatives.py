@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ...errors import DifferentiationError, StaticArgumentError
+from ...errors import StaticArgumentError
 from ..filters import Filter
 from ..linen_keys import Drawn, Log, join
 from ..roles import THROUGH, Roles, Row, through_roles
@@ -23,22 +24,38 @@ __all__ = ["custom_vjp", "grad", "jvp", "value_and_grad", "vjp"]
 DIFFERENTIATED = "differentiated"
 _BOTH = (DIFFERENTIATED, THROUGH)
 
-
-def _differentiated(lift: str, chosen: Filter, variables: Filter, rngs: Filter) -> Roles:
-    return Roles(
-        lift,
-        # In this order: the first row that has a collection decides.
-        [Row(chosen, DIFFERENTIATED, f"{lift}_variables"), Row(variables, THROUGH, "variables")],
-        [(rngs, False)],
-    )
+Pull = Callable[[Tree], tuple[Any, ...]]
+"""From the cotangent of an output to those of the inputs."""
 
 
-def _no_reduce(reduce_axes: Sequence[object], lift: str) -> None:
-    if tuple(reduce_axes):
-        raise DifferentiationError(
-            f"{lift}: reduce_axes is no longer supported by JAX; reduce the cotangents with "
-            f"jax.lax.psum after {lift}"
-        )
+def _differentiated(
+    lift: str, chosen: Filter, argument: str, variables: Filter = True, rngs: Filter = True
+) -> Roles:
+    # In this order: the first row that has a collection decides.
+    rows = [Row(chosen, DIFFERENTIATED, argument), Row(variables, THROUGH, "variables")]
+    return Roles(lift, rows, [(rngs, False)])
+
+
+def _pulled(
+    opening: Opening, fn: Function, primals: Sequence[Tree], has_aux: bool
+) -> tuple[Any, Pull, Any]:
+    """Calls `jax.vjp`: returns the output, what pulls its cotangent back, and the second value.
+
+    The cotangents are those of the differentiated variables, a group of them, and of each primal.
+    """
+    run = opening.body(fn, _BOTH)
+    others, keys = opening.values(THROUGH), opening.keys(False)
+
+    def outputs(chosen: Group, *primals: Tree) -> tuple[Any, tuple[list[Group], Any]]:
+        y, written = run([others, chosen], [keys], primals)
+        y, aux = derivative_checks.with_aux(opening, y) if has_aux else (y, None)
+        # What was written is no output to differentiate, so it leaves as JAX's own aux does.
+        return y, (written, aux)
+
+    chosen = opening.values(DIFFERENTIATED)
+    y, pull, (written, aux) = jax.vjp(outputs, chosen, *primals, has_aux=True)
+    opening.write_back(*written)
+    return y, pull, aux
 
 
 def vjp(
@@ -75,46 +92,31 @@ def vjp(
       >>> jax.tree.map(float, apply(both)({'params': {'w': 2.0}}, 3.0))
       ({'params': {'w': 3.0}}, 2.0)
     """
-    _no_reduce(reduce_axes, "vjp")
-    opening = Opening(_differentiated("vjp", vjp_variables, variables, rngs), scope, fn)
-    run = opening.body(fn, _BOTH)
-    others, keys = opening.values(THROUGH), opening.keys(False)
-
-    def outputs(chosen: Group, *primals: Tree) -> tuple[Any, tuple[list[Group], Any]]:
-        y, written = run([others, chosen], [keys], primals)
-        y, aux = derivative_checks.with_aux(opening, y) if has_aux else (y, None)
-        return y, (written, aux)
-
-    y, pull, (written, aux) = jax.vjp(
-        outputs, opening.values(DIFFERENTIATED), *primals, has_aux=True
-    )
-    opening.write_back(*written)
+    derivative_checks.check_unreduced(reduce_axes, "vjp")
+    roles = _differentiated("vjp", vjp_variables, "vjp_variables", variables, rngs)
+    opening = Opening(roles, scope, fn)
+    y, pull, aux = _pulled(opening, fn, primals, has_aux)
     single = len(opening.tops) == 1
     # A pytree, so that ``vjp_fn`` can leave jit, or be the residuals of a custom_vjp.
     pullback = jax.tree_util.Partial(_PullBack(single, opening.place), pull)
     return (y, pullback, aux) if has_aux else (y, pullback)
 
 
+@dataclasses.dataclass(frozen=True)
 class _PullBack:
     """Applies a vjp and shows the variables' cotangents by scope."""
 
-    def __init__(self, single: bool, place: str):
-        self.single = single
-        self.place = place  # for messages, no part of what makes two of them equal
+    single: bool
+    # For messages: JAX compares two of these to tell whether a program can be used again.
+    place: str = dataclasses.field(compare=False)
 
-    def __call__(self, pull: Callable[..., Any], y_bar: Tree) -> tuple[Any, ...]:
+    def __call__(self, pull: Pull, y_bar: Tree) -> tuple[Any, ...]:
         try:
             variables_bar, *rest = pull(y_bar)
         except (TypeError, ValueError) as cause:
             derivative_checks.check_cotangent(self.place, y_bar, cause)
             raise
         return (variables_bar[0] if self.single else list(variables_bar), *rest)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _PullBack) and other.single == self.single
-
-    def __hash__(self) -> int:
-        return hash(self.single)
 
 
 def value_and_grad(
@@ -143,21 +145,13 @@ def value_and_grad(
       >>> jax.tree.map(float, run({}, 3.0))
       (9.0, (6.0,))
     """
-    _no_reduce(reduce_axes, "value_and_grad")
+    derivative_checks.check_unreduced(reduce_axes, "value_and_grad")
     opening = Opening(through_roles("value_and_grad", variables, rngs), scope, fn)
-    run = opening.body(fn)
-    values, keys = opening.values(THROUGH), opening.keys(False)
-
-    def outputs(*primals: Tree) -> tuple[Any, tuple[list[Group], Any]]:
-        y, written = run([values], [keys], primals)
-        y, aux = derivative_checks.with_aux(opening, y) if has_aux else (y, None)
-        return y, (written, aux)
-
-    y, pull, (written, aux) = jax.vjp(outputs, *primals, has_aux=True)
-    opening.write_back(*written)
+    y, pull, aux = _pulled(opening, fn, primals, has_aux)
     derivative_checks.check_scalar(opening, y)
-    grads = pull(jnp.ones_like(y))
-    return ((y, aux), grads) if has_aux else (y, grads)
+    # No row of the table is differentiated: the first cotangent is of no variables.
+    _, *grads = pull(jnp.ones_like(y))
+    return ((y, aux), tuple(grads)) if has_aux else (y, tuple(grads))
 
 
 def grad(fn: Function, scope: Tree, *primals: Tree, **options: Any) -> Any:
@@ -206,36 +200,20 @@ def jvp(
     """
     opening = Opening(through_roles("jvp", variables, rngs), scope, fn)
     given = [variable_tangents] if isinstance(variable_tangents, Mapping) else variable_tangents
-    if len(given) != len(opening.tops):
-        raise DifferentiationError(
-            f"{opening.place}: variable_tangents expected one dict of collections for each of "
-            f"{len(opening.tops)} scopes; found {len(given)}"
-        )
-    run = opening.body(fn)
-    values, keys = opening.values(THROUGH), opening.keys(False)
-    if not opening.initializing:
-        # In init there is nothing yet that a name could stand for.
-        derivative_checks.check_named(opening, values, given)
+    run, values, keys = opening.body(fn), opening.values(THROUGH), opening.keys(False)
+    derivative_checks.check_named(opening, values, given)
     # Only what has a tangent is an input of `jax.jvp`: zeros need not be made for the rest.
-    chosen = tuple(
-        {c: _part(node, tangent[c]) for c, node in group.items() if c in tangent}
-        for group, tangent in zip(values, given, strict=True)
-    )
-    directions = tuple({c: t[c] for c in group} for group, t in zip(chosen, given, strict=True))
+    chosen = tuple(map(_part, values, given))
+    directions = tuple({c: t[c] for c in part} for part, t in zip(chosen, given, strict=True))
 
-    def outputs(chosen: Group, primals: Sequence[Tree]) -> tuple[Any, list[Group]]:
-        moved = tuple(
-            {c: _overlay(node, part[c]) if c in part else node for c, node in group.items()}
-            for group, part in zip(values, chosen, strict=True)
-        )
-        return run([moved], [keys], tuple(primals))
+    def outputs(chosen: Group, primals: tuple[Tree, ...]) -> tuple[Any, list[Group]]:
+        return run([tuple(map(_overlay, values, chosen))], [keys], primals)
 
+    inputs, moves = (chosen, tuple(primals)), (directions, tuple(tangents))
     try:
-        (y, written), (y_dot, _) = jax.jvp(
-            outputs, (chosen, tuple(primals)), (directions, tuple(tangents))
-        )
+        (y, written), (y_dot, _) = jax.jvp(outputs, inputs, moves)
     except (TypeError, ValueError) as cause:
-        derivative_checks.check_tangents(opening, primals, tangents, chosen, directions, cause)
+        derivative_checks.check_tangents(opening, inputs, moves, cause)
         raise
     opening.write_back(*written)
     return y, y_dot
@@ -249,6 +227,7 @@ def _part(node: Any, like: object) -> Any:
 
 
 def _overlay(node: object, part: object) -> Any:
+    """Undoes `_part`, with other values in it."""
     if isinstance(node, Mapping) and isinstance(part, Mapping):
         return {k: _overlay(v, part[k]) if k in part else v for k, v in node.items()}
     return part
@@ -322,11 +301,7 @@ def custom_vjp(
       >>> float(jax.grad(run)({'params': {'w': 2.0}}, 3.0)['params']['w'])
       1.0
     """
-    roles = Roles(
-        "custom_vjp",
-        [Row(grad_vars, DIFFERENTIATED, "grad_vars"), Row(True, THROUGH, "variables")],
-        [(True, False)],
-    )
+    roles = _differentiated("custom_vjp", grad_vars, "grad_vars")
     numbers = [nondiff_argnums] if isinstance(nondiff_argnums, int) else list(nondiff_argnums)
     if 0 in numbers:
         raise StaticArgumentError(

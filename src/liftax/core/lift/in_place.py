@@ -12,6 +12,7 @@ loop over slices.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -209,9 +210,7 @@ class _Body:
         for k, var in enumerate(self.slices):
             values[var] = lax.dynamic_index_in_dim(wholes[k], i, 0, keepdims=False)
 
-        def read(atom: Any) -> jax.Array:
-            return values[atom] if jax_private.is_variable(atom) else atom.val
-
+        read = functools.partial(equations.value_of, values)
         for part in self.parts:
             changed = self.updates.get(id(part))
             if changed is None:

@@ -19,6 +19,9 @@ from .static_arguments import Static, StaticBody
 
 __all__ = ["checkpoint", "remat"]
 
+Numbers = int | Sequence[int]
+"""Positions of static arguments."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Remat:
@@ -45,7 +48,7 @@ class Remat:
     rngs: Filter = True
     concrete: bool = False
     prevent_cse: bool = True
-    static_argnums: int | Sequence[int] = ()
+    static_argnums: Numbers = ()
     policy: Callable[..., bool] | None = None
     static_argnames: str | Sequence[str] = ()
 
@@ -66,39 +69,32 @@ class Remat:
         unsupported = {"concrete": True} if self.concrete else {}
         return {"policy": self.policy, "prevent_cse": self.prevent_cse, **unsupported}
 
-    def __call__(self, fn: Fn, static_argnums: int | Sequence[int] | None = None) -> Fn:
+    def __call__(self, fn: Fn, static_argnums: Numbers | None = None) -> Fn:
         numbers = self.static_argnums if static_argnums is None else static_argnums
-        return functools.partial(_rematted, self, fn, numbers)  # type: ignore[return-value]
+        return functools.partial(self.run, fn, numbers)  # type: ignore[return-value]
+
+    def run(
+        self, fn: Function, numbers: Numbers, scopes: Tree, /, *args: Tree, **kwargs: object
+    ) -> Any:
+        """Runs a function whose intermediates are made again in the backward pass."""
+        opening = Opening(self.roles, scopes, fn)
+        static = Static(opening, args, kwargs, numbers, self.static_argnames)
+        if opening.watched and self.variables is True and self.rngs is True:
+            # Nothing is differentiated while variables are made, and a loop outside would find
+            # what is made sealed in the equation of `jax.checkpoint`.
+            return opening.call_without(fn, scopes, args, kwargs)
+        body = StaticBody(opening.body(fn), static)
+        values, keys = opening.values(THROUGH), opening.keys(False)
+        try:
+            # A method: JAX keeps what it traced for as long as the function that it was given, and
+            # one of its own for each call is forgotten with the call.
+            again = jax.checkpoint(body.__call__, **self.of_jax)
+            y, written = again(values, keys, static.dynamic)
+        except TypeError as cause:
+            static.check_needed(opening, cause)
+            raise
+        opening.write_back(*written)
+        return body.outputs(y)
 
 
 remat = checkpoint = lift_of("remat", Remat)
-
-
-def _rematted(
-    options: Remat,
-    fn: Function,
-    static_argnums: int | Sequence[int],
-    scopes: Tree,
-    /,
-    *args: Tree,
-    **kwargs: object,
-) -> Any:
-    """Runs a function whose intermediates are made again in the backward pass."""
-    opening = Opening(options.roles, scopes, fn)
-    static = Static(opening, args, kwargs, static_argnums, options.static_argnames)
-    if opening.watched and options.variables is True and options.rngs is True:
-        # Nothing is differentiated while variables are made, and a loop outside would find
-        # what is made sealed in the equation of `jax.checkpoint`.
-        return opening.call_without(fn, scopes, args, kwargs)
-    body = StaticBody(opening.body(fn), static)
-    values, keys = opening.values(THROUGH), opening.keys(False)
-    try:
-        # A method: JAX keeps what it traced for as long as the function that it was given, and
-        # one of its own for each call is forgotten with the call.
-        again = jax.checkpoint(body.__call__, **options.of_jax)
-        y, written = again(values, keys, static.dynamic)
-    except TypeError as cause:
-        static.check_needed(opening, cause)
-        raise
-    opening.write_back(*written)
-    return body.outputs(y)

@@ -15,6 +15,7 @@ Vocabulary
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -44,11 +45,9 @@ def evaluate(jaxpr: jex.Jaxpr, inputs: Sequence[object]) -> list[jax.Array]:
     """
     if jaxpr.effects:  # in the order in which they stand
         return jax_private.evaluate(jaxpr, inputs)
-    values: dict[Atom, object] = dict(zip(jaxpr.invars, inputs, strict=True))
+    values: dict[jex.Var, object] = dict(zip(jaxpr.invars, inputs, strict=True))
 
-    def read(atom: Atom) -> object:
-        return values[atom] if jax_private.is_variable(atom) else atom.val  # type: ignore[union-attr]
-
+    read = functools.partial(equations.value_of, values)
     constants: dict[Hashable, list[jax.Array]] = {}
     for chains in _in_order(jaxpr):
         rows = [[read(atom) for atom in chain.inputs] for chain in chains]
