@@ -102,6 +102,7 @@ def flaxs_own(package: str, name: str, home: str, instead: str) -> Any:
     try:
         return getattr(importlib.import_module(home), name)
     except ModuleNotFoundError as error:
+        # Another module that is missing is a fault of the installation, and told as it is.
         if (error.name or "").partition(".")[0] != "flax":
             raise
         raise AttributeError(
@@ -121,6 +122,8 @@ def refusal(package: str, name: str, known: Iterable[str], depth: int = 1) -> Ex
     text = told(package, name, known)
     frame: FrameType | None = sys._getframe(depth + 1)
     if frame is not None and frame.f_lasti >= 0:
+        # `from x import y` asks for an attribute as `x.y` does; which it was, the caller's bytecode
+        # says.
         if frame.f_code.co_code[frame.f_lasti] == opmap["IMPORT_FROM"]:
             return ImportError(text.replace("has no attribute", "has no name"), name=name)
     return AttributeError(text)

@@ -34,6 +34,7 @@ def how_to_install(extra: str) -> str:
         return _of_folder(_CHECKOUT, extra, editable=False)
     except OSError:  # its files cannot be read now: no more may be open, say
         text = None
+    # From an index: only what came from elsewhere has such a note (PEP 610).
     if text is None:
         return f"pip install 'liftax[{extra}]'"
     try:
@@ -42,6 +43,7 @@ def how_to_install(extra: str) -> str:
         folder = unquote(urlparse(url).path) if "dir_info" in told else None
         if folder is not None:
             return _of_folder(Path(folder), extra, bool(told["dir_info"].get("editable")))
+        # A repository is called by its kind, an archive by its address alone.
         vcs = f"{told['vcs_info']['vcs']}+" if "vcs_info" in told else ""
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"pip install 'liftax[{extra}]'"
@@ -68,6 +70,7 @@ def needed(module: str, extra: str, said: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         top = module.partition(".")[0]
+        # A module that the extra needs in turn is a broken installation, told as it is.
         if (error.name or top).partition(".")[0] != top:
             raise
         raise MissingExtraError(f"{said}: {how_to_install(extra)}") from error

@@ -28,8 +28,11 @@ def ending_at_once(name: str) -> Iterator[None]:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             os.write(2, f"{name}: interrupted\n".encode())
+        # At once, without any cleaning up: an import that is cut short leaves what cleans up half
+        # made.
         os._exit(130)
 
+    # Handlers belong to the main thread, and one that the user has set stays.
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

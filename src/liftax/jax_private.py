@@ -66,6 +66,7 @@ def shown(entries: list[types.TracebackType]) -> list[types.TracebackType]:
 def shorten(error: Exception) -> None:
     """Leaves out lines of an error's traceback as `JAX_TRACEBACK_FILTERING` says."""
     try:
+        # Raised once more: JAX shortens what leaves a function of its own kind.
         _raised(error)
     except Exception:
         if hasattr(error, "__notes__"):  # calls in calls say it once
@@ -205,6 +206,7 @@ def written(effects: Effects) -> set[jex.Var]:
 
 def among(effects: Effects, parts: Sequence[jex.Jaxpr | jex.JaxprEqn] = ()) -> set[Effect]:
     """Returns those of some effects that ``parts`` have, or that only say what values depend on."""
+    # Of references and of named axes: these say what values depend on, and nothing is done there.
     plain = (_effects.JaxprInputEffect, _core.NamedAxisEffect, _core.InternalMutableArrayEffect)
     return {e for e in effects if isinstance(e, plain) or any(e in part.effects for part in parts)}
 
@@ -288,6 +290,7 @@ def choice(name: str) -> _core.Primitive:
         )
 
     def transpose(ct: Any, first: object, again: object, **params: object) -> tuple[object, object]:
+        # Of the one that is chosen later the cotangent is this, of the other one it is zero.
         zero = jax.tree.map(jax.numpy.zeros_like, ad.instantiate_zeros(ct))
         return both.bind(ct, zero, **params), both.bind(zero, ct, **params)
 

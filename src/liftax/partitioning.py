@@ -89,6 +89,7 @@ def _is_metadata(x: object) -> TypeGuard[AxisMetadata]:
 
 
 def _the_module(module: Module | None, what: str) -> Module:
+    # As in Linen the module is that whose method runs, unless one is given.
     found = local.stack[-1] if module is None else module
     if found is None:
         raise UnboundModuleError(
@@ -220,6 +221,7 @@ def variable_with_axes(
     made = owner.variable(collection, name, init_fn, *init_args, **init_kwargs)
     if axes is not None:
         _note_names(owner, collection, name, axes)
+    # The variable is made by now: this one only reads and writes it in another way.
     return PartitionedVariable(made.scope, collection, name, axes, fallback)
 
 
@@ -335,6 +337,7 @@ def scan_with_axes(
         methods=methods,
     )
     for col in axes_collections:
+        # What all iterations share has no axis that could have a name.
         if col in variable_axes:
             lifted = _with_axis_name(lifted, variable_axes[col], axis_name, col + _SUFFIX)
     return lifted

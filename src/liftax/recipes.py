@@ -62,9 +62,11 @@ def composed_lifts(num_layers: int, features: int) -> nn.Module:
     """
     num_layers = _count("num_layers", num_layers)
     features = _count("features", features)
+    # Inside: one layer after the other, with weights and a key of its own each.
     layers = nn.scan(
         Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=num_layers
     )
+    # Around: all examples have the same weights, so that their key is not split.
     batched = nn.vmap(
         layers,
         in_axes=0,
@@ -140,6 +142,7 @@ def _key(seed: Any) -> jax.Array:
 
 
 def _batch(x_batch: Any, features: int) -> jax.Array:
+    # numpy first, which says what lists it cannot make an array of.
     if not isinstance(x_batch, jax.Array):
         try:
             x_batch = np.asarray(x_batch)
@@ -147,6 +150,7 @@ def _batch(x_batch: Any, features: int) -> jax.Array:
             raise ValueError("x_batch has rows of different lengths") from None
     if not jnp.issubdtype(x_batch.dtype, jnp.floating):
         raise TypeError(f"x_batch must hold floating-point numbers, not {x_batch.dtype}")
+    # The scan's carry would come out wider than it went in.
     if jnp.promote_types(x_batch.dtype, jnp.float32) != x_batch.dtype:
         raise TypeError(
             f"x_batch must not be narrower than the parameters, which are float32: cast it, "

@@ -123,6 +123,7 @@ def argument_text(target: object, number: int) -> str:
     try:
         parameters = list(inspect.signature(method).parameters.values())  # type: ignore[arg-type]
     except (TypeError, ValueError):
+        # A function in C may have no signature to be read.
         parameters = []
     for i, parameter in enumerate(parameters):
         if parameter.kind is parameter.VAR_POSITIONAL:

@@ -60,6 +60,7 @@ def open_checkpoint(source: str | os.PathLike[str] | bytes) -> Checkpoint:
       OSError: it cannot be read.
     """
     if isinstance(source, bytes):
+        # Only Linen's kind is handed around as bytes: `flax.serialization.to_bytes` makes them.
         return _told_in(*read_msgpack(np.frombuffer(source, np.uint8)))
     path = Path(source)
     if path.is_dir():

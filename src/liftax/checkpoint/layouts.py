@@ -202,6 +202,7 @@ class _Told:
                 index = self.lift(s, collection, at, nest)
                 self.see(node, collection, s.inside, at, (), (*nest, (index, s)))
                 return
+            # One of several subtrees of layers: within it the paths begin anew.
             if here in s.layers:
                 self.see(node, collection, s.inside, at, (), nest)
                 return
@@ -215,6 +216,7 @@ class _Told:
         self, s: Stacking, collection: str, at: Names, nest: tuple[tuple[int, Stacking], ...]
     ) -> int:
         parent = nest[-1][0] if nest else None
+        # A stack is one lift, however many collections have it: each adds its role.
         index = self.known.setdefault((parent, at), len(self.lifts))
         roles = {collection: "stacked"}
         if index == len(self.lifts):
@@ -243,6 +245,7 @@ class _Told:
         left = list(range(len(shape)))
         origin: dict[int, int] = {}
         gone: frozenset[Names] = frozenset()
+        # From the outside in: where an axis lies is said without those of the stacks around it.
         for index, s in nest:
             try:
                 place = s.places(collection, len(left), gone).axis
@@ -257,6 +260,7 @@ class _Told:
         )
         places = {index: axis for axis, index in origin.items()}
         along = tuple(Along(i, "stacked", places[i]) for i, _ in nest if i in places)
+        # What numpy has no dtype for, as a random key, has a size that nobody knows here.
         size = math.prod(shape) * np.dtype(leaf.dtype).itemsize if _plain(leaf.dtype) else 0
         return VariableLayout(collection, at, shape, str(leaf.dtype), size, axes, along)
 
@@ -296,6 +300,7 @@ def _in_one_storage(a: _Side, b: _Side, names: tuple[str, str]) -> tuple[_Side, 
     """The second with its layers stored as in the first, and one difference for each such stack."""
     mine, theirs = _tree(a.layout), _tree(b.layout)
     found: dict[Names, Difference] = {}
+    # Where both have a stack at one path the first's own counts, whose storage is to come out.
     known = {s.path: s for s in (*b.stackings, *a.stackings)}
     for s in known.values():
         for collection in mine:
@@ -364,6 +369,7 @@ def _rows(tree: Any, collection: str, at: Names) -> Iterable[VariableLayout]:
     if isinstance(tree, _Row):
         yield tree.row
     elif isinstance(tree, Lazy):
+        # A name like `[0]` or `.mu` is no module's: it leads into a variable that is a pytree.
         leaf = at[-1] if at[-1][:1] in "[." else ""
         path = at[:-1] if leaf else at
         axes = tuple(Axis(size) for size in tree.shape)

@@ -25,6 +25,7 @@ ARRAY, COMPLEX, _SCALAR = 1, 2, 3
 CHUNKED = "__msgpack_chunked_array__"
 TOLD = "liftax"
 """In the map of one array's chunks: what liftax says of a file that it has written."""
+# Each level takes several frames of Python's stack, and a damaged file may nest without end.
 _DEEPEST = 100
 _MOST_PLAIN = 100_000  # each takes a hundred times the memory that it takes in the file
 _NUMBERS = {0xCA + i: f">{code}" for i, code in enumerate("fdBHIQbhiq")}
@@ -133,6 +134,7 @@ class _Scanner:
         """The next value, an array as a `Lazy`."""
         self.depth += 1
         if self.depth > _DEEPEST:
+            # A message with a hundred names would not say more than one with three.
             self.path = self.path[:3]
             raise self.wrong(f"nested deeper than {_DEEPEST} levels")
         kind = self.take(1)[0]
@@ -158,6 +160,7 @@ class _Scanner:
         elif 0x7F < kind < 0xE0:
             raise self.wrong(f"byte {kind:#04x} begins nothing that a checkpoint of Linen has")
         else:
+            # Small numbers are a byte of their own, the negative ones from 0xE0 on.
             found = kind if kind <= 0x7F else kind - 0x100
         self.depth -= 1
         return found
@@ -174,6 +177,7 @@ class _Scanner:
             made[key] = self.part(key)
         if CHUNKED in made:
             return self.chunked(made)
+        # One whose mark is damaged would pass for a mapping of variables.
         if "chunks" in made and made.keys() & {"shape", TOLD}:
             raise self.wrong("an array in chunks is not called as one: it is damaged")
         return made
@@ -197,6 +201,7 @@ class _Scanner:
         shape, chunks, told = made.get("shape"), made.get("chunks"), made.get(TOLD)
         if not isinstance(shape, dict) or not isinstance(chunks, dict) or not chunks:
             raise self.wrong("an array in chunks lacks its shape or chunks")
+        # Nothing but what liftax writes there: an entry too many would be lost without a word.
         if TOLD in made or made.keys() != {CHUNKED, "shape", "chunks"}:
             if made.keys() != {CHUNKED, "shape", "chunks", TOLD} or not isinstance(told, str):
                 raise self.wrong("an array in chunks has parts that are none of its own")
@@ -233,6 +238,7 @@ class _Scanner:
         return found
 
     def fields(self, count: int) -> None:
+        # A list of fewer than 16 parts begins with 0x90 and their number.
         if self.take(1)[0] != 0x90 + count:
             raise self.wrong(f"expected a list of {count} parts")
 

@@ -35,6 +35,7 @@ class _Writer:
         """The first bytes of what has a size: forms are (most, first byte, code of the size)."""
         for most, first, code in forms:
             if size <= most:
+                # Without a code the size lies in the first byte itself.
                 self.file.write(bytes([first | size]) if not code else bytes([first]))
                 if code:
                     self.file.write(struct.pack(code, size))
@@ -63,6 +64,7 @@ class _Writer:
     def leaf(self, leaf: Lazy, path: tuple[str, ...]) -> None:
         if leaf.dtype.newbyteorder("=").name not in BY_NAME:
             raise CheckpointError(f"{name_of(path)} is {leaf.dtype}, which Linen's files lack")
+        # The first array is in chunks whatever its size, for the place beside them.
         if self.told_at and leaf.nbytes <= _CHUNK:
             self.array(leaf.shape, leaf.dtype, leaf.nbytes, leaf.chunks())
         else:
@@ -85,6 +87,7 @@ class _Writer:
             self.told_at = self.file.tell() - len(self.told)
         self.text(b"chunks")
         count, most = math.prod(leaf.shape), max(1, _CHUNK // leaf.dtype.itemsize)
+        # An array without elements has a chunk as well, an empty one.
         self.map(max(1, -(-count // most)))
         values = leaf.read().reshape(-1)
         for i in range(max(1, -(-count // most))):
@@ -96,8 +99,11 @@ class _Writer:
         """An array as an extension: shape, name of the dtype, bytes."""
         name = dtype.newbyteorder("=").name.encode()
         head = b"\x93" + _list(shape) + bytes([0xA0 | len(name)]) + name
+        # Sizes in four bytes always: a chunk is short enough for that.
         head += b"\xc6" + struct.pack(">I", size)
         self.file.write(b"\xc9" + struct.pack(">Ib", len(head) + size, ARRAY) + head)
+        # Counted: a file that is read here may be cut short meanwhile, and all that follows would
+        # shift.
         written = 0
         for chunk in chunks:  # type: ignore[attr-defined]
             written += self.file.write(raw_bytes(chunk))
@@ -138,6 +144,7 @@ def _plain(value: object, path: tuple[str, ...]) -> bytes:
     """A value that is no array."""
     if value is None:
         return b"\xc0"
+    # Before the whole numbers: True is one to Python.
     if isinstance(value, bool):
         return b"\xc3" if value else b"\xc2"
     if isinstance(value, int) and -(2**63) <= value < 2**64:

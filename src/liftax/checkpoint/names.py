@@ -77,6 +77,7 @@ class Table:
             names it.
         """
         found = {str(name): leaf for name, leaf in flat(tree) if isinstance(leaf, Lazy)}
+        # A model that was saved without its head lacks the prefix that its tensors have with it.
         if not any(name.startswith(self.base) for name in found):
             found = {self.base + name: leaf for name, leaf in found.items()}
         made: dict[str, object] = {}
@@ -86,6 +87,7 @@ class Table:
             if at is None:
                 continue
             row, number = at
+            # -1 stands for what belongs to no layer.
             seen[row.theirs].add(-1 if number is None else int(number))
             changes = [self._change(text, config) for text in row.changes]
             for part, ours in zip(_cut(leaf, len(row.ours), name), row.ours, strict=True):
@@ -113,6 +115,8 @@ class Table:
                 match = pattern.fullmatch(name)
                 if match is not None:
                     number = match[1] if match.groups() else ""
+                    # Several of ours may be one of theirs, as queries, keys and values: then all
+                    # must be there.
                     wanted = [_ROOT + ours.replace("{}", number) for ours in row.ours]
                     missing = [one for one in wanted if one not in found]
                     if missing:
@@ -136,6 +140,7 @@ class Table:
                 return row, match[1] if match.groups() else None
         if any(re.fullmatch(re.escape(i).replace(r"\{\}", r"\d+"), name) for i in self.ignored):
             return None
+        # The tables name them with the prefix or without it, and so may a file.
         if f"{self.base}{name}" in self.ignored or name.removeprefix(self.base) in self.ignored:
             return None
         raise CheckpointError(
@@ -146,6 +151,7 @@ class Table:
         """Returns the number of layers; raises where a tensor is missing."""
         numbers = set().union(*(found for name, found in seen.items() if "{}" in name))
         depth = len(numbers)
+        # Up to the highest number: a gap between layers is a layer that is missing.
         every = set(range(max(numbers, default=-1) + 1))
         for name, found in seen.items():
             wanted = every if "{}" in name else {-1}
@@ -161,6 +167,7 @@ class Table:
         kind, _, axis = text.rpartition(" ")
         if kind not in ("heads", "kv_heads"):
             return _Change(text)
+        # A configuration that does not tell the heads of keys and values has as many as of queries.
         names = [*self.sizes[kind], *self.sizes["heads"]]
         count = next((config[name] for name in names if name in config), None)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
@@ -188,6 +195,7 @@ class _Change:
 
     def there(self, leaf: Lazy, name: str) -> Lazy:
         if self.kind != "heads":
+            # A transpose undoes itself.
             return self.back(leaf) if self.kind == "transpose" else _plus(leaf, 1)
         shape, at = leaf.shape, self.axis
         if at >= len(shape) or shape[at] % self.count:

@@ -66,6 +66,7 @@ def read_orbax(path: Path) -> object:
     """
     ocp = _orbax()
     directory = orbax_directory(path).absolute()
+    # A whole step is described one folder above its arrays, the arrays in their own.
     for folder in {directory, path.absolute()}:
         _check_json(folder / _ABOUT, path)
     checkpointer = ocp.PyTreeCheckpointer()
@@ -116,6 +117,7 @@ def write_orbax(path: Path, tree: object, step: Callable[[str, int], None]) -> N
         return array
 
     arrays = to_plain(tree, read)
+    # Orbax takes no relative path.
     _tried(path, lambda: ocp.PyTreeCheckpointer().save(path.absolute(), arrays))
 
 
@@ -146,6 +148,7 @@ class _Stored(Kept):
     def load(self) -> np.ndarray:
         """The array, from the checkpoint."""
         found = self.restore()
+        # The description is a file of its own, and may be that of other arrays.
         if found.shape != self.shape or found.dtype != self.dtype:
             raise CheckpointError(
                 f"{self.path}: {self.name} is {found.dtype}{list(found.shape)}, described as "

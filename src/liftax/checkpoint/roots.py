@@ -45,6 +45,7 @@ def roots_replaced(
     """
     search = _Search(tree, stackings, collection, change)
     made = search.visit(tree, (), {})
+    # A tree without arrays has nothing to convert, which is no mistake.
     if not search.count and search.variables:
         raise search.nothing_found()
     return made

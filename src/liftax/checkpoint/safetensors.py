@@ -104,6 +104,7 @@ def header_of(tensors: Mapping[str, Lazy], metadata: Mapping[str, str]) -> tuple
             raise CheckpointError(
                 f"{name_of(name)} is {tensor.dtype}, which safetensors files cannot hold"
             )
+    # The widest first, so that each tensor begins at a multiple of its numbers' size.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, tensors[name].order))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0

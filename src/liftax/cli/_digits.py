@@ -78,6 +78,7 @@ class RowReader(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         # One cell for all rows, so its parameters are shared and their stream is not split.
+        # The batch is the first axis of images and of outputs; the rows are the second.
         scanned = nn.scan(
             nn.LSTMCell,
             variable_broadcast="params",

@@ -14,6 +14,7 @@ from ..lm.settings import Settings, TrainingError, parse_mesh
 from ..lm.worker import Place, work
 from ._console import Console
 
+# Fields of the settings that are options of the same name and kind.
 _NUMBERS = ("steps", "seed", "batch", "context", "width", "heads", "depth", "every", "keep", "join")
 
 
@@ -72,11 +73,13 @@ def train(
 
         if processes == 1:
             settings.out.mkdir(parents=True, exist_ok=True)
+            # There is nobody to wait for or to start again: the training runs right here.
             work(settings, Place(), show)
         elif coordinator is None:
             launch(settings, processes, show)
         else:
             launch(settings, processes, show, Place(process, processes, coordinator))
+    # All machines write to one folder: one of them says so.
     if process == 0:
         console.line(
             f"wrote metrics.jsonl, curves.png, sample.txt and checkpoints in {settings.out}"

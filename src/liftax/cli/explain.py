@@ -27,6 +27,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     code = args.code.strip().upper()
     rule = RULES.get(code) or RULES.get(f"LX{code}")
     if rule is None:
+        # The first digit of a code is its kind.
         near = [known for known in RULES if known[:3] == f"LX{code.removeprefix('LX')}"[:3]]
         known = f"those of its kind are {', '.join(near)}" if near else "--list shows all"
         raise CommandError(f"{args.code!r}: there is no such code; {known}")

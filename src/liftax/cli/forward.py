@@ -51,6 +51,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         found = layout(
             recipes.composed_lifts(args.layers, features), jax.random.key(0), batch, None
         )
+        # The system would end the process without a word.
         _check_memory(found.bytes)
         _print_layout(found, console)
         activation = np.asarray(

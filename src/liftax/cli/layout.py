@@ -93,11 +93,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Builds the layout and prints or writes it."""
     codes = failing(args.fail_on)
+    # Before the work: to trace a large model may take a minute.
     if args.html and not Path(args.html).resolve().parent.is_dir():
         raise CommandError(f"--html: there is no directory {str(Path(args.html).parent)!r}")
 
     from ..layout.progress import always
 
+    # Where stderr is no terminal too: the log of a command may say what took so long.
     token = always.set(True)
     try:
         found = read(args.target, args)
@@ -147,6 +149,7 @@ def read(target: str, args: argparse.Namespace) -> Layout:
     from ..layout import layout
 
     module = build(target, given, fields)
+    # The shape of a key: nothing is computed for a layout.
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         rngs = dict.fromkeys(streams(args.rngs), key)
@@ -176,8 +179,10 @@ def show_diff(found: Layout, args: argparse.Namespace, console: Console) -> int:
 
     from ..checkpoint.layouts import layout_diff
 
+    # A file of Python's has a model in it; any other that is there is a checkpoint.
     stored = Path(args.diff).exists() and not args.diff.endswith(".py")
     other = args.diff if stored else read(args.diff, args)
+    # A checkpoint by its name again, so that its tree can be brought into the other's storage.
     first = args.target if not found.traced else found
     differences = layout_diff(first, other, names=(args.target, args.diff))
     width = max(60, shutil.get_terminal_size((100, 24)).columns)
@@ -192,6 +197,7 @@ def failing(texts: list[str]) -> set[str]:
     """The codes, and severities, that `--fail-on` names."""
     from ..errors import RULES
 
+    # An error ends the trace, so that none is ever among the findings.
     known = {code for code, rule in RULES.items() if rule.severity != "error"} | {"warning", "note"}
     codes = {code.strip() for text in texts for code in text.split(",")}
     for code in sorted(codes - known):

@@ -49,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Lays the files out, and does what is asked."""
+    # Here and below, since all commands are loaded for the help of one.
     from ..errors import LiftaxError
     from ..practice.exercises import exercises
     from ..practice.places import DEFAULT, Place
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if args.action == "list":
             return _list(args, console, place)
         if args.serve:
+            # Asked for first: what is missing is told with the command that installs it.
             require("nicegui", "practice")
             from ..practice.browser import serve
 
@@ -110,6 +112,7 @@ def _verify(args: argparse.Namespace, console: Console, place: Place, limits: Li
     else:
         for verdict in verdicts:
             mark = "✓" if verdict.passed else "✗"
+            # One line for each of twenty; all of it is told by `liftax practice run`.
             line = verdict.said.partition("\n")[0] if not verdict.passed else ""
             console.line(f"{mark} {verdict.exercise:26} {line}".rstrip())
         tell(console, place)
@@ -151,5 +154,6 @@ def _practise(args: argparse.Namespace, console: Console, place: Place, limits: 
         console.line()
         tell(console, place)
         console.line(progress_line(place))
+    # Nobody presses keys at a pipe: one verdict, which the exit code repeats.
     args.name = exercise.name
     return _run(args, console, place, limits)

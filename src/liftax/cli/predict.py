@@ -43,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Prints the first predictions, and how many are right where that is known."""
+    # Before the model is read: a folder that is missing is told at once.
     if args.output is not None:
         check_output(args.output, ".csv")
     name, variables = _read(args.parameters)
@@ -72,9 +73,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.line(f"accuracy: {right / len(labels):.2%} ({right} of {len(labels)} held out)")
     if args.output is not None:
         text = io.StringIO()
+        # By itself it would end lines as Windows does.
         csv.writer(text, lineterminator="\n").writerows(
             [("digit", "probability"), *(r[1:] for r in rows)]
         )
+        # Whole or not at all: what an earlier run wrote stays until then.
         with replacing(args.output) as file:
             file.write(text.getvalue().encode())
         console.line(f"wrote {args.output}")
@@ -102,6 +105,7 @@ def _read(path: Path) -> tuple[str, Any]:
 def _probabilities(model: Module, variables: Any, images: np.ndarray, path: Path) -> np.ndarray:
     shaped = images.reshape(-1, 8, 8)
     try:
+        # What liftax refuses here is the file's fault: the models are its own.
         logits = jax.jit(model.apply)(variables, shaped)
     except LiftaxError as error:
         raise CommandError(f"{path}: {' '.join(str(error).split())}") from error

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         return _train_lm(args)
     require("safetensors", "train")
     folder = args.out if args.out is not None else Path("runs", args.model)
+    # Before the data are read: a folder that cannot be made is told at once.
     _make(folder)
 
     data = split_digits()
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _train_lm(args: argparse.Namespace) -> int:
     require("optax", "train")
     require("orbax.checkpoint", "checkpoints")
+    # Later than the rest: nobody else needs what trains in several processes.
     from ..lm.settings import Settings, TrainingError
     from ._lm import train as train_lm
 
@@ -144,6 +146,7 @@ class _History:
         except OSError as error:
             why = error.strerror or error
             raise CommandError(f"{self.parameters}: cannot be written: {why}") from error
+        # As many digits as float32 has for sure.
         rows = [",".join(f"{value:.6g}" for value in row) for row in self.rows]
         lines = [",".join(_COLUMNS), *(f"{i},{row}" for i, row in enumerate(rows, 1))]
         with replacing(self.metrics) as file:

@@ -27,6 +27,7 @@ def paired(yours: LayoutData, goal: LayoutData) -> list[Pair]:
             lost.append(v)
         else:
             pairs.append((mine, v))
+    # What has no namesake is paired by what it is in its layer, in order.
     for v in lost:
         key = next((k for k, mine in left.items() if _kind(mine) == _kind(v)), None)
         pairs.append((left.pop(key) if key is not None else None, v))
@@ -104,9 +105,11 @@ class _Words:
         mine, theirs = yours.variable, goal.variable
         if mine is None or theirs is None:
             return self.alone(yours, goal)
+        # The layer's own sizes are words too many unless they are what differs.
         own = _own_shape(mine) != _own_shape(theirs)
         texts = self.axes(mine, own), self.axes(theirs, own)
         name = f"{theirs.collection}/{theirs.name}"
+        # From here on the first that differs speaks: what comes after mostly follows from it.
         if self.names_count and mine.name != theirs.name:
             called = f"is called {mine.collection}/{mine.name}"
             return Difference(name, called, name, "look at the names of the submodules")
@@ -115,6 +118,7 @@ class _Words:
             return Difference(name, f"{texts[0]} {mine.dtype}", f"{texts[1]} {theirs.dtype}", why)
         if _axes(mine) != _axes(theirs):
             return Difference(name, *texts, self.why(yours, goal))
+        # Last, the keys: the variables lie where they should and hold other numbers.
         for size, (kind, split) in _splits(yours).items():
             _, asked = _splits(goal).get(size, (kind, split))
             if split != asked:
@@ -156,12 +160,14 @@ class _Words:
         assert goal.variable is not None
         collection = goal.variable.collection
         mine, theirs = yours.stacked(), goal.stacked()
+        # As many lifts of the same kinds: one of them runs another number of times.
         for (lift, _), (asked, _) in zip(mine, theirs, strict=False):
             if (lift.kind, len(mine)) == (asked.kind, len(theirs)) and lift.size != asked.size:
                 general = (
                     f"the {lift.kind} runs {lift.size} times, and is to run {asked.size} times"
                 )
                 return self.said("size", lift.kind, collection, general)
+        # One too many, which is known by its size: more than one kind of lift gives the same axis.
         wanted = [lift.size for lift, _ in theirs]
         for lift, _ in mine:
             if lift.size not in wanted:
@@ -172,10 +178,12 @@ class _Words:
                     f"look at variable_axes of the {lift.kind}"
                 )
                 return self.said("extra", lift.kind, collection, general)
+        # Or one too few.
         had = [lift.size for lift, _ in mine]
         for lift, _ in theirs:
             if lift.size not in had:
                 return self.missing(lift, yours, collection)
+        # The same sizes, so another order of the lifts or another place in the array.
         for (ours, one), (asked, other) in zip(mine, theirs, strict=True):
             if ours.size != asked.size or one.axis != other.axis:
                 general = (
@@ -189,6 +197,7 @@ class _Words:
 
     def missing(self, lift: LiftNode, yours: _Side, collection: str) -> str:
         kind, whose = lift.kind, "weights" if collection == "params" else collection
+        # The lift may well be there, and give the collection no axis.
         for mine, along in yours.others():
             if mine.size == lift.size:
                 how = "hands one set on" if along.role == "carried" else "shares one set"
@@ -231,6 +240,7 @@ def _splits(side: _Side) -> dict[int | None, tuple[str, bool | None]]:
 
 
 def _nest(layout: LayoutData) -> list[tuple[str, int | None]]:
+    # A lift without an axis, as remat, may stand anywhere in a right answer.
     return [(lift.kind, lift.size) for lift in layout.lifts if lift.size is not None]
 
 

@@ -90,6 +90,7 @@ class Grader:
                 _ask("budget", self.grading.budget, answer)
                 remark = self.grading.remarks(answer) if self.grading.remarks else None
         except Failed as failed:
+            # Where the layouts were right they are shown with what failed later.
             failed.fields = judge.shown | failed.fields
             raise
         said = "the same variables in the same places, and the same numbers"
@@ -297,6 +298,7 @@ def _variables(pairs: list[Any], side: int) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for pair in pairs:
         v, named = pair[side], pair[1]
+        # By the goal's name: both sides have the same numbers, whatever theirs are called.
         seed = zlib.crc32(f"{named.collection}/{named.name}".encode())
         inner = tree.setdefault(v.collection, {})
         for part in v.path[:-1]:
@@ -435,6 +437,8 @@ def _observed() -> Iterator[list[tuple[Module, Any, tuple[Any, ...], dict[str, A
     def watched(method: Callable[..., Any]) -> Callable[..., Any]:
         def init(self: Module, rngs: Any, *args: Any, **kwargs: Any) -> Any:
             nonlocal inside
+            # Either may call the other, and a module may initialise more: the learner's own call
+            # counts.
             if inside:
                 return method(self, rngs, *args, **kwargs)
             inside = True

@@ -64,6 +64,7 @@ class Guard:
         return found.value if found else ""
 
     def _same(self, token: str) -> bool:
+        # In constant time: how long a refusal takes tells nothing of the token.
         return secrets.compare_digest(token.encode(), self.token.encode())
 
 

@@ -76,6 +76,7 @@ class Place:
         count = 0
         for exercise in exercises():
             path = self.path(exercise)
+            # A link that leads nowhere is a file of the learner's as well.
             if not os.path.lexists(path):
                 self.write(exercise, exercise.start)
                 count += 1
@@ -153,6 +154,7 @@ class Place:
     def _changed(self) -> Iterator[Progress]:
         """The progress, to be changed: what the other program has noted meanwhile stays."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        # A terminal and a page may be open at once: each reads what the other wrote, in turn.
         with (self.folder / ".progress.lock").open("wb") as turn:
             with contextlib.suppress(ModuleNotFoundError):  # where there are no such locks
                 import fcntl

@@ -29,6 +29,7 @@ def loops(fn: Callable[..., Any], *args: Any) -> int:
       >>> loops(lambda x: jax.lax.fori_loop(0, 3, lambda i, x: x + 1, x), 0)
       1
     """
+    # The text has the programs inside of loops and calls in it, each once.
     program = str(jax.make_jaxpr(fn)(*args))
     return program.count("= scan[") + program.count("= while[")
 
@@ -59,6 +60,7 @@ def gradient_bytes(fn: Callable[..., Any], *args: Any) -> int:
     def total(*args: Any) -> Any:
         return sum(jax.numpy.sum(leaf) for leaf in jax.tree.leaves(fn(*args)))
 
+    # Compiled and not run: the memory is in the plan, whatever machine this is.
     compiled = jax.jit(jax.grad(total)).lower(*args).compile()
     analysis: Any = compiled.memory_analysis()
     return int(analysis.temp_size_in_bytes)

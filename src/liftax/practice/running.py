@@ -107,8 +107,10 @@ class _Worker:
         before = os.environ.get("PYTHONPATH")
         environment = {
             **os.environ,
+            # JAX takes most of an accelerator's memory for one process, and here are two.
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": compiled,
+            # All programs are kept: each is small, and there are many of them.
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "PYTHONPATH": os.pathsep.join([package, *([before] if before else [])]),
@@ -121,6 +123,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             env=environment,
+            # A group of its own: what an answer starts is ended with it.
             start_new_session=True,
             cwd=compiled,
         )
@@ -141,11 +144,13 @@ class _Worker:
         if self._answer(limits.startup) is None:
             # The end of what it printed says why, a traceback in most cases.
             raise WorkerError(f"the process that runs answers did not start:\n{self.printed(20)}")
+        # What was printed before belongs to the start, and not to the answer.
         self.errors.seek(0, os.SEEK_END)
         began, start = time.monotonic(), self.errors.tell()
         request = {"source": source, "path": path, "memory": limits.memory}
         request["seconds"] = limits.seconds
         assert self.process.stdin is not None
+        # It may have ended by now; then no answer comes, which is told below.
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
@@ -161,6 +166,7 @@ class _Worker:
         """Why there is no verdict from the process."""
         if self.alive:
             with contextlib.suppress(subprocess.TimeoutExpired):
+                # The pipe of a process that ends is closed a moment before its exit code is there.
                 self.process.wait(0.5)
         code = self.process.poll()
         if code is None:

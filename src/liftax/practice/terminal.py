@@ -104,6 +104,7 @@ def verify(place: Place, limits: Limits, every: Sequence[Exercise] | None = None
                 return Verdict(exercise.name, "runs", "not begun: the file is as it was shipped")
             return runner.check(exercise, source, place.path(exercise))
 
+        # The order is that of the exercises, whichever is done first.
         verdicts = list(pool.map(checked, every or exercises()))
     for exercise, verdict in zip(every or exercises(), verdicts, strict=True):
         if verdict.passed:
@@ -175,6 +176,7 @@ class Session:
     def next(self) -> None:
         """Opens the next exercise that is not solved, from here on and then from the start."""
         solved, here = self.place.progress.solved, self.exercise.number
+        # Forward first: who has left one out wants to go on, and not back.
         after = [each for each in exercises() if each.number > here]
         before = [each for each in exercises() if each.number <= here]
         left = [each for each in after + before if each.name not in solved]
@@ -207,6 +209,8 @@ class Session:
                     what, value = events.get()
                     if what == "key" and not self.key(value):
                         break
+                    # Other files of the folder change as well: the progress, other exercises, an
+                    # editor's own.
                     if what == "file" and value == self.place.path(self.exercise).name:
                         self.check()
             except KeyboardInterrupt:
@@ -252,6 +256,7 @@ def pressed(events: queue.SimpleQueue[tuple[str, str]], stop: threading.Event) -
 
     def keys() -> None:
         while not stop.is_set():
+            # Not for ever: the thread is to end when the session has.
             if select.select([number], [], [], 0.1)[0]:
                 events.put(("key", sys.stdin.read(1)))
 

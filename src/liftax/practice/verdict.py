@@ -62,6 +62,7 @@ class Verdict:
     source: str = ""
     remarks: tuple[str, ...] = ()
     printed: str = ""
+    # Layouts as plain data: a verdict comes from another process, as a line of JSON.
     yours: Mapping[str, Any] | None = None
     goal: Mapping[str, Any] | None = None
     seconds: float = 0.0
@@ -98,6 +99,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for JSON; `from_dict` reads them back."""
+        # By hand and not by `asdict`, which would copy both layouts, already plain.
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain["differences"] = [dataclasses.asdict(d) for d in self.differences]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
@@ -105,6 +107,7 @@ class Verdict:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
         """The verdict that `to_dict` wrote."""
+        # JSON has lists where the verdict has tuples.
         fixed: dict[str, Any] = {k: tuple(plain[k]) for k in ("details", "remarks")}
         fixed["differences"] = tuple(Difference(**d) for d in plain["differences"])
         return cls(**{**plain, **fixed})

@@ -52,6 +52,7 @@ def cond(
       >>> sorted(Gate().init(jax.random.key(0), jax.numpy.ones(3), False)['params'])
       ['yes']
     """
+    # Bodies over one detached module: both begin where it stands, and JAX traces both.
     bodies, scopes, args = call_functions("cond", [true_fun, false_fun], mdl, operands)
     return lift_cond(pred, *bodies, scopes, *args, variables=variables, rngs=rngs)
 

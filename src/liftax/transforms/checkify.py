@@ -78,5 +78,6 @@ def checkify(
       >>> error.get().split(' (')[0], sorted(variables['params'])
       ('a root of less than nothing', ['Dense_0'])
     """
+    # No prefix: a lifted class keeps its name, and so its place among the variables.
     options = Checkify(errors, variables, rngs)
     return lift_target("checkify", target, lambda fn: options(fn), methods, prefix="")

@@ -116,6 +116,7 @@ def decorator_lift_transform(
     @functools.wraps(functions[0])
     def lifted(module: Tree, /, *args: Tree, **kwargs: object) -> Any:
         bodies, scopes, plain = call_functions(name, functions, module, args)
+        # Code that was written for one scope would find a list where it looks for that.
         if not multi_scope:
             bodies, scopes = _of_one_scope(name, bodies, scopes)
         run = transform(*bodies, *trafo_args, **trafo_kwargs)
@@ -172,6 +173,7 @@ def _core_lift(transform: Callable[..., Any], *args: object, **kwargs: object) -
         run = transform(body, *args, **kwargs)
 
         def call(scopes: Tree, /, *args: object, **kwargs: object) -> object:
+            # `pack` is called within the user's code, which hands it nothing of the body.
             token = lifting.set(body)
             try:
                 return run(scopes, *args, **kwargs)

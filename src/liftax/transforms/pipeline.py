@@ -78,6 +78,7 @@ def pipeline(
       >>> y.shape
       (8, 4)
     """
+    # The layers are said as for a scan, with its table and its errors; how they run, beside.
     scan = Scan(
         variable_axes,
         variable_broadcast,

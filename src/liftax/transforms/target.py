@@ -55,6 +55,8 @@ def remembered(lift: Fn) -> Fn:
     @functools.wraps(lift)
     def again(target: object, *args: object, **kwargs: object) -> object:
         if isinstance(target, functools.partial) and _is_module_class(target.func):
+            # What is fixed are fields of instances: the class is lifted, and the partial put around
+            # it.
             lifted: Any = remembered(lift)(target.func, *args, **kwargs)
             return functools.partial(lifted, *target.args, **target.keywords)
         if not _is_module_class(target):

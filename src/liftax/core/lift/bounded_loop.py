@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-State = TypeVar("State", bound=tuple[object, ...])
+State = TypeVar("State", bound=tuple[Any, ...])
 
 
 def bounded_loop(

@@ -121,7 +121,7 @@ def _check_names(opening: Opening, path: Path, node: object, tangent: object) ->
 def check_tangents(
     opening: Opening,
     given: tuple[Group, tuple[Tree, ...]],
-    moves: tuple[Group, tuple[Tree, ...]],
+    moves: tuple[Sequence[Tree], tuple[Tree, ...]],
     cause: Exception,
 ) -> None:
     """Raises DifferentiationError where JAX has refused tangents that do not fit.
