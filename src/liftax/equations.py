@@ -316,7 +316,7 @@ def given_name(eqn: jex.JaxprEqn) -> str | None:
     return params_of(eqn)["name"] if name_of(eqn) in NAMING else None
 
 
-def keeps_products(primitive: jex.Primitive, *avals: Any, **params: Any) -> bool:
+def keeps_products(primitive: jex.Primitive, *avals: object, **params: object) -> bool:
     """A policy of `jax.checkpoint`: whether a result is dear to compute again, or small to keep.
 
     Kept are products with weights, convolutions, what kernels of others return (Pallas, cuDNN, any

@@ -15,7 +15,7 @@ from .spmd import LogicalRules, logical_to_mesh_sharding
 class Initialised(Protocol):
     """What has an ``init``: a module."""
 
-    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+    def init(self, rngs: object, *args: object, **kwargs: object) -> Any:
         """Makes the variables."""
 
 

@@ -256,13 +256,15 @@ def both_ways(name: str) -> _core.Primitive:
     mark.def_abstract_eval(lambda aval, *_, **__: aval)
     mlir.register_lowering(mark, lambda ctx, x, *_, **__: [x])
 
-    def jvp(primals: Sequence[object], tangents: Sequence[Any], *, kind: str, **params: Any) -> Any:
+    def jvp(
+        primals: Sequence[object], tangents: Sequence[Any], *, kind: str, **params: object
+    ) -> Any:
         tangent = tangents[0]
         if not isinstance(tangent, ad.Zero):
             tangent = mark.bind(tangent, kind="tangent", **params)
         return mark.bind(*primals, kind=kind, **params), tangent
 
-    def transpose(ct: Any, _: object, *, kind: str, **params: Any) -> Any:
+    def transpose(ct: Any, _: object, *, kind: str, **params: object) -> Any:
         back = "gradient" if kind == "tangent" else kind
         return [ct if isinstance(ct, ad.Zero) else mark.bind(ct, kind=back, **params)]
 
@@ -405,7 +407,7 @@ class _Watched(type(EAGER)):  # type: ignore[misc]
         self.see = see
 
     def process_primitive(
-        self, primitive: _core.Primitive, tracers: Sequence[Any], params: dict[str, Any], /
+        self, primitive: _core.Primitive, tracers: Sequence[object], params: dict[str, Any], /
     ) -> Any:
         if "donated_invars" in params:  # who is told is to find the inputs there
             params = {**params, "donated_invars": (False,) * len(params["donated_invars"])}

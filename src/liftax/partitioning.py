@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 
 from .absent import refusal
 from .core.filters import union
+from .core.lift.scan import Transform
 from .core.linen_names import CollectionFilter as CollectionFilter
 from .core.linen_names import InOutAxis as InOutAxis
 from .core.linen_names import InOutScanAxis as InOutScanAxis
@@ -310,7 +311,7 @@ def scan_with_axes(
     unroll: int = 1,
     axis_name: str = "layers",
     axes_collections: tuple[str, ...] = ("params",),
-    data_transform: Function | None = None,
+    data_transform: Transform | None = None,
     methods: Iterable[str] | None = None,
 ) -> Target:
     """`liftax.scan` whose new axis has a name in the ``..._axes`` collections.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax.tree_util import PyTreeDef
+
+T = TypeVar("T")
 
 
 class Rest(NamedTuple):
@@ -52,12 +54,12 @@ def is_inexact(leaf: Any) -> bool:
     return bool(jax.numpy.issubdtype(dtype, jax.numpy.inexact))
 
 
-def floats(leaves: Iterable[Any]) -> list[Any]:
+def floats(leaves: Iterable[T]) -> list[T]:
     """Returns the leaves by which there are derivatives."""
     return [leaf for leaf in leaves if is_inexact(leaf)]
 
 
-def with_floats(leaves: Iterable[Any], numbers: Iterable[Any]) -> list[Any]:
+def with_floats(leaves: Iterable[object], numbers: Iterable[object]) -> list[Any]:
     """Undoes `floats`.
 
     Example:
@@ -68,7 +70,7 @@ def with_floats(leaves: Iterable[Any], numbers: Iterable[Any]) -> list[Any]:
     return [next(given) if is_inexact(leaf) else leaf for leaf in leaves]
 
 
-def spread(leaves: Iterable[Any], slopes: Iterable[Any]) -> list[Any]:
+def spread(leaves: Iterable[object], slopes: Iterable[object]) -> list[Any]:
     """Returns derivatives by all leaves, from those by `floats`: None by the others."""
     given = iter(slopes)
     return [next(given) if is_inexact(leaf) else None for leaf in leaves]

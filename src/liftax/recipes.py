@@ -124,7 +124,7 @@ def _integer(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
 
 
-def _count(name: str, value: Any) -> int:
+def _count(name: str, value: object) -> int:
     count = _integer(name, value)
     if count < 1:
         raise ValueError(f"{name} must be at least 1, not {count}")
@@ -133,7 +133,7 @@ def _count(name: str, value: Any) -> int:
     return count
 
 
-def _key(seed: Any) -> jax.Array:
+def _key(seed: object) -> jax.Array:
     number = _integer("seed", seed)
     try:
         return jax.random.key(number)
@@ -141,7 +141,7 @@ def _key(seed: Any) -> jax.Array:
         raise ValueError(f"seed must fit in 64 bits, and {number} does not") from None
 
 
-def _batch(x_batch: Any, features: int) -> jax.Array:
+def _batch(x_batch: object, features: int) -> jax.Array:
     # numpy first, which says what lists it cannot make an array of.
     if not isinstance(x_batch, jax.Array):
         try:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def shown(value: object, parts: Mapping[str, object], path: str | None, renderer: Any) -> Any:
+def shown(value: object, parts: Mapping[str, object], path: str | None, renderer: object) -> Any:
     """What treescope shows of a value: its class, and parts that fold.
 
     Args:

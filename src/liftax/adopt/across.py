@@ -269,7 +269,7 @@ def _linen_class_of(cls: type[Module]) -> type:
     return made
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
+def _default(field: dataclasses.Field[Any]) -> object:
     """What a class body says of a field that has a default, None of one that has none."""
     if field.default is field.default_factory is dataclasses.MISSING:
         return None

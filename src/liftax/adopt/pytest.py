@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .standing import Adoption, install, uninstall
+
+if TYPE_CHECKING:
+    import pytest
 
 _adoption: Adoption | None = None
 
@@ -15,14 +18,14 @@ def pytest_load_initial_conftests(args: list[str]) -> None:
     _adoption = install(report="--liftax-report" in args)
 
 
-def pytest_addoption(parser: Any) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the option."""
     parser.addoption(
         "--liftax-report", action="store_true", help="say at the end which names liftax gave"
     )
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says what was taken."""
     if _adoption is not None and _adoption.seen is not None:
         terminalreporter.section("liftax in flax's place")

@@ -80,7 +80,7 @@ class Console:
         except OSError as error:
             raise CommandError(f"the output cannot be written: {error.strerror}") from error
 
-    def rich(self, renderable: Any) -> None:
+    def rich(self, renderable: object) -> None:
         """Prints one of rich's own objects; only where `fancy`."""
         self._rich.print(renderable)
 

@@ -158,7 +158,7 @@ def train(model: nn.Module, data: Split, *, epochs: int, seed: int) -> Iterator[
         yield Epoch(number, seen, right, held_out_loss, held_out_right, state[0])
 
 
-def count_right(model: nn.Module, variables: Any, images: np.ndarray, labels: np.ndarray) -> int:
+def count_right(model: nn.Module, variables: object, images: np.ndarray, labels: np.ndarray) -> int:
     """How many of the images the model tells right."""
     logits = jax.jit(model.apply)(variables, images)
     return int((np.asarray(logits).argmax(-1) == labels).sum())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..checkpoint.files import Checkpoint, open_checkpoint, open_shards, verify_sums
 from ..checkpoint.names import config_beside, table
@@ -279,7 +279,7 @@ def _of_model(args: argparse.Namespace) -> Stackings:
     return found
 
 
-def _stacks(texts: list[str], tree: Any, axis: int) -> Stackings:
+def _stacks(texts: list[str], tree: object, axis: int) -> Stackings:
     """The stacks that `PATH[=LAYERS]` name, with as many layers as the source has."""
     from ..checkpoint.convert import to_layers
     from ..checkpoint.find import as_stackings
@@ -322,7 +322,7 @@ def _located(path: str, outer: list[Stacking]) -> str:
     return "/".join(parts)
 
 
-def _depth(path: str, layers: str, tree: Any, axis: int) -> int:
+def _depth(path: str, layers: str, tree: object, axis: int) -> int:
     """The number of layers that lie at a stack's place, in either form; 0 for none."""
     from ..checkpoint.roots import find_trees
     from ..checkpoint.tensors import flat
@@ -352,7 +352,7 @@ def _depth(path: str, layers: str, tree: Any, axis: int) -> int:
     return 0
 
 
-def _numbers(tree: Any, layers: tuple[str, ...]) -> set[int]:
+def _numbers(tree: object, layers: tuple[str, ...]) -> set[int]:
     """The numbers of the layers that lie in a tree at a path with `{}` for the number."""
     from ..stack.trees import MISSING, get
 
@@ -385,7 +385,7 @@ def _describe(args: argparse.Namespace, found: Checkpoint, plan: Plan, console: 
             console.line(f"layers: {name_of(s.path)} x {len(s.layers)}, {form}")
 
 
-def _counted(tensors: Mapping[str, Any]) -> str:
+def _counted(tensors: Mapping[str, object]) -> str:
     return "1 tensor" if len(tensors) == 1 else f"{len(tensors):,} tensors"
 
 

@@ -18,12 +18,15 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..words import did_you_mean
 from ._console import CommandError, Console
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..layout.shown import Layout
 
 EPILOG = """\
@@ -246,7 +249,7 @@ def find(target: str) -> Any:
     return found
 
 
-def load_file(source: str) -> Any:
+def load_file(source: str) -> ModuleType:
     """Imports a file by its path."""
     path = Path(source)
     if not path.is_file():
@@ -293,7 +296,7 @@ def build(name: str, target: Any, fields: dict[str, Any]) -> Any:
     return module
 
 
-def parse_field(text: str) -> tuple[str, Any]:
+def parse_field(text: str) -> tuple[str, object]:
     """`features=64` as a pair; what is no Python literal is a string."""
     name, equals, value = text.partition("=")
     name = name.strip()
@@ -305,7 +308,7 @@ def parse_field(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def parse_args(text: str) -> tuple[list[Any], dict[str, Any]]:
+def parse_args(text: str) -> tuple[list[object], dict[str, object]]:
     """`f32[8,64], train=False` as positional and named arguments."""
     try:
         # The empty brackets of a scalar are the one thing here that Python does not read.
@@ -323,7 +326,7 @@ def parse_args(text: str) -> tuple[list[Any], dict[str, Any]]:
     return [value_of(arg, text) for arg in call.args], named
 
 
-def value_of(node: ast.expr, text: str) -> Any:
+def value_of(node: ast.expr, text: str) -> object:
     """The value of one piece of `--args`."""
     import jax
 
@@ -363,7 +366,7 @@ def sizes(node: ast.expr, text: str) -> tuple[int, ...]:
     return shape
 
 
-def dtype(name: str, text: str) -> Any:
+def dtype(name: str, text: str) -> np.dtype:
     """The dtype that a short or long name means."""
     import jax.numpy as jnp
 
@@ -378,7 +381,7 @@ def dtype(name: str, text: str) -> Any:
         raise CommandError(f"--args {text!r}: there is no dtype {name!r}, use e.g. f32") from error
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """`the class 'Foo'`, `a function`, `an int`, for messages."""
     if isinstance(value, type):
         return f"the class {value.__name__!r}"

@@ -102,7 +102,7 @@ def _read(path: Path) -> tuple[str, Any]:
         raise CommandError(f"{path}: {error.strerror or error}") from error
 
 
-def _probabilities(model: Module, variables: Any, images: np.ndarray, path: Path) -> np.ndarray:
+def _probabilities(model: Module, variables: object, images: np.ndarray, path: Path) -> np.ndarray:
     shaped = images.reshape(-1, 8, 8)
     try:
         # What liftax refuses here is the file's fault: the models are its own.

@@ -89,7 +89,7 @@ class Kept:
         why = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
         return TrainingError(f"{self.folder}: checkpoints {what}: {why}")
 
-    def restore(self, shapes: Any) -> Any:
+    def restore(self, shapes: object) -> Any:
         """The state of the last whole step, laid out as the shapes say."""
         try:
             return self.manager.restore(self.begin, args=self.args.StandardRestore(shapes))
@@ -98,7 +98,7 @@ class Kept:
         except Exception as error:
             raise self._failed(f"of step {self.begin} cannot be read", error) from error
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: object) -> None:
         """Begins to write a checkpoint; training goes on meanwhile."""
         try:
             self.manager.save(step, args=self.args.StandardSave(state))

@@ -66,7 +66,7 @@ class Decoder(nn.Module):
         return self.bytes.attend(self.norm(x))
 
 
-def loss(model: Decoder, params: Any, tokens: jax.Array) -> jax.Array:
+def loss(model: Decoder, params: object, tokens: jax.Array) -> jax.Array:
     """The cross-entropy of each next byte, of tokens ``(batch, length + 1)``."""
     logits = model.apply({"params": params}, tokens[:, :-1])
     scores = jax.nn.log_softmax(logits)

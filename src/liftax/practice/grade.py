@@ -195,7 +195,7 @@ class _Judge:
         pairs = self.model_layout(part, sizes)
         call = part.call(**sizes)
         args = filled(call.args)
-        outs: list[Any] = []
+        outs: list[object] = []
         for side, module in enumerate((self.yours, self.goal)):
             variables = _variables(pairs, side)
             rngs = {stream: jax.random.key(7) for stream in call.streams} or None
@@ -214,7 +214,7 @@ class _Judge:
         )
         self.equal(part.name, mine, goal, sizes)
 
-    def equal(self, name: str, mine: Any, goal: Any, sizes: Mapping[str, int]) -> None:
+    def equal(self, name: str, mine: object, goal: object, sizes: Mapping[str, int]) -> None:
         at = f"{name} with {', '.join(f'{k}={v}' for k, v in sizes.items())}" if sizes else name
         wrong = unequal(mine, goal, self.grading.rtol)
         if wrong:
@@ -273,11 +273,11 @@ def at_sizes(ranges: Mapping[str, tuple[int, int]], compare: Callable[..., None]
 # --- values -------------------------------------------------------------------
 
 
-def filled(tree: Any) -> Any:
+def filled(tree: object) -> Any:
     """Numbers in place of shapes, the same ones every time; all else as it is."""
     counter = iter(range(1_000))
 
-    def numbers(leaf: Any) -> Any:
+    def numbers(leaf: object) -> Any:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             return leaf
         return _numbers(next(counter), leaf.shape, str(leaf.dtype))
@@ -285,7 +285,7 @@ def filled(tree: Any) -> Any:
     return jax.tree.map(numbers, tree, is_leaf=lambda leaf: leaf is None)
 
 
-def _numbers(seed: int, shape: tuple[int, ...], dtype: str) -> Any:
+def _numbers(seed: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
     rng = np.random.default_rng(seed)
     kind = np.dtype(dtype).kind if dtype != "bfloat16" else "f"
     # Small and positive: a variance may be among them, and a deep stack is not to overflow.
@@ -323,7 +323,7 @@ def _renamed(out: Any, pairs: list[Any], side: int) -> Any:
     return output, flat
 
 
-def unequal(mine: Any, goal: Any, rtol: float = 1e-4) -> str | None:
+def unequal(mine: object, goal: object, rtol: float = 1e-4) -> str | None:
     """What is wrong with a result, in words, or nothing; both may be trees."""
     ours, structure = jax.tree.flatten(mine)
     asked, wanted = jax.tree.flatten(goal)
@@ -344,7 +344,7 @@ def unequal(mine: Any, goal: Any, rtol: float = 1e-4) -> str | None:
     return None
 
 
-def _tree_text(tree: Any) -> str:
+def _tree_text(tree: object) -> str:
     text = str(jax.tree.map(lambda leaf: _Shape(leaf), tree))
     return text if len(text) <= 200 else text[:197] + "..."
 
@@ -359,11 +359,11 @@ class _Shape:
         return self.text
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "a hole" if value is Ellipsis else f"of type {type(value).__name__}"
 
 
@@ -401,7 +401,7 @@ def _initialised(fn: Callable[..., Any], call: Call) -> list[Layout]:
     is_shape = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
     given = [leaf for leaf, shape in zip(leaves, is_shape, strict=True) if shape]
 
-    def called(*arrays: Any) -> Any:
+    def called(*arrays: object) -> Any:
         left = iter(arrays)
         all_ = [next(left) if s else leaf for leaf, s in zip(leaves, is_shape, strict=True)]
         args, fields = jax.tree.unflatten(structure, all_)
@@ -425,7 +425,7 @@ def _observed() -> Iterator[list[tuple[Module, Any, tuple[Any, ...], dict[str, A
     held = {name: vars(Module)[name] for name in names}
     inside = False
 
-    def shapes(tree: Any) -> Any:
+    def shapes(tree: object) -> Any:
         # A tracer ends with the call that it belongs to; its shape does not.
         return jax.tree.map(
             lambda leaf: (
@@ -435,7 +435,7 @@ def _observed() -> Iterator[list[tuple[Module, Any, tuple[Any, ...], dict[str, A
         )
 
     def watched(method: Callable[..., Any]) -> Callable[..., Any]:
-        def init(self: Module, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        def init(self: Module, rngs: object, *args: object, **kwargs: object) -> Any:
             nonlocal inside
             # Either may call the other, and a module may initialise more: the learner's own call
             # counts.
@@ -499,7 +499,7 @@ def _at_the_line(path: str, source: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        fields: dict[str, Any] = _line(source, _blamed(path))
+        fields = _line(source, _blamed(path))
         holes = _holes(source)
         if holes:
             count = "a hole is" if len(holes) == 1 else f"{len(holes)} holes are"

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +25,8 @@ class Call:
     collections that come out of it beside the output.
     """
 
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    args: tuple[Any, ...] = ()
+    fields: Mapping[str, object] = field(default_factory=dict)
+    args: tuple[object, ...] = ()
     streams: tuple[str, ...] = ()
     mutable: tuple[str, ...] = ()
 

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..module import Module, intercept_methods
+from ..core.types import Function
+from ..module import InterceptorContext, Module, intercept_methods
 
 
-def same_along(array: Any, axis: int) -> bool:
+def same_along(array: object, axis: int) -> bool:
     """Whether all slices along an axis are equal.
 
     Example:
@@ -22,7 +23,7 @@ def same_along(array: Any, axis: int) -> bool:
     return bool((values == np.take(values, [0], axis)).all())
 
 
-def loops(fn: Callable[..., Any], *args: Any) -> int:
+def loops(fn: Callable[..., object], *args: object) -> int:
     """How many loops stand in the program of a function, those inside of loops counted too.
 
     Example:
@@ -34,11 +35,16 @@ def loops(fn: Callable[..., Any], *args: Any) -> int:
     return program.count("= scan[") + program.count("= while[")
 
 
-def traces(of: type[Module], fn: Callable[..., Any], *args: Any) -> int:
+def traces(of: type[Module], fn: Callable[..., object], *args: object) -> int:
     """How often modules of a class are called while a function is traced."""
     count = 0
 
-    def hear(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    def hear(
+        call: Function,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        context: InterceptorContext,
+    ) -> object:
         nonlocal count
         count += isinstance(context.module, of) and context.method_name == "__call__"
         return call(*args, **kwargs)
@@ -54,10 +60,10 @@ def zeros(model: Any, *args: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def gradient_bytes(fn: Callable[..., Any], *args: Any) -> int:
+def gradient_bytes(fn: Callable[..., object], *args: object) -> int:
     """The temporary memory of the gradient of a function, in bytes, as the compiler plans it."""
 
-    def total(*args: Any) -> Any:
+    def total(*args: object) -> Any:
         return sum(jax.numpy.sum(leaf) for leaf in jax.tree.leaves(fn(*args)))
 
     # Compiled and not run: the memory is in the plan, whatever machine this is.

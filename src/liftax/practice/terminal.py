@@ -28,7 +28,7 @@ class Printer(Protocol):
     def line(self, text: str = "") -> None:
         """Prints a line as it is."""
 
-    def rich(self, renderable: Any) -> None:
+    def rich(self, renderable: object) -> None:
         """Prints an object of rich's."""
 
 

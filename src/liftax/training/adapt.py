@@ -186,15 +186,15 @@ class Adapted(Module):
         assert self.scope is not None
         self.scope.reservations.pop("model", None)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         """Calls the model."""
         return self._run("__call__", args, kwargs)
 
-    def run(self, *args: Any, call: str, **kwargs: Any) -> Any:
+    def run(self, *args: object, call: str, **kwargs: object) -> Any:
         """Calls the method ``call`` of the model."""
         return self._run(call, args, kwargs)
 
-    def _run(self, call: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, call: str, args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
         assert self.scope is not None
         # Paths are told as those of the model by itself, wherever this stands.
         adapting = _Adapting(self, len(self.path))
@@ -206,7 +206,7 @@ class Adapted(Module):
             adapting.check_found()
         return y
 
-    def merge(self, variables: Collections, layout: Any = None) -> Collections:
+    def merge(self, variables: Collections, layout: object = None) -> Collections:
         """Adds what the adapters add to the kernels: variables for the model without adapters.
 
         It is the sum that the adapted model makes in each call, in the kernel's dtype. On the CPU
@@ -226,7 +226,7 @@ class Adapted(Module):
         return {**rest, "params": params}
 
     def unmerge(
-        self, variables: Collections, adapters: Collections, layout: Any = None
+        self, variables: Collections, adapters: Collections, layout: object = None
     ) -> Collections:
         """Takes what the adapters add off merged kernels again: variables of the adapted model.
 
@@ -244,7 +244,9 @@ class Adapted(Module):
         given = {} if self.collection == "params" else {self.collection: adapters[self.collection]}
         return {**variables, "params": params, **given}
 
-    def _summed(self, variables: Collections, adapters: Collections, layout: Any, by: float) -> Any:
+    def _summed(
+        self, variables: Collections, adapters: Collections, layout: object, by: float
+    ) -> Any:
         """The parameters with ``by`` times of what the adapters add to them."""
         col = self.collection
         params, lora = variables.get("params", {}), adapters.get(col, {})
@@ -292,7 +294,7 @@ class _Adapting:
     def __call__(
         self,
         next_fun: Function,
-        args: tuple[Any, ...],
+        args: tuple[object, ...],
         kwargs: dict[str, Any],
         context: InterceptorContext,
     ) -> object:
@@ -328,7 +330,7 @@ class _Adapting:
         module: Variables,
         scope: Scope,
         next_fun: Function,
-        args: tuple[Any, ...],
+        args: tuple[object, ...],
         kwargs: dict[str, Any],
         context: InterceptorContext,
     ) -> object:
@@ -357,7 +359,7 @@ class _Adapting:
         self,
         form: Form,
         module: Variables,
-        args: tuple[Any, ...],
+        args: tuple[object, ...],
         kwargs: dict[str, Any],
         context: InterceptorContext,
     ) -> object:
@@ -380,7 +382,7 @@ class _Adapting:
         method: Any = context.orig_method
         detached = Detached([module])
 
-        def body(scopes: Sequence[Scope], *args: Any, **kwargs: Any) -> object:
+        def body(scopes: Sequence[Scope], *args: object, **kwargs: object) -> object:
             (inside,) = detached.rebuild(scopes)
             with profiled(inside, context.method_name):
                 return method.func(inside, *args, **kwargs)
@@ -455,7 +457,7 @@ class _Adapting:
         stack: Declaration,
         scope: Scope,
         next_fun: Function,
-        args: tuple[Any, ...],
+        args: tuple[object, ...],
         kwargs: dict[str, Any],
     ) -> object:
         """Calls a stack; of what it has made, cuts off what is beyond each layer's rank."""

@@ -89,7 +89,7 @@ def _of_equation(module: Einsum, equation: str) -> Form:
     return Form("kernel", batch, rows)
 
 
-def summed(kernel: Any, down: Any, up: Any, scale: float, place: str) -> Any:
+def summed(kernel: object, down: object, up: object, scale: float, place: str) -> Any:
     """A kernel and what its adapter adds: one function for a layer that runs and for `merge`."""
     w, a, b = boxes.unbox((kernel, down, up))
     # Axes in front, of lifts and of the kernel's own matrices, are counted twice in A and B.
@@ -113,7 +113,7 @@ def summed(kernel: Any, down: Any, up: Any, scale: float, place: str) -> Any:
     return boxes.replace_boxed(kernel, (w + added.reshape(w.shape)).astype(w.dtype))
 
 
-def boxed(kernel: Any, value: Array, rename: Callable[[list[Any]], list[Any]]) -> object:
+def boxed(kernel: object, value: Array, rename: Callable[[list[Any]], list[Any]]) -> object:
     """Puts a part of an adapter in a box like its kernel's, with the names of its own axes."""
     if not isinstance(kernel, boxes.Partitioned):
         return value
@@ -123,7 +123,7 @@ def boxed(kernel: Any, value: Array, rename: Callable[[list[Any]], list[Any]]) -
     return kernel.replace(value=value, names=tuple(rename(names)))
 
 
-def cut_to(tree: Any, ranks: list[int], axis: int | None) -> Any:
+def cut_to(tree: object, ranks: list[int], axis: int | None) -> Any:
     """Adapters of layers, zero from each layer's rank on.
 
     Args:
@@ -146,7 +146,7 @@ def cut_to(tree: Any, ranks: list[int], axis: int | None) -> Any:
     return jax.tree.map(cut, tree)
 
 
-def pairs_in(tree: Any, path: Path = ()) -> Iterator[tuple[Path, tuple[Any, Any]]]:
+def pairs_in(tree: object, path: Path = ()) -> Iterator[tuple[Path, tuple[Any, Any]]]:
     """Yields where adapters are, and what they are."""
     if not isinstance(tree, Mapping):
         return
@@ -162,7 +162,7 @@ def kernel_in(node: object) -> str | None:
     return next((name for name in KERNELS if name in node), None)
 
 
-def without_adapters(tree: Any) -> Any:
+def without_adapters(tree: object) -> Any:
     """A copy of nested mappings, less the adapters in it."""
     if not isinstance(tree, Mapping):
         return tree

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from ..core.filters import Filter
-from ..core.lift.scan import Scan
+from ..core.lift.scan import Scan, Transform
 from ..core.roles import VariableAxes
 from ..core.types import Fn, Metadata, Tree
 from .target import Methods, lift_target, remembered
@@ -26,7 +25,7 @@ def scan(
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,
-    data_transform: Callable[..., Any] | None = None,
+    data_transform: Transform | None = None,
     metadata_params: Metadata = {},  # noqa: B006
     methods: Methods = None,
     _split_transpose: bool = False,

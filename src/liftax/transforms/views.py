@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import jax
 
 from ..core.filters import Filter
+from ..core.lift.views import Seen
 from ..core.lift.views import add_metadata_axis as lift_add_metadata_axis
 from ..core.lift.views import fold_rngs as lift_fold_rngs
 from ..core.lift.views import map_variables as lift_map_variables
 from ..core.roles import VariableAxes
-from ..core.types import Fn, Metadata, Tree
+from ..core.types import Collections, Fn, Metadata
 from ..module.attach import is_module
 from ..module.state import watch
 from .target import lift_target, remembered
@@ -21,7 +21,7 @@ from .target import lift_target, remembered
 __all__ = ["add_metadata_axis", "fold_rngs", "map_variables", "named_call"]
 
 
-def _unchanged(variables: Tree) -> Tree:
+def _unchanged(variables: Collections) -> Collections:
     return variables
 
 
@@ -29,8 +29,8 @@ def _unchanged(variables: Tree) -> Tree:
 def map_variables(
     target: Fn,
     mapped_collections: Filter = True,
-    trans_in_fn: Callable[..., Any] = _unchanged,
-    trans_out_fn: Callable[..., Any] = _unchanged,
+    trans_in_fn: Seen = _unchanged,
+    trans_out_fn: Seen = _unchanged,
     init: bool = False,
     mutable: bool = False,
     rngs: Filter = True,
