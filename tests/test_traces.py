@@ -65,11 +65,19 @@ def wrap(kind: str, lib: Library, target: Any, depth: int) -> tuple[Any, Any]:
             target = nn.jit(target)
         elif name == "pipeline":
             # The whole carry is one microbatch: the body's is a vector, with no axis of a batch.
+            # On one device that would be a scan; so it runs the steps of the schedule.
             axes = {"params": 0, "state": 0}
             split = {"params": True, "dropout": True}
             state = {"state": None}
             target = nn.pipeline(
-                target, 2, 1, variable_axes=axes, split_rngs=split, length=2, microbatched=state
+                target,
+                2,
+                1,
+                bubbles="nan",
+                variable_axes=axes,
+                split_rngs=split,
+                length=2,
+                microbatched=state,
             )
         elif name == "shard_map":
             # Devices of one level: an axis that each has to itself can be split only once.

@@ -254,6 +254,7 @@ def _lift(lib: Library, lifts: Any, target: Any, level: Level) -> Any:
             target,
             level.size,
             1,
+            bubbles="nan",  # on one device a pipeline is a scan else
             variable_axes={"stats": level.stats}
             | ({} if level.params is None else {"params": level.params}),
             variable_broadcast="params" if level.params is None else False,
