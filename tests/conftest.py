@@ -1,5 +1,6 @@
 """Settings of the whole suite. This file runs before any test module imports jax."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -8,16 +9,23 @@ import hypothesis
 import pytest
 
 # Sharding is tested on eight devices, parity to the last bit on the CPU. Half of the suite is
-# compiling, so LLVM takes less pains: a draw of keys compiles in less than half of the time. What
-# XLA itself makes of a program, its fusions, copies and buffers, stays as it is.
+# compiling, so LLVM takes less pains: a draw of keys compiles in less than half of the time. The
+# emitters that write a fusion by way of MLIR take as long as all else does that compiles one, so
+# the ones before them do it; JAX 0.12 no longer has those, and passes over the option. What XLA
+# itself makes of a program, its fusions, copies and buffers, stays as it is.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=1",
+        "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
     ]
 )
+
+# Which lines of Python an operation comes from is nothing that a test reads in compiled code, and
+# pytest has sixty of them on its stack.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 # What one test compiled is read by the next, by the other worker and by the processes that tests
 # start. A program is found by its content, its options and the compiler, so no bit changes. The
@@ -39,6 +47,11 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("liftax")
+
+
+def pytest_collection_finish():
+    """Modules and tests stay to the end: no collection needs to go through them again."""
+    gc.freeze()
 
 
 def pytest_unconfigure():

@@ -1,4 +1,4 @@
-"""A function run by several processes of one machine, joined by `jax.distributed`."""
+"""A function run by a fresh process, or by several that `jax.distributed` joins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -17,13 +18,31 @@ Fn = Callable[..., Any]
 """One of a module's functions, which each process imports; arguments and result are pickled."""
 
 
+IMPORTED = [
+    *("liftax", "liftax.layers.multihead", "liftax.layers.rnn", "liftax.transforms.scan", "optax"),
+    *("flax.linen", "flax.core.lift"),
+]
+"""Modules that processes have from the one that they are forked off, which has run nothing."""
+
+
+def _forked() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
+
+
+def fresh(fn: Fn, *args: Any) -> Any:
+    """Returns what ``fn(*args)`` gives in a process that has traced and compiled nothing before."""
+    with ProcessPoolExecutor(1, mp_context=_forked()) as pool:
+        return pool.submit(fn, *args).result()
+
+
 def run(fn: Fn, *args: Any, processes: int, devices: int, seconds: float = 120) -> list[Any]:
     """Returns what ``fn(*args)`` gave in each process; they share so many devices evenly."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         address = f"localhost:{found.getsockname()[1]}"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["liftax", "optax"])
+    context = _forked()
     ends, running = [], []
     for number in range(processes):
         mine, theirs = context.Pipe(duplex=False)

@@ -1,4 +1,4 @@
-"""Runs the models under one flag, in a process of its own: `python -m probes.run FLAG FILE`.
+"""Runs the models under one flag, for the rest of a process's life.
 
 A flag changes how JAX traces, and much of JAX caches what it traced: only a fresh process has one
 flag and nothing of another. What is compiled is shared by all of them, in the folder of the suite.
@@ -6,19 +6,10 @@ flag and nothing of another. What is compiled is shared by all of them, in the f
 
 from __future__ import annotations
 
-import os
-import pickle
-import sys
 import traceback
 import warnings
-from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=2"
-)
 
 import jax
 import numpy as np
@@ -68,7 +59,8 @@ def _attempt(*args: Any) -> Any:
         return text.partition("-" * 20)[0][-1500:]
 
 
-def main(flag: str, file: str, *names: str) -> None:
+def main(flag: str, *names: str) -> dict[str, Any]:
+    """What both libraries compute, or the words of their errors, of all models or of `names`."""
     results: dict[str, Any] = {}
     subject, reference = ours().nn, linen().nn
     with FLAGS[flag].on(X) as x:
@@ -80,8 +72,4 @@ def main(flag: str, file: str, *names: str) -> None:
                 warnings.simplefilter("ignore")
                 expected = _attempt(FLAGS[flag], reference, name, x)
             results[name] = found, expected
-    Path(file).write_bytes(pickle.dumps(results))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    return results

@@ -6,34 +6,21 @@ two programs of the same arithmetic apart, so those agree to rounding; `tests/pa
 
 from __future__ import annotations
 
-import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from helpers.processes import fresh
 
 from probes.flags import FLAGS
+from probes.run import main
 
 # Where neither library can: (flag, model) -> why. Where Linen can, liftax does the same.
 NEITHER: dict[tuple[str, str], str] = {
     ("jax_enable_x64", "lstm"): "the carry is float32, what a float64 input makes of it is not",
     ("jax_check_tracer_leaks", "custom_vjp"): "JAX keeps the functions, and they what they saw",
 }
-
-TESTS = Path(__file__).parents[1]
-
-
-def run(flag: str, folder: Path, *models: str) -> dict[str, Any]:
-    """What both libraries compute, or the words of their errors, by model."""
-    file = folder / "results"
-    command = [sys.executable, "-m", "probes.run", flag, str(file), *models]
-    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return pickle.loads(file.read_bytes())
 
 
 def difference(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
@@ -55,15 +42,15 @@ def difference(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_models_under(flag: str, tmp_path: Path) -> None:
+def test_models_under(flag: str) -> None:
     missing = FLAGS[flag].missing()
     if missing:
         pytest.skip(f"jax {jax.__version__} has no {', '.join(missing)}")
-    results = run(flag, tmp_path)
+    results = fresh(main, flag)
     assert list(results) == list(FLAGS[flag].models)
 
     only_ours = [name for name, (_, linen) in results.items() if isinstance(linen, str)]
-    plain = run("no flag", tmp_path, *only_ours) if only_ours else {}
+    plain = fresh(main, "no flag", *only_ours) if only_ours else {}
     faults = []
     for name, (found, linen) in results.items():
         if isinstance(found, str):
