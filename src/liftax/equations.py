@@ -189,6 +189,7 @@ def called_by(eqn: jex.JaxprEqn, *, plain: bool = False) -> jex.ClosedJaxpr | No
     if eqn.primitive.name not in (_JITS if plain else _CALLS):
         return None
     programs = list(programs_of(eqn))
+    # With several, as of a kernel with another for other machines, nobody can tell which runs.
     return programs[0] if len(programs) == 1 else None
 
 

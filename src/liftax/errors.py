@@ -39,6 +39,7 @@ class LiftaxError(Exception):
     def __init__(self, *args: object):
         super().__init__(*args)
         if self.code is not None:
+            # Beside the message, which programs and tests look at.
             self.add_note(f"{self.code}: `liftax explain {self.code}` shows an example and the fix")
 
 

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from .core.boxes import get_partition_spec
+from .core.streams import Rngs
 from .core.types import Collections
 from .spmd import LogicalRules, logical_to_mesh_sharding
 
@@ -15,17 +16,17 @@ from .spmd import LogicalRules, logical_to_mesh_sharding
 class Initialised(Protocol):
     """What has an ``init``: a module."""
 
-    def init(self, rngs: object, *args: object, **kwargs: object) -> Any:
+    def init(self, rngs: Rngs, *args: object, **kwargs: object) -> Any:
         """Makes the variables."""
 
 
 def init_sharded(
     module: Initialised,
     mesh: Mesh,
-    rngs: Any,
-    *args: Any,
+    rngs: Rngs,
+    *args: object,
     rules: LogicalRules | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Collections:
     """Initialises a module, each device making its own parts of the variables.
 
@@ -59,7 +60,7 @@ def init_sharded(
       P(None, 'model')
     """
 
-    def init(rngs: Any, args: Any, kwargs: Any) -> Any:
+    def init(rngs: Rngs, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
         return module.init(rngs, *args, **kwargs)
 
     # Which boxes there are is known of the shapes alone.

@@ -144,6 +144,7 @@ def as_call(eqn: jex.JaxprEqn) -> jex.JaxprEqn:
         with eqn.ctx.manager:
             return eqn.primitive.bind(*inputs, **eqn.params)
 
+    # The context of an equation is none of its parameters: on which mesh, on which processor.
     (call,) = jax.make_jaxpr(jax.jit(run))(*[atom.aval for atom in eqn.invars]).jaxpr.eqns
     return call
 
@@ -151,6 +152,7 @@ def as_call(eqn: jex.JaxprEqn) -> jex.JaxprEqn:
 def run_equation(eqn: jex.JaxprEqn, inputs: Sequence[object]) -> list[Any]:
     """Runs one equation; where something is traced, it becomes part of that."""
     with eqn.ctx.manager:
+        # Some primitives are bound to functions where their equations have programs.
         found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
     return list(found) if eqn.primitive.multiple_results else [found]
 
@@ -257,18 +259,20 @@ def both_ways(name: str) -> _core.Primitive:
     mlir.register_lowering(mark, lambda ctx, x, *_, **__: [x])
 
     def jvp(
-        primals: Sequence[object], tangents: Sequence[Any], *, kind: str, **params: object
-    ) -> Any:
+        primals: Sequence[object], tangents: Sequence[object], *, kind: str, **params: object
+    ) -> tuple[object, object]:
         tangent = tangents[0]
         if not isinstance(tangent, ad.Zero):
             tangent = mark.bind(tangent, kind="tangent", **params)
         return mark.bind(*primals, kind=kind, **params), tangent
 
-    def transpose(ct: Any, _: object, *, kind: str, **params: object) -> Any:
+    def transpose(ct: Any, _: object, *, kind: str, **params: object) -> list[object]:
         back = "gradient" if kind == "tangent" else kind
         return [ct if isinstance(ct, ad.Zero) else mark.bind(ct, kind=back, **params)]
 
-    def batch(args: Sequence[object], axes: Sequence[object], **params: object) -> tuple[Any, Any]:
+    def batch(
+        args: Sequence[object], axes: Sequence[object], **params: object
+    ) -> tuple[object, object]:
         return mark.bind(*args, **params), axes[0]
 
     ad.primitive_jvps[mark] = jvp
@@ -285,7 +289,7 @@ def choice(name: str) -> _core.Primitive:
     both = _core.Primitive(name)
 
     def jvp(
-        primals: Sequence[object], tangents: Sequence[Any], **params: object
+        primals: Sequence[object], tangents: Sequence[object], **params: object
     ) -> tuple[object, object]:
         return both.bind(*primals, **params), both.bind(
             *map(ad.instantiate_zeros, tangents), **params

@@ -226,7 +226,7 @@ def variable_with_axes(
     return PartitionedVariable(made.scope, collection, name, axes, fallback)
 
 
-def get_axis_names(axes_metadata: Mapping[str, Any]) -> dict[str, Any]:
+def get_axis_names(axes_metadata: Mapping[str, Any]) -> dict[str, object]:
     """Returns the names in an ``..._axes`` collection, under the names of the variables.
 
     Args:
@@ -240,7 +240,7 @@ def get_axis_names(axes_metadata: Mapping[str, Any]) -> dict[str, Any]:
     def spec(names: Iterable[str | None] | None) -> PartitionSpec | None:
         return None if names is None else PartitionSpec(*names)
 
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, value in axes_metadata.items():
         if isinstance(value, Mapping):
             found[key] = get_axis_names(value)

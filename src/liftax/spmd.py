@@ -336,7 +336,11 @@ def with_logical_constraint(
         return boxes.constrain(part, PartitionSpec(*placed.values()), mesh)
 
     return jax.tree.map(
-        constrain, logical_axis_resources, x, is_leaf=lambda n: n is None or _is_names(n)
+        # To JAX None is a container of nothing, and here it is what an array without names has.
+        constrain,
+        logical_axis_resources,
+        x,
+        is_leaf=lambda n: n is None or _is_names(n),
     )
 
 

@@ -68,6 +68,7 @@ def say_where(error: Exception, place: str, lift: str | None) -> None:
     """
     if isinstance(error, LiftaxError) or place_of(error) is not None:
         return
+    # What the user's own code raises ends at its line, which says where.
     if not jax_private.is_jax(_entries(error)[-1].tb_frame):
         return
     advice = ""
@@ -97,6 +98,7 @@ def _take_in(error: BaseException) -> None:
         return
     _take_in(cause)
     theirs = _entries(cause)
+    # What liftax says of an error of JAX's takes its place, with the lines that led to it.
     if isinstance(error, LiftaxError) and cause is error.__cause__:
         error.__traceback__ = _joined([*_entries(error), *theirs])
         error.__cause__, error.__context__ = None, cause  # there for code, and not shown

@@ -375,7 +375,7 @@ def _counting(theirs: Any) -> Any:
     return Counting
 
 
-def _mutable(scope: Scope, theirs: Any) -> Any:
+def _mutable(scope: Scope, theirs: Any) -> object:
     """The collections that the caller lets be written, as a filter of flax's.
 
     Those that a lift leaves outside are among them: the Linen module would be silent about what it

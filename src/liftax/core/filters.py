@@ -114,6 +114,7 @@ def intersect(a: Filter, b: Filter) -> Filter:
         return False
     if isinstance(a, DenyList):
         if isinstance(b, DenyList):
+            # Each denies for both.
             return DenyList(union(a.deny, b.deny))
         return subtract(b, a.deny)
     if isinstance(b, DenyList):
@@ -133,9 +134,11 @@ def subtract(a: Filter, b: Filter) -> Filter:
     if b is True:
         return False
     if a is True:
+        # All, less all but some: those are left.
         return b.deny if isinstance(b, DenyList) else DenyList(b)
     if isinstance(a, DenyList):
         if isinstance(b, DenyList):
+            # What ``b`` denies is all that it leaves, but for what ``a`` denies itself.
             return subtract(b.deny, a.deny)
         return DenyList(union(a.deny, b))
     return {name for name in names_of(a) if not in_filter(b, name)}

@@ -72,6 +72,7 @@ def is_filter_empty(filter_like: Filter) -> bool:
     """
     if isinstance(filter_like, bool):
         return not filter_like
+    # A DenyList has names without end, whatever it denies.
     return isinstance(filter_like, (list, tuple, set, frozenset)) and not filter_like
 
 

@@ -53,6 +53,7 @@ def sorted_dicts(tree: Tree) -> Any:
 def tracers(tree: Tree) -> list[jax.core.Tracer]:
     """Returns the leaves that are traced; where none is, no leaf is looked at in Python."""
     leaves = jax.tree.leaves(tree)
+    # By class: leaves are many, and of few classes.
     kinds = [kind for kind in set(map(type, leaves)) if issubclass(kind, jax.core.Tracer)]
     return [leaf for leaf in leaves if type(leaf) in kinds] if kinds else []
 

@@ -85,6 +85,7 @@ def _per_dimension(
     try:
         found = to_tuple(1 if value is None else value)
     except TypeError:
+        # No number at all, which is told as a wrong one is.
         found = (0,)
     if isinstance(value, int) or value is None:
         found = found * rank
@@ -133,6 +134,7 @@ def _masked(module: ConvBase | ConvTranspose, kernel: Array) -> Array:
 
 
 def _check_mask(module: ConvBase | ConvTranspose, shape: tuple[int, ...]) -> None:
+    # JAX would broadcast it, to a kernel that is not the one that was meant.
     if module.mask is not None and jnp.shape(module.mask) != shape:
         raise fail(
             module,

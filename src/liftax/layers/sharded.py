@@ -51,6 +51,7 @@ def _is_split(entry: object) -> bool:
 def entries(x: Any) -> tuple[Entry, ...]:
     """For each axis of an array the explicit mesh axes along which it is split."""
     spec = jax.typeof(x).sharding.spec
+    # A spec may end before the axes do: those that are left out are not split.
     return (*spec, *(None,) * (x.ndim - len(spec)))
 
 
@@ -87,6 +88,7 @@ def bernoulli_as(x: Array, key: Array, p: float, shape: tuple[int, ...]) -> Arra
     place = split_of(x)
     if place is None:
         return jnp.broadcast_to(jax.random.bernoulli(key, p=p, shape=shape), x.shape)
+    # An axis along which all have one draw is split nowhere.
     drawn = [e if n == m else None for e, n, m in zip(entries(x), shape, x.shape, strict=True)]
     mask = jax.random.bernoulli(key, p=p, shape=shape, out_sharding=on_mesh_of(x, drawn))
     return jnp.broadcast_to(mask, x.shape, out_sharding=place)
@@ -162,10 +164,12 @@ def following(
     What is asked is of an array with ``batch`` batch axes, which are one here.
     """
     if place.explicit is not None:
+        # As for all axes of the output, of which those of the batch have become one.
         spec = (*place.explicit.spec, *(None,) * (batch + x.ndim - 1))[: batch + x.ndim - 1]
         wanted = (spec[0] if batch else None, *spec[batch:])
         op = auto(op, on_mesh_of(x, wanted))
     elif split_of(kernel) is not None:
+        # The channels come from the kernel, all else from the input.
         wanted = (*entries(x)[:-1], entries(kernel)[-1])
         op = auto(op, on_mesh_of(kernel, wanted))
     return op(x, kernel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex, TypeGuard
 
 import jax
@@ -29,49 +29,62 @@ from ...errors import (
 from ...words import describe, did_you_mean, kind_of, names_on, shown, structure_of
 from ..events import made_of
 from ..filters import names_of
-from ..roles import BROADCAST, Axis, broadcast
+from ..roles import BROADCAST, CARRY, Axis, broadcast
 from ..scope import Scope
 from ..types import Group, Path, Placed, Tree
 from .axes import Lifted, axis_argument
 from .crossing import Opening
+from .places import Variables, flat
 
 
-def check_options(lift: str, **options: object) -> None:
-    """Raises LiftOptionError for the options of a loop or map that mean nothing.
+def check_options(lift: str, options: Mapping[str, object]) -> None:
+    """Raises LiftOptionError for options of a lift that mean nothing.
 
-    Those that are not given are not checked.
+    Args:
+      lift: its name.
+      options: its options by name; those that are read elsewhere are let be.
     """
-
-    def whole(value: object) -> TypeGuard[SupportsIndex]:
-        # An array has both: its value may be traced, and an option is to be known before.
-        return hasattr(value, "__index__") and not hasattr(value, "__len__")
-
-    def fits(name: str, value: object) -> bool:
-        # As `jax.lax.scan` takes it: 0 and True both write out the whole loop.
-        if name == "unroll":
-            return isinstance(value, bool) or (whole(value) and int(value) >= 0)
-        if name == "metadata_params":
-            return isinstance(value, Mapping)
-        if name == "data_transform":
-            return value is None or callable(value)
-        if name == "policy":
-            return value is None or callable(value)
-        return isinstance(value, (bool, np.bool_)) or (whole(value) and int(value) in (0, 1))
-
     for name, value in options.items():
-        if not fits(name, value):
+        fits, expected = _OPTIONS.get(name, (None, ""))
+        if fits is not None and not fits(value):
             raise LiftOptionError(
                 f"{lift}: {name} does not mean anything as it is.\n"
                 f"found: {name}={shown(value)}\n"
-                f"expected: {_OPTIONS.get(name, 'True or False')}"
+                f"expected: {expected}"
             )
 
 
-_OPTIONS = {
-    "unroll": "a number of iterations, or True or 0 to write out all of them",
-    "metadata_params": "a mapping, e.g. {nn.PARTITION_NAME: 'layers'}",
-    "policy": "one of jax.checkpoint_policies, or None",
-    "data_transform": "a function (variable_groups, rng_groups) -> (variable_groups, rng_groups)",
+def _whole(value: object) -> TypeGuard[SupportsIndex]:
+    # An array has both: its value may be traced, and an option is to be known before.
+    return hasattr(value, "__index__") and not hasattr(value, "__len__")
+
+
+def _flag(value: object) -> bool:
+    return isinstance(value, (bool, np.bool_)) or (_whole(value) and int(value) in (0, 1))
+
+
+def _unroll(value: object) -> bool:
+    # As `jax.lax.scan` takes it: 0 and True both write out the whole loop.
+    return isinstance(value, bool) or (_whole(value) and int(value) >= 0)
+
+
+def _function(value: object) -> bool:
+    return value is None or callable(value)
+
+
+_FLAGS = "reverse _split_transpose check_constancy_invariants prevent_cse concrete".split()
+_OPTIONS: dict[str, tuple[Callable[[object], bool], str]] = {
+    **dict.fromkeys(_FLAGS, (_flag, "True or False")),
+    "unroll": (_unroll, "a number of iterations, or True or 0 to write out all of them"),
+    "metadata_params": (
+        lambda value: isinstance(value, Mapping),
+        "a mapping, e.g. {nn.PARTITION_NAME: 'layers'}",
+    ),
+    "policy": (_function, "one of jax.checkpoint_policies, or None"),
+    "data_transform": (
+        _function,
+        "a function (variable_groups, rng_groups) -> (variable_groups, rng_groups)",
+    ),
 }
 
 
@@ -400,25 +413,21 @@ def _check_room(at: Placed, argument: str, axis: int, name: str, leaf: jax.Array
         )
 
 
-def check_apart(
-    at: Placed,
-    before: Mapping[tuple[Any, ...], object],
-    written: Mapping[str, Mapping[tuple[Any, ...], object]],
-) -> None:
+def check_apart(opening: Opening, before: Variables, inner: Sequence[Scope]) -> None:
     """Raises MicrobatchError where a part of the batch makes or writes what others have too.
 
     Args:
-      at: where the lift stands.
-      before: what all layers share and what is carried, by place: (which scope, names).
-      written: the same when a layer has run, by role.
+      opening: the loop's.
+      before: what all layers share and what is carried.
+      inner: the scopes of a layer that has run.
     """
-    # By identity: a variable that was only read is the very value that went in.
-    for role, values in written.items():
-        for place, value in values.items():
+    for role in (BROADCAST, CARRY):
+        for place, value in flat(opening.written(inner, role)).items():
+            # By identity: a variable that was only read is the very value that went in.
             if place not in before or (role == BROADCAST and value is not before[place]):
                 raise MicrobatchError(
-                    f"{at.place}: variable {'/'.join(place[1:])} is written by layers that work "
-                    f"on different microbatches at the same time.\n"
+                    f"{opening.place}: variable {'/'.join(place[1:])} is written by layers that "
+                    f"work on different microbatches at the same time.\n"
                     f"found: {'all layers share it' if role == BROADCAST else 'it is new'}\n"
                     f"expected: an axis of layers for collection {place[1]!r}, another run=, or a "
                     f"call in which it is not mutable"

@@ -54,8 +54,7 @@ class Remat:
 
     def __post_init__(self) -> None:
         self.roles  # noqa: B018
-        policy, prevent_cse, concrete = self.policy, self.prevent_cse, self.concrete
-        check_options("remat", policy=policy, prevent_cse=prevent_cse, concrete=concrete)
+        check_options("remat", vars(self))
 
     @functools.cached_property
     def roles(self) -> Roles:

@@ -99,13 +99,7 @@ class Scan:
     def __post_init__(self) -> None:
         # What contradicts itself is refused where the user wrote it, not when it is called.
         self.plan  # noqa: B018
-        check_options(
-            "scan",
-            **self.of_jax,
-            data_transform=self.data_transform,
-            metadata_params=self.metadata_params,
-            check_constancy_invariants=self.check_constancy_invariants,
-        )
+        check_options("scan", vars(self))
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -287,17 +281,16 @@ class _Call:
 
         def step(state: State, x: Slice) -> tuple[State, tuple[Leaves, list[Group]]]:
             inner, after, ys = self.body(state, x)
-            carried, stacked = state[1], []
+            carried = state[1]
+            stacked: list[Group] = []
             if self.pipelined:
-                new = {r: flat(self.opening.written(inner, r)) for r in (BROADCAST, CARRY)}
-                check_apart(self.opening, {**flat(self.shared), **carried}, new)
+                check_apart(self.opening, {**flat(self.shared), **carried}, inner)
             if not self.opening.read_only:
-                written = flat(self.opening.written(inner, CARRY))
+                written, carried, stacked = self.up(inner, carried)
                 # Linen allows a first write in `apply` as well. Nobody can know of it before the
                 # body has run, so the loop begins again, in parts.
                 if written.keys() - carried.keys():
                     raise _Retrace
-                carried, stacked = self.kept(carried, written), self.stacked(inner)
             self.opening.close(inner)
             return (after, carried), (ys, stacked)
 
@@ -397,19 +390,21 @@ class _Call:
         check_out_axes(opening, out[1], self.y_axes, shared=broadcast)
         return inner, after, ys
 
-    def kept(self, before: Variables, written: Variables) -> Variables:
-        """Returns the carried variables after an iteration."""
-        after = {place: written.get(place, value) for place, value in before.items()}
-        for place, value in before.items():
-            if after[place] is not value:
-                check_variable(self.opening, place[1:], value, after[place])
-        return after
+    def up(self, inner: list[Scope], before: Variables) -> tuple[Variables, Variables, list[Group]]:
+        """Takes what the body left out of its scopes.
 
-    def stacked(self, inner: list[Scope]) -> list[Group]:
-        """Returns what the body wrote along each axis."""
+        Returns:
+          what it wrote of carried collections, the carried variables after the iteration, and what
+          it wrote along each axis.
+        """
+        written = flat(self.opening.written(inner, CARRY))
+        kept = {place: written.get(place, value) for place, value in before.items()}
+        for place, value in before.items():
+            if kept[place] is not value:
+                check_variable(self.opening, place[1:], value, kept[place])
         groups = [self.opening.written(inner, axis) for axis in self.plan.roles.axes]
         check_variable_axes(self.opening, groups, self.plan.roles.axes)
-        return groups
+        return written, kept, groups
 
     # --- a loop that makes variables ------------------------------------------
 
@@ -480,8 +475,7 @@ class _Call:
         births, marked = self.marks.births, self.marks.values
 
         # Carried: those that came in, and those that were made.
-        written = flat(self.opening.written(inner, CARRY))
-        kept = self.kept(state[1], written)
+        written, kept, stacked = self.up(inner, state[1])
         born = {}
         for place, birth in births.items():
             if birth.kind is Kind.CARRIED:
@@ -500,7 +494,6 @@ class _Call:
         moving = [y for y, axis in both if axis is not broadcast]
         constant = [y if axis is broadcast else None for y, axis in both]
         invariants = changed, jax.tree.unflatten(self.y_def, constant)
-        stacked = self.stacked(inner)
         along = [item for group in stacked for item in flat(group).items()]
         self.left = {place for place, value in along if place in marked and marked[place] is value}
         self.opening.close(inner)
@@ -515,13 +508,7 @@ class _Call:
         return _Result(carry, {**carried, **born}, ys, stacked, constant)
 
     def peeled(
-        self,
-        loop: Loop,
-        made: Variables,
-        before: State,
-        born: Variables,
-        xs: Slice,
-        x: Slice | None,
+        self, loop: Loop, made: Variables, before: State, born: Variables, xs: Slice, x: Tree
     ) -> _Result:
         """Runs the first iteration by itself, then the loop over the rest.
 

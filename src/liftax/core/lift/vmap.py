@@ -76,7 +76,7 @@ class Vmap:
     def __post_init__(self) -> None:
         # What contradicts itself is refused where the user wrote it, not when it is called.
         self.roles  # noqa: B018
-        check_options("vmap", metadata_params=self.metadata_params)
+        check_options("vmap", vars(self))
         for axis in jax.tree.leaves(self.out_axes):
             if not isinstance(axis, int):
                 raise AxesTreeError(
