@@ -341,8 +341,8 @@ def run_depths(settings: Settings) -> Table:
     plans: dict[str, Any] = {
         "no remat": None,
         "each layer": nn.Remat(),
-        "groups of sqrt(depth)": nn.Remat(every="sqrt"),
-        "groups, and each within": nn.Remat(every="sqrt", nested=True),
+        "groups of sqrt(depth)": nn.Remat(every="sqrt", nested=False),
+        "groups, and each within": nn.Remat(every="sqrt"),
     }
     table = Table(
         "stack-depth",

@@ -17,6 +17,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import jax
+
 from . import jax_private
 from .pytrees import is_inexact
 
@@ -334,6 +336,19 @@ def keeps_products(primitive: jex.Primitive, *avals: object, **params: object) -
     if name in _PRODUCTS:
         return not _has_batch(params) or _is_small(avals, params)
     return name in _KERNELS or name in _KEYS or "attention" in name or "matmul" in name
+
+
+def keeps_slices(policy: Callable[..., object] | None) -> bool:
+    """Tells whether a policy of `jax.checkpoint` stores slices of arrays that are there anyway."""
+
+    def one(x: jax.Array, i: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False)
+
+    program = jax.make_jaxpr(one)(jax.ShapeDtypeStruct((2, 2), "float32"), 0)
+    return policy is not None and any(
+        policy(eqn.primitive, *(a.aval for a in eqn.invars), **params_of(eqn)) is True
+        for eqn in program.eqns
+    )
 
 
 def _has_batch(params: Mapping[str, Any]) -> bool:

@@ -4,7 +4,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.ad_checkpoint import checkpoint_name
-from stack.blocks import KEY, Residual, Scale, Wide, X, dense, loss_and_grads, primitives, same
+from stack.blocks import (
+    KEY,
+    Residual,
+    Scale,
+    Wide,
+    X,
+    dense,
+    equal,
+    loss_and_grads,
+    primitives,
+    same,
+)
 
 import liftax as nn
 from liftax.errors import StackError
@@ -54,12 +65,19 @@ def test_no_plan_changes_a_gradient(run):
     ("run", "remat", "expected"),
     [
         ("scan", nn.Remat(), [Level(1, "scan", True)]),
-        ("scan", nn.Remat(every=4), [Level(4, "scan", True), Level(1, "scan", products=True)]),
+        ("scan", nn.Remat(every=4), [Level(4, "scan", True), Level(1, "scan", True)]),
+        ("scan", nn.Remat(every=2, save="a"), [Level(2, "scan", True), Level(1, "scan", True)]),
         (
             "scan",
-            nn.Remat(every=4, save="branch"),
+            nn.Remat(every=4, nested=False),
+            [Level(4, "scan", True), Level(1, "scan", products=True)],
+        ),
+        (
+            "scan",
+            nn.Remat(every=4, nested=False, save="branch"),
             [Level(4, "scan", True), Level(1, "scan")],
         ),
+        ("scan", nn.Remat(every=15), [Level(1, "scan", True)]),  # two groups, and as many carries
         ("loop", nn.Remat(every=4), [Level(4, "loop", True), Level(1, "loop")]),
         (
             "scan of 2",
@@ -107,7 +125,7 @@ def test_barriers_only_where_passes_could_share_work(remat3):
 
     assert not barriers(remat=nn.Remat())
     assert not barriers(remat=nn.Remat(every=2))
-    assert barriers(remat=nn.Remat(every=4))  # a loop over one group is none
+    assert barriers(remat=nn.Remat(every=4, nested=False))  # a loop over one group is none
     assert barriers(remat=nn.Remat(), run="loop")
     assert barriers(remat=nn.Remat(), unroll=True)
     assert barriers(remat=nn.Remat(prevent_cse=True))
@@ -162,7 +180,7 @@ def test_memory_grows_with_the_square_root():
     size = x.nbytes
     plain = [temporary_bytes(deep(n, remat=None), x) / size for n in (16, 64)]
     each = [temporary_bytes(deep(n, remat=nn.Remat()), x) / size for n in (16, 64)]
-    sqrt = nn.Remat(every="sqrt", nested=True)
+    sqrt = nn.Remat(every="sqrt")
     root = [temporary_bytes(deep(n, remat=sqrt), x) / size for n in (16, 64, 256)]
     assert plain[1] - plain[0] > 3 * (64 - 16) * 0.9
     assert abs((each[1] - each[0]) - (64 - 16)) < 4
@@ -170,6 +188,70 @@ def test_memory_grows_with_the_square_root():
     assert root[1] - root[0] < 2 * (8 - 4) + 2
     assert root[2] - root[1] < 2 * (16 - 8) + 2
     assert root[2] < each[1]
+
+
+@pytest.mark.parametrize(("width", "rows"), [(96, 2), (4, 2048)])
+def test_groups_never_take_more_than_steps(width, rows):
+    """Neither where weights are the larger thing, nor where what enters a layer is."""
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            drop = nn.Dropout(0.1, deterministic=False)
+            return x + nn.Dense(width)(jnp.tanh(nn.Dense(width)(drop(x))))
+
+    x = jnp.ones((rows, width))
+    stack = nn.Stack(Layer(), depth=11, remat=nn.Remat())
+    rngs = {"dropout": jax.random.key(1)}
+    variables = stack.init({"params": KEY, **rngs}, x)
+
+    def found(remat):
+        model = stack.clone(remat=remat)
+        grads = jax.grad(lambda v, x: jnp.sum(model.apply(v, x, rngs=rngs) ** 2), argnums=(0, 1))
+        program = jax.jit(grads).lower(variables, x).compile()
+        return program.memory_analysis().temp_size_in_bytes, program(variables, x)
+
+    size, expected = found(nn.Remat())
+    for remat in (nn.Remat(every=3), nn.Remat(every=4, nested=False), nn.Remat(every=10)):
+        groups, grads = found(remat)
+        equal(grads, expected)
+        # Of the carries four groups' and three steps' are there at once, of the weights none; what
+        # is kept of a group at once is two products of each of its steps.
+        most = {3: size - x.nbytes, 4: size + 4 * 2 * x.nbytes, 10: size}[remat.every]
+        assert groups <= most, remat
+
+
+def test_groups_have_every_derivative():
+    """Forward over reverse, reverse over reverse, and layers side by side."""
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x + 0.3 * jnp.sin(nn.Dense(4)(x))
+
+    x = jnp.linspace(0.1, 1, 4)
+    plain = nn.Stack(Layer(), depth=7, remat=None)
+    variables = plain.init(KEY, x)
+    direction = jax.tree.map(jnp.cos, variables)
+
+    def found(stack):
+        def grads(v):
+            return jax.grad(loss(stack, x))(v)
+
+        def dot(v):
+            pairs = zip(jax.tree.leaves(grads(v)), jax.tree.leaves(direction), strict=True)
+            return sum(jnp.vdot(a, b) for a, b in pairs)
+
+        both = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), variables)
+        return (
+            jax.jvp(loss(stack, x), (variables,), (direction,)),
+            jax.jvp(grads, (variables,), (direction,)),
+            jax.grad(dot)(variables),
+            jax.vmap(grads)(both),
+        )
+
+    groups = jax.jit(lambda: found(plain.clone(remat=nn.Remat(every=3))))()
+    same(groups, jax.jit(lambda: found(plain))(), rtol=1e-4)
 
 
 def test_names_that_match_nothing(remat3):

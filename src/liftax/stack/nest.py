@@ -27,10 +27,10 @@ from ..core.streams import Keyed
 from ..core.types import Group
 from .arrays import unstack
 from .chosen import Chosen
+from .numbered import Step, Threaded, by_number
 from .options import Auto, Level, Policy, Remat, Run, levels, names_in
 
 T = TypeVar("T")
-Step = Callable[[object, object], tuple[object, object]]
 
 
 class Runner:
@@ -90,10 +90,13 @@ class Runner:
         self, step: Step, init: object, xs: object, length: int, *, reverse: bool
     ) -> tuple[object, object]:
         nest = self._levels(length)
+        if self._by_number(nest):
+            step, init, xs = by_number(step, init, xs, length)
         # Turned around here, once: groups of steps, and what is left over, would be others else.
         if reverse:
             xs = jax.tree.map(lambda x: jnp.flip(x, 0), xs)
         carry, ys = self._nest(nest, step, init, xs, length, in_scan=False)
+        carry = carry.carry if isinstance(carry, Threaded) else carry
         if reverse:
             ys = jax.tree.map(lambda y: jnp.flip(y, 0), ys)
         return carry, ys
@@ -110,6 +113,17 @@ class Runner:
         within = levels(self.run, self.remat, sizes[-1] if sizes else length)
         return [*(Level(size, "scan") for size in sizes), *within]
 
+    def _by_number(self, nest: Sequence[Level]) -> bool:
+        """Tells whether groups are computed again, which over slices would copy their layers.
+
+        A policy that stores slices would store all of them, which as inputs they are not; and
+        what lies by stages is to be split along that axis.
+        """
+        scans = self.order is None and all(level.kind == "scan" for level in nest)
+        groups = scans and any(level.remat and level.size > 1 for level in nest)
+        policy = self.remat.as_policy() if groups and self.remat is not None else None
+        return groups and not equations.keeps_slices(policy)
+
     def _pipeline(self, pipeline: Pipeline) -> Pipelined:
         """A pipeline, in which a visit of a stage is what is recomputed, and each layer within.
 
@@ -120,8 +134,8 @@ class Runner:
         # each within, no more than one layer's intermediates are there at once.
         each = (
             None
-            if remat is None or not (remat.nested or remat.policy == "products")
-            else dataclasses.replace(remat, every=1, nested=False)
+            if remat is None or not (remat.within or remat.policy == "products")
+            else dataclasses.replace(remat, every=1, nested=None)
         )
         again: Callable[[Stage], Stage] = takes_again
         if remat is not None and remat.positions is None:
@@ -160,9 +174,12 @@ class Runner:
             if level.size > 1:
 
                 def body(carry: object, xs: object) -> tuple[object, object]:
-                    return self._nest(inner, step, carry, xs, size, in_scan)
+                    # What a group and what its layers compute again would lie in one body, unless
+                    # the next level is a loop of its own.
+                    apart = in_scan and not level.remat
+                    return self._nest(inner, step, carry, xs, size, apart)
 
-            if level.products and in_scan:
+            if level.products:
                 return self.checkpoint(body, in_scan, policy=equations.keeps_products)
             return self.checkpoint(body, in_scan) if level.remat else body
 
@@ -235,7 +252,7 @@ class Runner:
 
         def named(*args: object) -> T:
             parts = list(args)
-            parts[stream] = jax.tree.map(_name_carry, parts[stream])
+            parts[stream] = _named(parts[stream])
             # In a group of steps only what enters the group is kept: no carry within has the name.
             self.names_carry = False
             try:
@@ -275,6 +292,13 @@ class Runner:
         """The names in the options that no recomputed layer gave to a value."""
         names = self.remat.names if self.remat is not None else ()
         return [name for name in names if name not in self.seen]
+
+
+def _named(state: object) -> object:
+    """The residual stream with its name; the weights that go along are none of it."""
+    if isinstance(state, Threaded):
+        return state._replace(carry=_named(state.carry))
+    return jax.tree.map(_name_carry, state)
 
 
 def _name_carry(x: jax.Array) -> jax.Array:

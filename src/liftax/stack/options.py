@@ -50,11 +50,12 @@ class Remat:
     """Which activations of a stack are computed again in the backward pass.
 
     With nothing said, each step of the stack is computed again from what entered it.
-    With ``every=K`` that holds for groups of K steps; ``every="sqrt"`` chooses K so
+    With ``every=K`` that holds for groups of K steps, and for each step within one: stored
+    is what enters a group, and while one is computed again what enters its steps. That
+    is less than ``Remat()`` stores, for one forward pass more. ``every="sqrt"`` chooses K so
     that what is stored grows with the square root of the depth (Chen et al. 2016,
-    https://arxiv.org/abs/1604.06174). Such groups hold a copy of their weights while they are
-    computed again: where that is more than what enters the layers, ``Remat()`` is smaller and
-    faster.
+    https://arxiv.org/abs/1604.06174). Where groups would store as much as single steps,
+    steps are computed again one by one.
 
     ``Remat("products")`` is the plan to begin with. A scan stores every intermediate of its body,
     a copy into a stack of all layers and one out of it; this stores what is dear, products with
@@ -65,8 +66,9 @@ class Remat:
       policy: what may be stored nevertheless: ``"products"``, the name of a policy in
         ``jax.checkpoint_policies``, or such a function.
       every: the steps in one group, or ``"sqrt"``.
-      nested: True recomputes each step within a group too: least memory, one
-        forward pass more.
+      nested: whether steps are computed again within a group. False computes a group again
+        from its products, all of its steps at once: a pass less, with more memory. By default
+        where they are scanned.
       positions: the positions of the pattern whose layers are recomputed, one by
         one; None for the whole pattern.
       save: names given by ``jax.ad_checkpoint.checkpoint_name`` to values that are
@@ -92,7 +94,7 @@ class Remat:
 
     policy: str | Policy | None = None
     every: int | str = 1
-    nested: bool = False
+    nested: bool | None = None
     positions: tuple[int, ...] | None = None
     save: tuple[str, ...] = ()
     offload: tuple[str, ...] = ()
@@ -139,6 +141,11 @@ class Remat:
                 text = repr(value) if not callable(value) else getattr(value, "__name__", "policy")
                 shown.append(f"{field.name}={text}")
         return f"Remat({', '.join(shown)})"
+
+    @property
+    def within(self) -> bool:
+        """Whether steps are computed again within groups."""
+        return self.every != 1 and self.nested is not False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -284,8 +291,8 @@ def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
       StackError: groups do not fit in one another.
 
     Example:
-      >>> [(level.size, level.remat, level.products) for level in levels(Run(), Remat(every=3), 12)]
-      [(3, True, False), (1, False, True)]
+      >>> [(level.size, level.remat) for level in levels(Run(), Remat(every=3), 12)]
+      [(3, True), (1, True)]
     """
     whole = remat is not None and remat.positions is None
     group = _group(run.group, length)
@@ -299,10 +306,16 @@ def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
             f"run='scan of {group}' and Remat(every={every}): the groups overlap; one must be a "
             f"multiple of the other"
         )
+    # Of steps that are written out the compiler holds as many as it likes; another pass saves none.
+    written_out = run.kind == "loop" or group > 1
+    within = remat is not None and remat.within and bool(remat.nested or not written_out)
+    if within and not written_out and math.ceil(length / every) + every >= length:
+        # As many carries as there are steps, or more: what is left is a forward pass for nothing.
+        every, sizes = 1, [1]
     nest = []
     for size in sizes:
         kind = "loop" if run.kind == "loop" or size < group else "scan"
-        again = whole and (size == every or (size == 1 and remat is not None and remat.nested))
+        again = whole and (size == every or (size == 1 and within))
         inside = size == 1 < every and not again and kind == "scan"
         products = inside and remat is not None and whole and not remat.names
         nest.append(Level(size, kind, again, products=products))
