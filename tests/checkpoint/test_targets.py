@@ -1,6 +1,8 @@
 """Linen's msgpack and Orbax written: Linen and Orbax read them, sums are in them, and hold."""
 
+import hashlib
 import os
+import re
 from pathlib import Path
 
 import flax.serialization
@@ -100,6 +102,37 @@ def test_every_flipped_byte_of_msgpack_is_noticed(tmp_path):
         except LiftaxError:
             pass
     assert unnoticed == []
+
+
+@pytest.mark.parametrize("kind", ["msgpack", "safetensors"])
+def test_checksums_as_the_first_files_have_them(tmp_path, kind):
+    """Those do not name how they were made; what is made of such a file is as it is."""
+    layers = [np.arange(2, dtype=np.float32) + i for i in range(3)]
+    tree = {"params": {"blocks": {"w": np.stack(layers)}}}
+    path = tmp_path / f"a.{kind}"
+    old = {"params/blocks/layers_0/w": "0" * 16}
+    at = nn.Stacking.of("blocks", 3)
+    writing.write(path, writing.planned(tree_of(tree), at, recorded=old), kind=kind)
+    expected = {
+        f"params/blocks/layers_{i}/w": hashlib.blake2b(
+            b"float32[2]" + layer.tobytes(), digest_size=8
+        ).hexdigest()
+        for i, layer in enumerate(layers)
+    }
+    assert open_checkpoint(path).checksums == expected
+    again = tmp_path / "b.safetensors"
+    convert(str(path), str(again), "--layout", "layers")
+    assert open_checkpoint(again).checksums == expected
+    nn.load_checkpoint(again, verify=True)
+    data = bytearray(path.read_bytes())
+    at = data.index(layers[1].tobytes())
+    path.write_bytes(data[:at] + b"x" + data[at + 1 :])
+    with pytest.raises(LiftaxError, match="layers_1/w is damaged: its checksum is"):
+        nn.load_checkpoint(path, verify=True)
+    new = tmp_path / "new.safetensors"
+    nn.save_checkpoint(new, tree)
+    (found,) = open_checkpoint(new).checksums.values()
+    assert re.fullmatch("sha256:[0-9a-f]{16}", found)
 
 
 def tree_of(tree):

@@ -241,7 +241,7 @@ def verify_sums(found: Checkpoint) -> None:
     Raises:
       CheckpointError: a variable differs, is missing or one too many. The message names it.
     """
-    plan = planned(found.tree, found.stackings or None)
+    plan = planned(found.tree, found.stackings or None, recorded=found.checksums)
     if found.checksums:
         compare(found.checksums, plan.checksums())
 

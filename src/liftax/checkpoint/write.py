@@ -31,10 +31,11 @@ from .msgpack_out import write_msgpack
 from .orbax import BESIDE, read_orbax, write_orbax
 from .roots import find_trees
 from .safetensors import KEY, file_size, header_of, read_safetensors, tensors_of, write_safetensors
-from .tensors import Summed, checksums, combined, escape, flat, nested, summed
+from .tensors import Summed, checksums, combined, escape, flat, kind_of, nested, summed
 
 _PARTS = {"version", "stackings", "values", "empty", "layers", "variables"}
 OUTSIDE = "outside of any stack"
+_THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,7 @@ def planned(
     *,
     form: str | None = None,
     target: object = None,
+    recorded: Mapping[str, str] | None = None,
 ) -> Plan:
     """Works out a conversion from shapes alone.
 
@@ -88,19 +90,21 @@ def planned(
       source: the layout of ``tree``; None for a tree without stacks.
       form: `"layers"` or `"stacked"`; None to leave everything as it is.
       target: the layout of the result, by default that of the source.
+      recorded: the checksums that the source has: those of the plan are made as they were.
 
     Raises:
       StackingError: the tree and the layouts disagree.
     """
+    kind = kind_of(recorded or {})
     if source is None:
         source = target
     if source is None:
-        variables = summed(tree)
+        variables = summed(tree, kind)
         return Plan(variables, dict(_leaves(variables)), _layers(variables, ()), ())
     before = as_stackings(source)
     after = before if target is None else as_stackings(target)
     # Both forms are made of the same arrays in the layers form: what is written has been summed.
-    layers = summed(to_layers(tree, before))
+    layers = summed(to_layers(tree, before), kind)
     made = tree if form is None else layers
     if form is not None:
         made = (to_stacked if form == "stacked" else to_layers)(layers, after)
@@ -282,7 +286,7 @@ def write(
     if isinstance(plan.tree, Mapping) and "" in plan.tree and "" in dict(flat(plan.tree)):
         raise CheckpointError("a variable at the top is called '': it could not be read back")
     # The sums are known when all has been written: until then, something of the same length.
-    blank = dict.fromkeys(plan.variables, "0" * 16)
+    blank = {name: "0" * leaf.kind.length for name, leaf in plan.variables.items()}
     head = described(plan, extra, blank)
     _check_room(path, file_size(tensors, head))
 
@@ -344,7 +348,7 @@ def kind_of_target(path: Path) -> str:
 def _verify(tree: object, metadata: dict[str, str], plan: Plan, sums: Mapping[str, str]) -> None:
     read_described(tree, metadata)  # it must be possible to load it, too
     layers = to_layers(tree, plan.stackings) if plan.stackings else tree
-    found = dict(_leaves(summed(layers)))
+    found = dict(_leaves(summed(layers, kind_of(sums))))
     if found.keys() != sums.keys():
         name = min(found.keys() ^ sums.keys())
         raise CheckpointError(
@@ -354,8 +358,16 @@ def _verify(tree: object, metadata: dict[str, str], plan: Plan, sums: Mapping[st
     # Bytes that lie in two files are compared in a tenth of the time that another sum takes.
     mapped = {n for n, leaf in found.items() if leaf.base.in_file and read[n].base.in_file}
     summed_again = checksums({n: leaf for n, leaf in found.items() if n not in mapped})
-    for name, leaf in found.items():
-        if not (leaf.same_as(read[name]) if name in mapped else summed_again[name] == sums[name]):
+
+    def same(name: str) -> bool:
+        if name in mapped:
+            return found[name].same_as(read[name])
+        return summed_again[name] == sums[name]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        alike = dict(zip(found, pool.map(same, found), strict=True))
+    for name, is_same in alike.items():
+        if not is_same:
             raise CheckpointError(
                 f"{name_of(name)} was not written as it was read: is the disk damaged, or the "
                 f"memory?"

@@ -195,7 +195,8 @@ def _plan(
     args: argparse.Namespace, found: Checkpoint, source: Stackings, target: Stackings
 ) -> Plan:
     try:
-        return planned(found.tree, source, form=args.layout, target=target)
+        sums = found.checksums
+        return planned(found.tree, source, form=args.layout, target=target, recorded=sums)
     except LiftaxError as error:
         raise CommandError(f"{args.source}: {error}") from error
 
