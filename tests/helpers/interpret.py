@@ -44,37 +44,112 @@ def _slice(x: Any, *, start_indices: Any, limit_indices: Any, strides: Any) -> A
     return x[tuple(map(slice, start_indices, limit_indices, steps))]
 
 
+def _part(starts: Sequence[Any], x: Any, sizes: Sequence[int]) -> tuple[slice, ...]:
+    """Where a dynamic slice lies: one that would stick out is moved in."""
+    places = [
+        min(max(int(s), 0), n - size) for s, n, size in zip(starts, x.shape, sizes, strict=True)
+    ]
+    return tuple(slice(s, s + size) for s, size in zip(places, sizes, strict=True))
+
+
+def _dynamic_slice(x: Any, *starts: Any, slice_sizes: Any) -> Any:
+    return x[_part(starts, x, slice_sizes)]
+
+
+def _dynamic_update_slice(x: Any, update: Any, *starts: Any) -> Any:
+    out = x.copy()
+    out[_part(starts, x, update.shape)] = update
+    return out
+
+
+def _pad(x: Any, value: Any, *, padding_config: Any) -> Any:
+    if any(low < 0 or high < 0 or inside for low, high, inside in padding_config):
+        return None
+    return np.pad(x, [(low, high) for low, high, _ in padding_config], constant_values=value)
+
+
+def _iota(*, dtype: Any, shape: Any, dimension: int, **_: Any) -> Any:
+    if dtype not in _NATIVE:
+        return None
+    sizes = [1] * len(shape)
+    sizes[dimension] = shape[dimension]
+    return np.broadcast_to(np.arange(shape[dimension], dtype=dtype).reshape(sizes), shape)
+
+
+def _seen_as(x: Any, dtype: Any) -> Any:
+    return x.view(dtype) if x.dtype.itemsize == dtype.itemsize else None
+
+
+def _shifted(x: Any, by: Any) -> Any:
+    fits = x.dtype.kind == "u" and np.all(by < 8 * x.dtype.itemsize)
+    return np.right_shift(x, by) if fits else None
+
+
 _MOVES: dict[str, Callable[..., Any]] = {
     "reshape": lambda x, new_sizes, dimensions=None, **_: x.reshape(new_sizes),
     "squeeze": lambda x, dimensions: np.squeeze(x, dimensions),
+    "expand_dims": lambda x, dimensions: np.expand_dims(x, dimensions),
     "transpose": lambda x, permutation: np.transpose(x, permutation),
     "concatenate": lambda *xs, dimension, **_: np.concatenate(xs, dimension),
     "broadcast_in_dim": _broadcast,
     "slice": _slice,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "pad": _pad,
+    "rev": lambda x, dimensions: np.flip(x, dimensions),
+    "iota": _iota,
     "copy": lambda x, **_: x,
+    "bitcast_convert_type": lambda x, new_dtype: _seen_as(x, np.dtype(new_dtype)),
 }
 _ROUNDS: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "add_any": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
+    "square": np.square,
     "neg": np.negative,
     "eq": np.equal,
     "ne": np.not_equal,
     "and": np.bitwise_and,
     "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "not": np.invert,
     "lt": np.less,
     "le": np.less_equal,
     "gt": np.greater,
     "ge": np.greater_equal,
+    "abs": np.abs,
+    "is_finite": np.isfinite,
+}
+_ROUNDS_FLOATS: dict[str, Callable[..., Any]] = {"div": np.divide, "sqrt": np.sqrt, "rem": np.fmod}
+_CHOOSES: dict[str, Callable[..., Any]] = {
+    "max": np.maximum,
+    "min": np.minimum,
+    "reduce_max": lambda x, axes, **_: np.max(x, tuple(axes)),
+    "reduce_min": lambda x, axes, **_: np.min(x, tuple(axes)),
+    "reduce_and": lambda x, axes, **_: np.bitwise_and.reduce(x, tuple(axes)),
+    "reduce_or": lambda x, axes, **_: np.bitwise_or.reduce(x, tuple(axes)),
 }
 _NATIVE = frozenset(map(np.dtype, ("bool", "int32", "uint32", "float32", "int64", "float64")))
+
+
+def _converted(x: Any, dtype: Any) -> Any:
+    """None where it is not one rounding: a float that is to be whole may be none of the others."""
+    if dtype not in _NATIVE or (x.dtype.kind == "f" and dtype.kind != "f"):
+        return None
+    return x.astype(dtype)
+
+
+def _zeros_of_both_signs(arrays: Sequence[Any]) -> bool:
+    """Neither is the larger one."""
+    signs = {sign for a in arrays if a.dtype.kind == "f" for sign in np.signbit(a[a == 0])}
+    return len(signs) > 1
 
 
 def _by_numpy(eqn: Any, args: list[Any]) -> Any:
     """The one result, or None where XLA is to compute it."""
     name, params = eqn.primitive.name, eqn.params
-    if name not in _MOVES and name not in _ROUNDS and name != "select_n":
+    if name not in _BY_NUMPY:
         return None
     if params.get("sharding") is not None or params.get("out_sharding") is not None:
         return None
@@ -82,15 +157,35 @@ def _by_numpy(eqn: Any, args: list[Any]) -> Any:
         return None
     arrays = [np.asarray(a) for a in args]
     if name in _MOVES:
-        return np.asarray(_MOVES[name](*arrays, **params))
+        moved = _MOVES[name](*arrays, **params)
+        return None if moved is None else np.asarray(moved)
     if not all(a.dtype in _NATIVE for a in arrays):
         return None
     with np.errstate(all="ignore"):
+        if name == "convert_element_type":
+            return _converted(arrays[0], np.dtype(params["new_dtype"]))
         if name in _ROUNDS:
             return np.asarray(_ROUNDS[name](*arrays))
-    if len(arrays) == 3 and arrays[0].dtype == bool:
+        if name in _ROUNDS_FLOATS and arrays[0].dtype.kind == "f":
+            return np.asarray(_ROUNDS_FLOATS[name](*arrays))
+        if name == "shift_right_logical":
+            return _shifted(*arrays)
+        if name in _CHOOSES and arrays[0].size and not _zeros_of_both_signs(arrays):
+            return np.asarray(_CHOOSES[name](*arrays, **params))
+    if name == "select_n" and len(arrays) == 3 and arrays[0].dtype == bool:
         return np.asarray(np.where(arrays[0], arrays[2], arrays[1]))
     return None
+
+
+_BY_NUMPY = frozenset(
+    {
+        *_MOVES,
+        *_ROUNDS,
+        *_ROUNDS_FLOATS,
+        *_CHOOSES,
+        *("select_n", "convert_element_type", "shift_right_logical"),
+    }
+)
 
 
 def interpret(fn: Callable[..., Any], *args: Any) -> Any:
