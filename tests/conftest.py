@@ -49,6 +49,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("liftax")
 
 
+def pytest_collection_modifyitems(items):
+    """Modules that take long come first: at the end one worker would wait for the other's last."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish():
     """Modules and tests stay to the end: no collection needs to go through them again."""
     gc.freeze()
@@ -62,13 +68,10 @@ def pytest_unconfigure():
 @pytest.fixture(scope="module")
 def compiled_quickly():
     """LLVM optimises nothing: for modules that compare to rounding, or run their programs once."""
-    import jax
+    from helpers.quick import quickly
 
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()  # the next module may compare bits with what is compiled well
+    with quickly():
+        yield
 
 
 @pytest.fixture(params=[False, True], ids=["remat", "remat3"])

@@ -46,7 +46,10 @@ CONFIGS = {
 REQUIRED = {BASELINE: None, "liftax": None, "flax.linen": None, "flax.nnx": None}
 OTHERS = {"equinox": "equinox", "haiku": "haiku"}
 
-pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("default::DeprecationWarning"),
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 
 def peer_or_skip(name: str) -> Any:
@@ -178,10 +181,7 @@ def test_depth_does_not_change_the_program() -> None:
     assert sizes[4] == sizes[8] > 0
 
 
-def test_gpu_rows_on_any_device(request: pytest.FixtureRequest) -> None:
-    before = jax.config.read("jax_disable_most_optimizations")
-    request.addfinalizer(lambda: jax.config.update("jax_disable_most_optimizations", before))
-    jax.config.update("jax_disable_most_optimizations", True)  # small programs, compiled quickly
+def test_gpu_rows_on_any_device() -> None:
     rows = (f"train: {BASELINE}", "train: best plan", "decode", "init: liftax")
     taken = {row: gpu.ROWS[row](gpu.TINY, 1) for row in rows}
     assert json.loads(json.dumps(taken)) == taken and all(map(gpu.said, taken.values()))

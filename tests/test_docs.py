@@ -25,6 +25,7 @@ MODULES = sorted(
 )
 # The pages of the findings show what goes wrong; their own test runs them.
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

@@ -28,6 +28,8 @@ from liftax.lm.launch import launch
 from liftax.lm.settings import Settings, TrainingError, parse_mesh
 from liftax.lm.worker import Place, Training, join, read_metrics, work
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {
     "steps": 8,
     "every": 2,

@@ -14,6 +14,8 @@ from examples import gemma3, gpt2, llama
 from liftax.checkpoint.names import table, tables
 from liftax.cli import main
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 V, W, DEPTH = 5, 8, 2  # words, width, layers
 
 

@@ -16,6 +16,8 @@ import liftax as nn
 from liftax.layout import Enclosing
 from liftax.stack.storage import StackLayout
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 DTYPES = ["float32", "bfloat16", "int8", "uint16", "bool", "complex64", "float8_e5m2"]
 
 

@@ -1,16 +1,42 @@
-"""Settings of a run that compiles quickly in the processes that are started for it."""
+"""Programs that LLVM optimises nothing of: here, and in the processes that are started for a run."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from liftax.lm.settings import Settings
 
+# The second says nothing to a CPU. But JAX knows programs by it, so what is compiled so is never
+# met where bits are compared, and still there for whoever compiles quickly next.
+_SETTINGS = {"jax_disable_most_optimizations": True, "jax_pgle_profiling_runs": 1}
+
+# Compiler options: fusions by the emitters that users have, where `conftest.py` asks for those before
+# them. They may round a fusion otherwise in one program than in another that computes the same.
+FUSED = {"xla_backend_extra_options": ""}
+
+
+@contextlib.contextmanager
+def quickly() -> Iterator[None]:
+    """LLVM optimises nothing of what is compiled: for what is compared to rounding, or run once."""
+    before = {name: jax.config.values[name] for name in _SETTINGS}
+    _set(_SETTINGS)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        jax.config.update(name, value)
+
 
 def _quickly(values: dict[str, Any]) -> Settings:
-    jax.config.update("jax_disable_most_optimizations", True)
+    _set(_SETTINGS)
     return Settings(**values)
 
 

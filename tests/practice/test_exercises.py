@@ -11,7 +11,7 @@ from liftax.practice.exercises import Exercise, exercises, find
 from liftax.practice.grade import Grader
 from liftax.practice.verdict import STAGES, Verdict
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
 
 SECTIONS = (
     "Why this matters",

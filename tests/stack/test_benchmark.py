@@ -7,6 +7,8 @@ from benchmarks import stack
 from benchmarks.peers import Config
 from benchmarks.timing import Settings
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.fixture
 def small(monkeypatch):

@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers.quick import FUSED, quickly
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stack.blocks import KEY, Calls, Uses, dense, equal, same, spread
@@ -41,7 +42,8 @@ def value_and_grads(fn, variables, x):
         y = fn(variables, x)
         return jnp.sum(jnp.sin(y)), y
 
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
+    both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    return jax.jit(both, compiler_options=FUSED)(variables, x)
 
 
 SHAPES = [(4, 6, 1, 2, 1), (2, 6, 2, 1, 2)]
@@ -86,10 +88,10 @@ def test_any_stages_microbatches_repeats_and_layers(data):
     stack = nn.Stack(Block(), depth=stages * repeats * layers)
     variables = stack.init(KEY, X)
     piped = stack.clone(run=nn.Pipeline(stages, parts, repeats, delay=delay))
-    expected = jax.jit(loop(stack, parts))(variables, X)
+    expected = jax.jit(loop(stack, parts), compiler_options=FUSED)(variables, X)
     for devices in (1, stages):
         with spread(devices):
-            equal(jax.jit(piped.apply)(variables, X), expected)
+            equal(jax.jit(piped.apply, compiler_options=FUSED)(variables, X), expected)
 
 
 def test_steps_and_bubbles():
@@ -144,6 +146,7 @@ class Normed(nn.Module):
 
 
 @pytest.mark.parametrize("splits", [{}, {"dropout": False}])
+@quickly()
 def test_keys_statistics_and_what_is_sown(splits):
     stack = nn.Stack(Normed(), depth=4, split_rngs=splits)
     variables = stack.init({"params": KEY, "dropout": KEY}, X)
@@ -175,6 +178,7 @@ class Attends(nn.Module):
         return x + rate[:, None] * h * scale + context.sum(0)[:, None], {"h": h, "mean": h.mean()}
 
 
+@quickly()
 def test_arguments_and_outputs():
     stack = nn.Stack(Attends(), depth=4, outputs=True, per_layer=["rate"])
     rate, scale = jax.random.uniform(KEY, (4, 12)), jnp.full(4, 0.5)
@@ -211,6 +215,7 @@ class Remembers(nn.Module):
         return nn.tanh(dense(x.shape[-1])(x)) + memory.value
 
 
+@quickly()
 def test_collections_with_a_batch():
     stack = nn.Stack(Remembers(), depth=4)
     variables = stack.init(KEY, X)
@@ -225,6 +230,7 @@ def test_collections_with_a_batch():
         stack.clone(run=nn.Pipeline(2, 4)).apply(variables, X, mutable=["memory"])
 
 
+@quickly()
 def test_carried_collections_go_with_their_microbatch():
     stack = nn.Stack(Remembers(), depth=4, variable_carry="memory")
     variables, mutable = stack.init(KEY, X), ["memory", "count"]
@@ -242,6 +248,7 @@ def test_carried_collections_go_with_their_microbatch():
     ("bubbles", "remat"),
     [("nan", None), *((b, nn.Remat(every=2, nested=True)) for b in ("nan", "stop"))],
 )
+@quickly()
 def test_what_is_recomputed(bubbles, remat):
     stack = nn.Stack([Block(), Block()], repeats=4, before=[Block()])
     variables = stack.init(KEY, X)
@@ -254,6 +261,7 @@ def test_what_is_recomputed(bubbles, remat):
     )
 
 
+@quickly()
 def test_shared_weights_storage_and_frozen_layers():
     tied = nn.Dense(4)
     for stack, modes in (
@@ -268,6 +276,7 @@ def test_shared_weights_storage_and_frozen_layers():
             same(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@quickly()
 def test_forward_derivatives_and_vmap():
     stack = nn.Stack(Block(), depth=4)
     variables = stack.init(KEY, X)
@@ -295,6 +304,7 @@ def test_options_that_mean_nothing(options, words):
         nn.Pipeline(**{"stages": 4, "microbatches": 8, **options})
 
 
+@quickly()
 def test_layers_and_batches_that_do_not_come_out_even():
     stack = nn.Stack(Block(), depth=6)
     variables = stack.init(KEY, X)
@@ -304,6 +314,7 @@ def test_layers_and_batches_that_do_not_come_out_even():
         stack.clone(run=nn.Pipeline(3, 5)).apply(variables, X)
 
 
+@quickly()
 def test_memory_does_not_grow_with_what_a_step_takes_of_the_weights():
     """Of the layers' own a step takes another part each time, and none of them is stored."""
     stack = nn.Stack(dense(64), depth=4)
@@ -319,6 +330,7 @@ def test_memory_does_not_grow_with_what_a_step_takes_of_the_weights():
         assert temporary(16, bubbles) - temporary(4, bubbles) < 64 * 64 * 4 * 2
 
 
+@quickly()
 def test_a_stack_in_a_stage_is_a_scan():
     stack = nn.Stack(nn.Stack(Block(), depth=2), depth=2)
     variables = stack.init(KEY, X)

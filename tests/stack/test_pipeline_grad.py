@@ -8,6 +8,8 @@ from stack.blocks import KEY, Residual, Uses, dense, same, spread
 import liftax as nn
 from liftax.errors import PipelineError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 X = jax.random.normal(jax.random.key(3), (16, 4))
 TO = jax.random.normal(jax.random.key(4), (16, 2))
 HEAD = jax.random.normal(jax.random.key(5), (4, 2))

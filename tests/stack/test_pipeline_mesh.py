@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers.quick import quickly
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from stack.blocks import KEY, dense, equal, same, spread
 
@@ -24,6 +25,7 @@ class Block(nn.Module):
         return x + dense(x.shape[-1])(nn.tanh(x))
 
 
+@quickly()
 def test_only_permutes_between_neighbours():
     mesh = jax.make_mesh((4, 2), ("stage", "data"), axis_types=(AxisType.Auto,) * 2)
     stack = nn.Stack(Block(), depth=4, run=nn.Pipeline(4, 8))
@@ -113,8 +115,8 @@ def value_and_grads(kind, run):
     return y, grads
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("repeats", [1, 2], ids=["gpipe", "circular"])
+@quickly()
 def test_on_explicit_axes_the_bits_are_those_on_automatic_ones(repeats):
     run = nn.Pipeline(2, 4, repeats)
     equal(value_and_grads(AxisType.Explicit, run), value_and_grads(AxisType.Auto, run))

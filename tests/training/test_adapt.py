@@ -9,6 +9,8 @@ from stack.blocks import equal, same
 
 import liftax as nn
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0, impl="unsafe_rbg")  # compiles quickly inside loops
 X = jax.random.normal(jax.random.key(3), (2, 4))
 IMAGE = jax.random.normal(KEY, (2, 4, 4, 3))
