@@ -1,4 +1,4 @@
-"""Programs that LLVM optimises nothing of: here, and in the processes that are started for a run."""
+"""Programs that LLVM optimises nothing of, here and in processes that are started for a run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from liftax.lm.settings import Settings
 # met where bits are compared, and still there for whoever compiles quickly next.
 _SETTINGS = {"jax_disable_most_optimizations": True, "jax_pgle_profiling_runs": 1}
 
-# Compiler options: fusions by the emitters that users have, where `conftest.py` asks for those before
-# them. They may round a fusion otherwise in one program than in another that computes the same.
+# Compiler options: fusions by the emitters that users have, where `conftest.py` asks for those
+# before, which may round one otherwise in one program than in another that computes the same.
 FUSED = {"xla_backend_extra_options": ""}
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers.quick import quickly
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType
 
@@ -116,14 +115,13 @@ def as_stacked(stack, variables):
 
 
 def loss_and_grads(module, variables, *args, rngs=None, **kwargs):
-    """A value and its gradient by the variables, to be compared to rounding."""
+    """A value and its gradient by the variables."""
 
     def loss(variables):
         out = module.apply(variables, *args, rngs=rngs, **kwargs)
         return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(out))
 
-    with quickly():
-        return jax.value_and_grad(loss)(variables)
+    return jax.value_and_grad(loss)(variables)
 
 
 def every_way(stack, *, runs=RUNS, stores=STORES, remats=(None,)):

@@ -20,6 +20,7 @@ from stack.blocks import (
     X,
     as_stacked,
     counting,
+    dense,
     equal,
     every_way,
     loss_and_grads,
@@ -32,6 +33,8 @@ import liftax as nn
 from liftax.errors import StackError
 from liftax.stack.options import Level, levels, parse_run
 from liftax.stack.storage import by_layers
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def check_ways(stack, ways, x=X):
@@ -160,7 +163,7 @@ def test_frozen_layers_run_alike():
 
 
 def test_boxes_name_the_axis_of_the_layers():
-    init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+    init = nn.with_partitioning(nn.initializers.uniform(0.8), ("in", "out"))
     stack = nn.Stack(
         nn.Dense(4, kernel_init=init),
         depth=3,
@@ -330,7 +333,7 @@ def test_runs_are_parsed_once_and_strictly():
 # --- laws ---------------------------------------------------------------------------------
 
 
-KINDS = {"scale": Scale, "dense": lambda: nn.Dense(4), "wide": Wide, "noisy": lambda: Residual(0.5)}
+KINDS = {"scale": Scale, "dense": lambda: dense(4), "wide": Wide, "noisy": lambda: Residual(0.5)}
 
 
 @st.composite
