@@ -221,13 +221,18 @@ def report(root: Path) -> str:
     return "\n".join([*lines, *("  " + " ".join(group) for group in groups)])
 
 
-def rooms(root: Path) -> str:
-    """Returns the figures of each folder of a package as lines of text."""
+def by_room(root: Path) -> dict[str, Figures]:
+    """Counts each folder of a package."""
     found: dict[str, Figures] = {}
     for file in sorted(root.rglob("*.py")):
         found.setdefault(str(file.parent.relative_to(root)), Figures()).__iadd__(figures_of(file))
+    return found
+
+
+def rooms(root: Path) -> str:
+    """Returns the figures of each folder of a package as lines of text."""
     lines = [f"{'room':20} code lines  comments per 100  Any, %"]
-    for room, of in found.items():
+    for room, of in by_room(root).items():
         comments, any_ = 100 * of.comments / max(of.code, 1), 100 * of.any / max(of.annotations, 1)
         lines.append(f"{room:20} {of.code:10} {comments:17.1f} {any_:7.1f}")
     return "\n".join(lines)

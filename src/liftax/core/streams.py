@@ -108,12 +108,11 @@ def is_key(value: object) -> TypeGuard[Key]:
     return value.dtype == np.uint32 and value.shape in ((2,), (4,))  # threefry, rbg
 
 
-def as_streams(rngs: Rngs, default: str = "params") -> dict[str, Stream]:
+def as_streams(rngs: Rngs) -> dict[str, Stream]:
     """Reads what a user handed in as random keys.
 
     Args:
-      rngs: None, one key (for the stream ``default``), or a mapping of stream to key.
-      default: the stream that a single key is for.
+      rngs: None, one key (for the stream ``params``), or a mapping of stream to key.
 
     Raises:
       InvalidKeyError: something in ``rngs`` is no key.
@@ -126,7 +125,7 @@ def as_streams(rngs: Rngs, default: str = "params") -> dict[str, Stream]:
     if rngs is None:
         return {}
     if not isinstance(rngs, Mapping):
-        rngs = {default: rngs}
+        rngs = {"params": rngs}
     found: dict[str, Stream] = {}
     key: object
     for name, key in rngs.items():

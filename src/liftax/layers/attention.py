@@ -48,10 +48,10 @@ def _check(name: str, query: Array, key: Array, value: Array | None = None) -> N
         raise fail(name, f"{shapes}: {problem}.", "Pass (*batch, length, heads, depth).")
 
 
-def check_rate(module: object, rate: float, option: str = "dropout_rate") -> None:
+def check_rate(module: object, rate: float) -> None:
     """Raises LayerError for a rate that is no part of the whole."""
     if not 0.0 <= rate <= 1.0:
-        raise fail(module, f"{option}={rate} is not in 0 to 1.", f"Change {option}=.")
+        raise fail(module, f"dropout_rate={rate} is not in 0 to 1.", "Change dropout_rate=.")
 
 
 def _no_clash(

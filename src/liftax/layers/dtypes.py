@@ -49,6 +49,7 @@ def canonicalize_dtype(*args: Any, dtype: Dtype | None = None, inexact: bool = T
         if dtype is None:
             dtype = jnp.result_type(*(jnp.asarray(x) for x in args if x is not None))
         if inexact and not jnp.issubdtype(dtype, jnp.inexact):
+            # Whole numbers: a layer computes in float32 at least.
             dtype = jnp.promote_types(jnp.float32, dtype)
     elif inexact and not jnp.issubdtype(dtype, jnp.inexact):
         raise ValueError(f"dtype must be a floating or complex dtype, got {np.dtype(dtype).name}.")

@@ -221,6 +221,8 @@ class RNN(Module):
             before = carry
             carry, y = cell(carry, x)
             if lies is not None:
+                # JAX holds a loop to the split with which its carry begins, and products may lie
+                # otherwise.
                 carry = jax.tree.map(lay_as, carry, before)
             return carry, ((carry, y) if keep_history else y)
 
@@ -256,6 +258,8 @@ class RNN(Module):
         asked_for += (None,) * (inputs.ndim - len(asked_for))
         of_inputs = entries(inputs)
         rest = self.cell.num_feature_axes
+        # The batch lies as that of the inputs, features as is asked of outputs, which carries are
+        # like.
         batch = [of_inputs[i] for i in range(inputs.ndim) if i != axis][:batch_dims]
         return (*batch, *asked_for[inputs.ndim - rest :])
 

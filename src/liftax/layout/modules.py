@@ -46,7 +46,7 @@ class Branch:
             yield from branch.downward(depth + 1)
 
 
-def module_tree(layout: LayoutData, enough: int = ENOUGH) -> Branch:
+def module_tree(layout: LayoutData) -> Branch:
     """The modules of a layout from the root down, alike ones beside each other as one."""
     branches: dict[Path, Branch] = {(): Branch(layout.module, ())}
 
@@ -61,7 +61,7 @@ def module_tree(layout: LayoutData, enough: int = ENOUGH) -> Branch:
             branch.bytes += v.bytes
             branch.parameters += v.elements if v.collection == "params" else 0
     kinds: dict[Hashable, int] = {}
-    _fold(branches[()], kinds, enough)
+    _fold(branches[()], kinds)
     return branches[()]
 
 
@@ -74,15 +74,15 @@ def _at(path: Path, branches: dict[Path, Branch]) -> Branch:
     return found
 
 
-def _fold(branch: Branch, kinds: dict[Hashable, int], enough: int) -> int:
+def _fold(branch: Branch, kinds: dict[Hashable, int]) -> int:
     """Folds what is below a branch; returns a number, the same for branches that are alike."""
     groups: dict[int, list[Branch]] = {}
     for one in branch.below:
-        groups.setdefault(_fold(one, kinds, enough), []).append(one)
+        groups.setdefault(_fold(one, kinds), []).append(one)
     branch.below = [
         made
         for group in groups.values()
-        for made in (group if len(group) < enough else [_together(group)])
+        for made in (group if len(group) < ENOUGH else [_together(group)])
     ]
     node = branch.node
     # Calls count too: one that is shared is not like one that isn't.

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -72,17 +72,6 @@ class _Packed(Roles):
 
 def _out(number: int) -> str:
     return f"group {number}"
-
-
-class ScopeFn(Protocol):
-    """Makes scopes around variables and keys."""
-
-    def __call__(
-        self,
-        variable_groups: Sequence[Group],
-        rng_groups: Sequence[Keyed],
-        mutable_filter: Filter = True,
-    ) -> Any: ...
 
 
 def pack(
