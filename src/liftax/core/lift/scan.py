@@ -27,23 +27,11 @@ from ..roles import BROADCAST, CARRY, Axis, Role, Roles, VariableAxes, broadcast
 from ..scope import Scope
 from ..streams import Keyed
 from ..types import Fn, Function, Group, Metadata, Tree
-from . import in_place
+from . import checks, in_place
 from .automatic import automatic
 from .axes import Sizes, axes_of, from_front, restack, to_front, unnamed, unstack
 from .births import Kind, Marks
 from .both_traces import run_both
-from .checks import (
-    check_apart,
-    check_arguments,
-    check_options,
-    check_out_axes,
-    check_variable,
-    check_variable_axes,
-    checked_carry,
-    no_carry,
-    not_a_pair,
-    nothing_first,
-)
 from .crossing import Opening
 from .one_trace import Loop
 from .options import lift_of
@@ -99,7 +87,7 @@ class Scan:
     def __post_init__(self) -> None:
         # What contradicts itself is refused where the user wrote it, not when it is called.
         self.plan  # noqa: B018
-        check_options("scan", vars(self))
+        checks.check_options("scan", vars(self))
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -158,8 +146,8 @@ def _scanned(
     """Runs a scan: takes the scopes apart, runs the loop, writes back what came out."""
     opening = Opening(plan.roles, scopes, fn, plan.shared)
     if carry is _MISSING:
-        raise no_carry(opening.place)
-    check_arguments(opening)
+        raise checks.no_carry(opening.place)
+    checks.check_arguments(opening)
     options = plan.options
     in_axes = axes_of(options.in_axes, args, opening, "in_axes", skip=2)
     if None in in_axes:
@@ -284,7 +272,7 @@ class _Call:
             carried = state[1]
             stacked: list[Group] = []
             if self.pipelined:
-                check_apart(self.opening, {**flat(self.shared), **carried}, inner)
+                checks.check_apart(self.opening, {**flat(self.shared), **carried}, inner)
             if not self.opening.read_only:
                 written, carried, stacked = self.up(inner, carried)
                 # Linen allows a first write in `apply` as well. Nobody can know of it before the
@@ -382,12 +370,12 @@ class _Call:
 
         # Up: what it returned, checked while the user's own values are there to be named.
         if not isinstance(out, (tuple, list)) or len(out) != 2:
-            raise not_a_pair(opening.place, out)
+            raise checks.not_a_pair(opening.place, out)
         self.tally.end(log)
-        after = checked_carry(opening, carry, self.carry_def, out[0])
+        after = checks.checked_carry(opening, carry, self.carry_def, out[0])
         ys, self.y_def = jax.tree.flatten(out[1])
         self.y_axes = axes_of(options.out_axes, out[1], opening, "out_axes")
-        check_out_axes(opening, out[1], self.y_axes, shared=broadcast)
+        checks.check_out_axes(opening, out[1], self.y_axes, shared=broadcast)
         return inner, after, ys
 
     def up(self, inner: list[Scope], before: Variables) -> tuple[Variables, Variables, list[Group]]:
@@ -401,9 +389,9 @@ class _Call:
         kept = {place: written.get(place, value) for place, value in before.items()}
         for place, value in before.items():
             if kept[place] is not value:
-                check_variable(self.opening, place[1:], value, kept[place])
+                checks.check_variable(self.opening, place[1:], value, kept[place])
         groups = [self.opening.written(inner, axis) for axis in self.plan.roles.axes]
-        check_variable_axes(self.opening, groups, self.plan.roles.axes)
+        checks.check_variable_axes(self.opening, groups, self.plan.roles.axes)
         return written, kept, groups
 
     # --- a loop that makes variables ------------------------------------------
@@ -424,7 +412,7 @@ class _Call:
         carried = loop.marks.of(Kind.CARRIED)
         unborn = [name_of(place) for place in carried]
         if self.size == 0 and unborn:
-            raise nothing_first(self.opening.place, unborn)
+            raise checks.nothing_first(self.opening.place, unborn)
         at = -1 if self.options.reverse else 0
         x = jax.tree.map(lambda x: x[at], xs) if unborn else None
         # Written before anything uses them: see `Loop.write`.
@@ -481,7 +469,7 @@ class _Call:
             if birth.kind is Kind.CARRIED:
                 value = written.get(place, birth.first)
                 if value is not birth.first:
-                    check_variable(self.opening, place[1:], birth.first, value)
+                    checks.check_variable(self.opening, place[1:], birth.first, value)
                 born[place] = jax.tree.map(jnp.asarray, value)
 
         # Shared: what the body left in them, where that is neither what came in nor a mark.
