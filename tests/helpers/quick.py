@@ -22,8 +22,21 @@ FUSED = {"xla_backend_extra_options": ""}
 @contextlib.contextmanager
 def quickly() -> Iterator[None]:
     """LLVM optimises nothing of what is compiled: for what is compared to rounding, or run once."""
-    before = {name: jax.config.values[name] for name in _SETTINGS}
-    _set(_SETTINGS)
+    with _under(_SETTINGS):
+        yield
+
+
+@contextlib.contextmanager
+def well() -> Iterator[None]:
+    """In a module that is `compiled_quickly`: what is compiled here is compiled as elsewhere."""
+    with _under({"jax_disable_most_optimizations": False, "jax_pgle_profiling_runs": 3}):
+        yield
+
+
+@contextlib.contextmanager
+def _under(values: dict[str, Any]) -> Iterator[None]:
+    before = {name: jax.config.values[name] for name in values}
+    _set(values)
     try:
         yield
     finally:

@@ -116,9 +116,8 @@ def test_comes_up_without_errors(layouts, pages, width):
     for (name, layout), page in zip(layouts.items(), seen, strict=True):
         assert page["title"] == f"{layout.module} · layout"
         assert page["rows"] == rows_of(layout)
-        drawn = [
-            lift for lift in layout.lifts if alike_lifts(layout).same[lift.index] == lift.index
-        ]
+        same = alike_lifts(layout).same
+        drawn = [lift for lift in layout.lifts if same[lift.index] == lift.index]
         assert page["boxes"] == len(drawn)
         assert page["loops"] == sum(lift.carry for lift in drawn)
         assert page["nameless"] == page["fetched"] == 0

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.quick import well
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stack.blocks import (
@@ -383,7 +384,8 @@ def ways_of(draw, repeats):
 def test_all_runs_agree(data):
     stack = data.draw(stacks())
     options = data.draw(ways_of(stack.repeats))
-    check_ways(stack, [stack.clone(**options)])
+    with well():  # a loss may be near zero, and is compared all the same
+        check_ways(stack, [stack.clone(**options)])
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 12), st.sampled_from([None, True]))
