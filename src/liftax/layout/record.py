@@ -148,16 +148,14 @@ class Record:
         path = self.stored(context.module.path)
         self.layers[path] = context.module
         # By attribute: stacks import the layout's data, so the layout cannot import them.
-        describe = getattr(context.module, "_stack_layout", None)
+        describe = getattr(context.module, "_stack_told", None)
         if describe is not None and context.method_name == "__call__":
             around = [self.nodes[index].event for index in self.nest]
             around = [event for event in around if event.size is not None]
-            stack: Any = context.module
+            at, scanned, self.staged[path] = describe(path, *args[:1])
             if path not in self.described:
-                at = describe(path)
-                self.described[path] = at, around, stack._is_scanned()
+                self.described[path] = at, around, scanned
                 self.renaming += [at] if at.order else []
-            self.staged[path] = stack._staged(*args[:1])
         method = context.method_name
         if method in ("setup", LIFTED) or (self.calls and self.calls[-1][0] == path):
             return call(*args, **kwargs)  # a module that calls itself is not used once more

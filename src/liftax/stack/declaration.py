@@ -170,7 +170,6 @@ class Declaration(Module):
         in_stages = self.store == "circular" and isinstance(self.run, Pipeline)
         return self.run.order if in_stages else None  # type: ignore[union-attr]
 
-    # Under this name a layout of a model finds out that a module is a stack.
     @nowrap
     def _is_scanned(self) -> bool:
         """Whether the layers of the pattern run in a loop of the compiled program."""
@@ -193,9 +192,9 @@ class Declaration(Module):
             order=self._order,
         )
 
-    # And how it runs now, where that is a pipeline.
     @nowrap
     def _staged(self, x: object = None) -> Staged | None:
+        """How it runs now on ``x``, where that is a pipeline."""
         assert self.repeats is not None
         run, _ = in_force(self.run, self.unroll, self.remat, self.repeats)
         at = run.pipeline
@@ -214,6 +213,11 @@ class Declaration(Module):
             2 * sent // at.microbatches,
             at.delay,
         )
+
+    # Under this name a layout of a model finds out that a module is a stack.
+    @nowrap
+    def _stack_told(self, path: Path, x: object = None) -> tuple[StackLayout, bool, Staged | None]:
+        return self._stack_layout(path), self._is_scanned(), self._staged(x)
 
     @nowrap
     def layout(self, path: Path = ()) -> StackLayout:
