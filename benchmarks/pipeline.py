@@ -99,7 +99,7 @@ def on_one(settings: Settings) -> list[Table]:
             name: lambda p=program: jax.block_until_ready(p(variables, x))
             for name, program in programs.items()
         }
-        times.put_samples(row, interleave(calls, settings, wall=True))
+        times.put_samples(row, interleave(calls, settings))
         ratio = pipeline.steps / (repeats * MICROBATCHES)
         times.put(row, "formula", Cell(f"{ratio:.2f}x", ratio))
         peaks = {k: p.memory_analysis().temp_size_in_bytes for k, p in programs.items()}

@@ -70,7 +70,8 @@ def check_loop(stages, microbatches, repeats, layers, delay):
         assert calls.n == 1
         # In the other mode the compiler fuses otherwise; what comes out is no NaN.
         (equal if bubbles == "stop" else same)(found, y)
-        same(slopes, grads, rtol=1e-4, atol=1e-5)
+        # Sums of twelve rows of up to 30 each, some of which cancel out.
+        same(slopes, grads, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

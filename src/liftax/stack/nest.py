@@ -144,11 +144,7 @@ class Runner:
         def visit(step: Step, init: object, xs: object, *, length: int) -> tuple[object, object]:
             return self._nest(levels(self.run, each, length), step, init, xs, length, True)
 
-        def whole(step: Step, init: object, xs: object, *, length: int) -> tuple[object, object]:
-            # Of a single microbatch the loop over them is none in the compiled program.
-            looped = pipeline.microbatches > 1
-            return self._nest(levels(self.run, remat, length), step, init, xs, length, looped)
-
+        whole = functools.partial(self._loop, reverse=False)
         return Pipelined(
             pipeline, self.place, visit, whole, again, self.objective, self.moving, self.stored
         )
