@@ -7,6 +7,8 @@ import pytest
 
 import liftax as nn
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 X = jax.ShapeDtypeStruct((2, 4), "float32")
 

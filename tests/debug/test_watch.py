@@ -10,6 +10,8 @@ import pytest
 
 import liftax as nn
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (3, 4))
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import liftax as nn
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 
 

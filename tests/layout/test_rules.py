@@ -15,6 +15,8 @@ from liftax.layout import RULES, rule_of
 
 from .pages import FOLDER, blocks, execute, is_run, said
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def of(severity: str) -> list[str]:
     return [code for code, rule in RULES.items() if rule.severity == severity]
