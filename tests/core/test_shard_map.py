@@ -11,6 +11,8 @@ from jax.sharding import AxisType
 import liftax as nn
 from liftax.errors import LiftOptionError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 P = jax.P
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (8, 4))

@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 import liftax
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 
 

@@ -8,6 +8,8 @@ from jax.experimental import checkify, io_callback
 
 import liftax as nn
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SEEN = []
 XS = np.arange(1.0, 4.0, dtype="float32")
 SCALAR = jax.ShapeDtypeStruct((), jnp.float32)

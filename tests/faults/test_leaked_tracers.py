@@ -16,6 +16,8 @@ import pytest
 
 import liftax as nn
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY, X = jax.random.key(0), jnp.ones((2, 4))
 STACKED = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
 SHARED = {"variable_axes": {"params": None}, "split_rngs": {"params": False}}

@@ -8,6 +8,8 @@ from jax import export
 
 import liftax as nn
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 SHARED = {"variable_broadcast": "params", "split_rngs": {"params": False, "dropout": True}}
 EACH = {"variable_axes": {"params": 0}, "split_rngs": {"params": True, "dropout": True}}

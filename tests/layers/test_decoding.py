@@ -8,6 +8,8 @@ import pytest
 
 import liftax
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 X = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
 KEY = jax.random.key(0)
 

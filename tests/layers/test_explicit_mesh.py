@@ -15,6 +15,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import liftax as nn
 from liftax.errors import PartitioningMismatchError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 P = PartitionSpec
 KEY = jax.random.key(0)
 RNGS = {"params": KEY, "dropout": jax.random.key(1)}
