@@ -87,6 +87,8 @@ def told(package: str, name: str, known: Iterable[str]) -> str:
     text = f"module {package!r} has no attribute {name!r}"
     if name in ADVICE:
         return f"{text}, which flax has: {ADVICE[name].format(name=name)}"
+    if name.startswith("__"):  # Python asks, at imports and in hasattr: nobody means another name
+        return text
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return f"{text}; did you mean {near[0]!r}?" if near else text
 
