@@ -88,13 +88,19 @@ def close(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
+def update(tx, grads, params):
+    """The first one, as one program."""
+    return jax.jit(tx.update)(grads, tx.init(params), params)
+
+
 def test_along_another_axis():
     layout, params, grads = tree_of(axis=1)
     tx, written = nn.per_layer(optax.lamb(1e-2), layout), optax.lamb(1e-2)
-    updates, state = tx.update(grads, tx.init(params), params)
+    updates, state = update(tx, grads, params)
     w, g = nn.to_layers(params, layout), nn.to_layers(grads, layout)
-    close(nn.to_layers(updates, layout), written.update(g, written.init(w), w)[0])
-    close(nn.to_layers(state, layout).by_layer, written.update(g, written.init(w), w)[1])
+    expected, after = update(written, g, w)
+    close(nn.to_layers(updates, layout), expected)
+    close(nn.to_layers(state, layout).by_layer, after)
 
 
 def test_one_program_for_all_layers():
@@ -115,10 +121,10 @@ def test_variables_with_a_collection_and_boxes():
     )
     variables = stack.init(KEY, X)
     tx = nn.per_layer(optax.lamb(1e-2), stack)
-    updates, _ = tx.update(variables, tx.init(variables), variables)
+    updates, _ = update(tx, variables, variables)
     params = nn.unbox(variables)["params"]
     tx = nn.per_layer(optax.lamb(1e-2), stack)
-    close(nn.unbox(updates)["params"], tx.update(params, tx.init(params), params)[0])
+    close(nn.unbox(updates)["params"], update(tx, params, params)[0])
 
 
 def test_what_acts_on_all_at_once_stands_outside():
@@ -127,9 +133,9 @@ def test_what_acts_on_all_at_once_stands_outside():
     with pytest.raises(nn.errors.PerLayerError, match="(?s)the update of .* depends on .*chain"):
         bad.update(grads, bad.init(params), params)
     good = optax.chain(optax.clip_by_global_norm(1.0), nn.per_layer(optax.lamb(1e-2), layout))
-    good.update(grads, good.init(params), params)
+    update(good, grads, params)
     around = optax.apply_if_finite(nn.per_layer(optax.lamb(1e-2), layout), 3)
-    around.update(grads, around.init(params), params)
+    update(around, grads, params)
     inside = nn.per_layer(optax.apply_if_finite(optax.lamb(1e-2), 3), layout)
     with pytest.raises(nn.errors.PerLayerError, match="depends on the parameter"):
         inside.update(grads, inside.init(params), params)
@@ -147,10 +153,7 @@ def test_layers_written_out_and_no_stack():
     stack = nn.Stack(nn.Dense(4), depth=3, store="layers")
     params = stack.init(KEY, X)["params"]
     tx, plain = nn.per_layer(optax.lamb(1e-2), stack), optax.lamb(1e-2)
-    close(
-        tx.update(params, tx.init(params), params)[0],
-        plain.update(params, plain.init(params), params)[0],
-    )
+    close(update(tx, params, params)[0], update(plain, params, params)[0])
     stacked = stack.clone(store="stacked").init(KEY, X)["params"]
     with pytest.raises(nn.errors.StackingError, match="where the layout has 4 layers for block_0"):
         nn.per_layer(optax.lamb(1e-2), nn.Stack(nn.Dense(4), depth=4)).init(stacked)
