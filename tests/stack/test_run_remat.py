@@ -219,6 +219,8 @@ def test_groups_never_take_more_than_steps(width, rows):
         # is kept of a group at once is two products of each of its steps.
         most = {3: size - x.nbytes, 4: size + 4 * 2 * x.nbytes, 10: size}[remat.every]
         assert groups <= most, remat
+        kept = nn.saved_residuals(stack.clone(remat=remat), variables, x, rngs=rngs)
+        assert not any(r.shape[-2:] == (width, width) for r in kept.rows if r.operation == "carry")
 
 
 def test_groups_have_every_derivative():

@@ -71,8 +71,7 @@ def _slice(whole: jax.Array, i: jax.Array) -> jax.Array:
 def _taken(values: Leaves, carried: Leaves, i: jax.Array) -> tuple[Leaves, Leaves]:
     """The slices with number ``i`` of arrays, and the same arrays as the loop carries them.
 
-    Their derivative is that of the carried ones. Where JAX forgets the rule, in a program that it
-    has differentiated once, it is that of ``values``: the same, with more memory.
+    The slices' derivative is that of the carried ones.
     """
     return [_slice(value, i) for value in values], carried
 
@@ -83,4 +82,7 @@ def _moved(
 ) -> tuple[tuple[Leaves, Leaves], tuple[Leaves, Leaves]]:
     values, carried, i = primals
     _, moved, _ = tangents
-    return _taken(values, carried, i), ([_slice(whole, i) for whole in moved], moved)
+    # The values plainly, and not by this rule again: what is computed again would need the carry,
+    # and store it for each turn. A derivative of this derivative is that of the values, the same.
+    taken = [_slice(value, i) for value in values]
+    return (taken, carried), ([_slice(whole, i) for whole in moved], moved)
