@@ -38,13 +38,13 @@ def test_memory_does_not_grow_with_the_microbatches(devices):
         assert temporary("gpipe", 64) > 2 * many
 
 
-def check_gpipe(stack):
-    """With a device for each stage, and on one, where forward and backward take turns."""
+def check_gpipe(stack, devices):
+    """On several devices, and on one, where forward and backward take turns."""
     variables = stack.init(KEY, X)
     found = []
-    for schedule, devices in (("gpipe", 1), ("1f1b", stack.run.stages), ("1f1b", 1)):
+    for schedule, count in (("gpipe", 1), ("1f1b", devices), ("1f1b", 1)):
         step = nn.pipeline_value_and_grad(stack, loss, schedule, argnums=(0, 1, 2, 3), whole=3)
-        with spread(devices):
+        with spread(count):
             found.append(jax.jit(step)(variables, X, TO, HEAD, rngs={"dropout": KEY}))
     for other in found[1:]:
         same(other, found[0], rtol=1e-4, atol=1e-6)
@@ -53,17 +53,18 @@ def check_gpipe(stack):
 @pytest.mark.usefixtures("compiled_quickly")
 def test_the_loss_and_gradients_of_gpipe():
     """Also of microbatches that are no multiple of the stages."""
-    check_gpipe(nn.Stack(Residual(), depth=3, run=nn.Pipeline(3, 4)))
+    check_gpipe(nn.Stack(Residual(), depth=3, run=nn.Pipeline(3, 4)), 3)
 
 
 @pytest.mark.usefixtures("compiled_quickly")
 def test_around_and_back_around():
-    """Shared weights, keys for each layer and microbatch, layers before; two repeats."""
-    tied, run = dense(4), nn.Pipeline(2, 4, 2)
+    """Shared weights, keys for each layer and microbatch, layers before; two repeats, and two
+    stages on a device."""
+    tied, run = dense(4), nn.Pipeline(4, 4, 2)
     check_gpipe(nn.Stack(
-        [Uses(tied), Residual(0.2)], repeats=4, before=[dense(4)], run=run, shared=[tied],
+        [Uses(tied), Residual(0.2)], repeats=8, before=[dense(4)], run=run, shared=[tied],
         store="circular",
-    ))  # fmt: skip
+    ), 2)  # fmt: skip
 
 
 @pytest.mark.parametrize(("stages", "repeats"), [(2, 1), (4, 1), (2, 2)])
