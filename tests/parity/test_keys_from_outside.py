@@ -15,6 +15,9 @@ from helpers.compare import Library, both
 from helpers.models import cheap
 from helpers.run import keys
 
+# What is compared are keys: whole numbers, however they are compiled.
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 X = jnp.ones(())
 SPLIT = {"params": True, "noise": True}
 
