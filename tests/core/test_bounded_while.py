@@ -7,6 +7,8 @@ import pytest
 
 import liftax as nn
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 X = jnp.array([0.5, 2.0])
 

@@ -11,6 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 import liftax as nn
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SHARED: dict[str, Any] = {"variable_broadcast": "params", "split_rngs": {"params": False}}
 STACKED: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
 

@@ -16,6 +16,8 @@ import liftax
 from liftax import errors
 from liftax.module.summary import summary
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 X = jnp.ones((4, 3))
 PLAIN: dict[str, Any] = {"console_kwargs": {"width": 200, "force_terminal": False}}

@@ -19,6 +19,8 @@ import pytest
 from helpers.compare import ON_FLAX, Counter, Library, both, ours
 from helpers.models import cheap
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 X = jnp.linspace(-1.0, 1.0, 8).reshape(2, 4)
 
 
