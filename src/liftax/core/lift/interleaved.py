@@ -188,13 +188,13 @@ class _Both:
             is_one = (behind >= 0) & (behind < visits)
             # Zero where the stage has no microbatch, and not skipped: all stages run one program.
             of_own = [
-                self.added(total, jnp.where(_wide(is_one, s), s, 0), which_back, one)
+                self.added(total, choose(is_one, s, 0), which_back, one)
                 for total, s, one in zip(carry.of_own, own_slopes, alone, strict=True)
             ]
             by_part = [s for s, c in zip(more, cut, strict=True) if c]
             by_all = [s for s, c in zip(more, cut, strict=True) if not c]
             of_whole = [
-                total + jnp.where(_wide(counts, s), s, 0)
+                total + choose(counts, s, 0)
                 for total, s in zip(carry.of_whole, by_all, strict=True)
             ]
 
@@ -307,7 +307,3 @@ class _Both:
         at = number if alone else which.repeat
         added = jax.vmap(lambda leaf, s, at: leaf.at[at].add(s))(total, slope, at)
         return on_stages(added, self.stages.options.axis)
-
-
-def _wide(which: jax.Array, like: jax.Array) -> jax.Array:
-    return which.reshape(-1, *(1,) * (like.ndim - 1))

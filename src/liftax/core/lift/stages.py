@@ -270,7 +270,7 @@ def _put(leaf: jax.Array, value: jax.Array, at: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(leaf, value, at, 0)
 
 
-def choose(which: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+def choose(which: jax.Array, a: jax.Array, b: ArrayLike) -> jax.Array:
     """Slot by slot, one of two values."""
     return jnp.where(which.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
