@@ -128,7 +128,8 @@ class _Worker:
             cwd=compiled,
         )
         self.said: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
 
     @property
     def alive(self) -> bool:
@@ -136,8 +137,11 @@ class _Worker:
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.put(line)
+        # Opened and closed in this thread alone: a pipe closed by another while this one is
+        # between two lines raises here, where nobody catches it.
+        with self.process.stdout as lines:
+            for line in lines:
+                self.said.put(line)
         self.said.put(b"")  # it has ended
 
     def check(self, source: str, path: str, limits: Limits) -> Verdict:
@@ -200,8 +204,10 @@ class _Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        if self.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+        # What it printed ends with its group; a process that left the group keeps the pipe open,
+        # and is not waited for.
+        self.listener.join(1)
         self.errors.close()
