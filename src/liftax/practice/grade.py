@@ -12,29 +12,26 @@ what `running.py` does, around it.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib.util
 import sys
 import time
-import traceback
 import types
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import jax
-import numpy as np
 
-from ..errors import LiftaxError
 from ..layout import Layout, layout
 from ..module import Module
 from ..words import did_you_mean
 from .differences import differences, paired
 from .exercises import Exercise
 from .grading import Answer, Call, Function, Grading, Model, Values
+from .raised import at_the_line
+from .values import filled, renamed, unequal, variables_of
 from .verdict import Failed, Verdict
 
 SEARCH_SECONDS = 1.0
@@ -81,7 +78,7 @@ class Grader:
         judge = _Judge(self.grading, yours, self.goal)
         answer = Answer(yours, self.goal, source)
         try:
-            with _at_the_line(path, source), warnings.catch_warnings():
+            with at_the_line(path, source), warnings.catch_warnings():
                 # What liftax warns of, the layout shows as well.
                 warnings.simplefilter("ignore")
                 judge.layouts()
@@ -197,13 +194,13 @@ class _Judge:
         args = filled(call.args)
         outs: list[object] = []
         for side, module in enumerate((self.yours, self.goal)):
-            variables = _variables(pairs, side)
+            variables = variables_of(pairs, side)
             rngs = {stream: jax.random.key(7) for stream in call.streams} or None
             model = built(module, part.name, call)
             mutable = list(call.mutable) or False
             out = model.apply(variables, *args, rngs=rngs, mutable=mutable)
             # What collections come out is compared by pairs, for the names may differ.
-            outs.append(_renamed(out, pairs, side) if mutable else out)
+            outs.append(renamed(out, pairs, side) if mutable else out)
         self.equal(part.name, outs[0], outs[1], sizes)
 
     def function_numbers(self, part: Function, sizes: Mapping[str, int]) -> None:
@@ -268,103 +265,6 @@ def at_sizes(ranges: Mapping[str, tuple[int, int]], compare: Callable[..., None]
         if failed:
             raise failed[-1] from None
         raise
-
-
-# --- values -------------------------------------------------------------------
-
-
-def filled(tree: object) -> Any:
-    """Numbers in place of shapes, the same ones every time; all else as it is."""
-    counter = iter(range(1_000))
-
-    def numbers(leaf: object) -> Any:
-        if not isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf
-        return _numbers(next(counter), leaf.shape, str(leaf.dtype))
-
-    return jax.tree.map(numbers, tree, is_leaf=lambda leaf: leaf is None)
-
-
-def _numbers(seed: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
-    rng = np.random.default_rng(seed)
-    kind = np.dtype(dtype).kind if dtype != "bfloat16" else "f"
-    # Small and positive: a variance may be among them, and a deep stack is not to overflow.
-    values = rng.uniform(0.1, 0.9, shape) if kind == "f" else rng.integers(0, 2, shape)
-    return jax.numpy.asarray(values, dtype)
-
-
-def _variables(pairs: list[Any], side: int) -> dict[str, Any]:
-    """Values for all variables, equal for the two of a pair, in the tree of one side."""
-    tree: dict[str, Any] = {}
-    for pair in pairs:
-        v, named = pair[side], pair[1]
-        # By the goal's name: both sides have the same numbers, whatever theirs are called.
-        seed = zlib.crc32(f"{named.collection}/{named.name}".encode())
-        inner = tree.setdefault(v.collection, {})
-        for part in v.path[:-1]:
-            inner = inner.setdefault(part, {})
-        values = _numbers(seed, v.shape, v.dtype)
-        # Weights of both signs, statistics as they are.
-        inner[v.path[-1]] = values - 0.5 if v.collection == "params" else values
-    return tree
-
-
-def _renamed(out: Any, pairs: list[Any], side: int) -> Any:
-    """An output with the collections that came beside it, under the goal's names."""
-    output, collections = out
-    flat = {}
-    for pair in pairs:
-        v, named = pair[side], pair[1]
-        inner: Any = collections.get(v.collection)
-        for part in v.path:
-            inner = inner.get(part) if isinstance(inner, Mapping) else None
-        if inner is not None:
-            flat[f"{named.collection}/{'/'.join(named.path)}"] = inner
-    return output, flat
-
-
-def unequal(mine: object, goal: object, rtol: float = 1e-4) -> str | None:
-    """What is wrong with a result, in words, or nothing; both may be trees."""
-    ours, structure = jax.tree.flatten(mine)
-    asked, wanted = jax.tree.flatten(goal)
-    if structure != wanted:  # type: ignore[operator]
-        return f"it returns {_tree_text(mine)}, and is to return {_tree_text(goal)}"
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(goal)]
-    for path, one, other in zip(paths, ours, asked, strict=True):
-        place = f"output{path}" if path else "the output"
-        if np.shape(one) != np.shape(other):
-            return f"{place} has shape {np.shape(one)}, and is to have {np.shape(other)}"
-        a, b = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        wrong = ~np.isclose(a, b, rtol=rtol, atol=1e-5, equal_nan=True)
-        if wrong.any():
-            i = tuple(int(n) for n in np.argwhere(wrong)[0])
-            where = f" at {list(i)}" if i else ""
-            some = f"; {int(wrong.sum())} of {wrong.size} differ" if wrong.size > 1 else ""
-            return f"{place} is {a[i]:.5g}{where}, and is to be {b[i]:.5g}{some}"
-    return None
-
-
-def _tree_text(tree: object) -> str:
-    text = str(jax.tree.map(lambda leaf: _Shape(leaf), tree))
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-class _Shape:
-    """Prints as the shape of an array."""
-
-    def __init__(self, leaf: Any) -> None:
-        self.text = f"f{list(np.shape(leaf))}" if np.shape(leaf) else "a number"
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def _plain(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _kind(value: object) -> str:
-    return "a hole" if value is Ellipsis else f"of type {type(value).__name__}"
 
 
 # --- the learner's names ------------------------------------------------------
@@ -459,7 +359,15 @@ def _observed() -> Iterator[list[tuple[Module, Any, tuple[Any, ...], dict[str, A
             setattr(Module, name, held[name])
 
 
-# --- files, and what they raise -----------------------------------------------
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _kind(value: object) -> str:
+    return "a hole" if value is Ellipsis else f"of type {type(value).__name__}"
+
+
+# --- files --------------------------------------------------------------------
 
 
 def _module(name: str, path: str, source: str) -> types.ModuleType:
@@ -473,7 +381,7 @@ def _module(name: str, path: str, source: str) -> types.ModuleType:
 
 
 def _imported(path: str, source: str) -> types.ModuleType:
-    with _at_the_line(path, source):
+    with at_the_line(path, source):
         return _module("answer", path, source)
 
 
@@ -482,78 +390,3 @@ def _declaration(exercise: Exercise) -> Grading:
     grading = _module("grading", str(path), exercise.text("grading.py")).GRADING
     assert isinstance(grading, Grading)
     return grading
-
-
-@contextmanager
-def _at_the_line(path: str, source: str) -> Iterator[None]:
-    """Makes a verdict of whatever the learner's code raises, with the line that is to blame."""
-    try:
-        yield
-    except Failed:
-        raise
-    except SyntaxError as error:
-        raise Failed("runs", f"SyntaxError: {error.msg}", **_line(source, error.lineno)) from None
-    except SystemExit:
-        said = "it calls sys.exit(), which ends the program; an answer only defines names"
-        raise Failed("runs", said, **_line(source, _blamed(path))) from None
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        fields = _line(source, _blamed(path))
-        holes = _holes(source)
-        if holes:
-            count = "a hole is" if len(holes) == 1 else f"{len(holes)} holes are"
-            said = f"{count} left to fill: `...` in line {', '.join(map(str, holes))}"
-            raise Failed("runs", said, **_line(source, holes[0])) from None
-        if isinstance(error, LiftaxError):
-            raise Failed("runs", str(error), code=error.code, **fields) from None
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            said = "it asks for more memory than an answer may have"
-            raise Failed("runs", said, **fields) from None
-        said = _said(error)
-        raise Failed("runs", said, **fields) from None
-
-
-def _said(error: BaseException) -> str:
-    """An error of Python's or JAX's in a few lines, with what liftax notes on it."""
-    lines = str(error).strip().splitlines() or [""]
-    if isinstance(error, jax.errors.JAXTypeError):
-        del lines[1:]  # where JAX traced it: lines of ours, and the address of a page
-    notes = [line for note in getattr(error, "__notes__", ()) for line in note.splitlines()]
-    kept = [line for line in notes if "JAX" not in line and not line.startswith("---")]
-    return "\n".join([f"{type(error).__name__}: {lines[0]}", *lines[1:6], *kept[:4]])
-
-
-def _blamed(path: str) -> int | None:
-    """The last line of the learner's file that an error passed through."""
-    error = sys.exception()
-    frames = traceback.extract_tb(error.__traceback__ if error else None)
-    return next((f.lineno for f in reversed(frames) if f.filename == path), None)
-
-
-def _line(source: str, number: int | None) -> dict[str, Any]:
-    lines = source.splitlines()
-    if number is None or not 1 <= number <= len(lines):
-        return {}
-    return {"line": number, "source": lines[number - 1]}
-
-
-def _holes(source: str) -> list[int]:
-    """The lines with a `...` to be filled: not one in a subscript, as `x[..., 0]` has."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return []
-    inside = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Subscript)
-        for inner in ast.walk(node.slice)
-    }
-    return sorted(
-        {
-            node.lineno
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Constant) and node.value is Ellipsis and id(node) not in inside
-        }
-    )
