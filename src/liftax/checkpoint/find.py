@@ -129,7 +129,7 @@ def _scans(layout: Layout, names: str = "layers_{}") -> Iterator[Stacking]:
             continue
         # The lifts around have put their axes into the same arrays. Where those of this one lie is
         # said without them, as the scan itself sees its variables.
-        above = _lifts_around(layout, node)
+        above = layout.around(node)
         outer = [other.index for other in above]
         own = [v for v in layout.variables if _stacked_by(v, node.index)]
         # Beside stacked variables there may be others, of layers outside the scan or shared by it:
@@ -162,16 +162,6 @@ def _scans(layout: Layout, names: str = "layers_{}") -> Iterator[Stacking]:
                     f"layers would be: give the layers other names with names='iteration_{{}}'"
                 )
             yield new
-
-
-def _lifts_around(layout: Layout, node: LiftNode) -> list[LiftNode]:
-    """The lifts with an axis around a lift, outermost first."""
-    found: list[LiftNode] = []
-    while node.parent is not None:
-        node = layout.lifts[node.parent]
-        if node.size is not None:
-            found.insert(0, node)
-    return found
 
 
 def _unstacked(node: LiftNode) -> dict[Any, int | None]:

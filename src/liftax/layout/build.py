@@ -20,7 +20,7 @@ from ..errors import TransformTargetError
 from ..module import Module, intercept_methods
 from ..module.bound import Variables
 from ..module.summary import summary
-from ..pytrees import is_array
+from ..pytrees import is_array, split
 from .cost import forward_cost
 from .data import LiftNode, Measured, ModuleNode
 from .notes import findings_of
@@ -127,24 +127,18 @@ class _Call:
         self, module: Any, rngs: Tree, args: tuple[object, ...], kwargs: dict[str, object]
     ):
         self.module = module
-        # Flattened once: `init`, the forward pass and the counting of FLOPs are functions of the
+        # Taken apart once: `init`, the forward pass and the counting of FLOPs are functions of the
         # same arrays, with everything else closed over.
-        leaves, self.treedef = jax.tree.flatten((rngs, args, kwargs), is_leaf=is_array)
-        self.arrays = [abstract(leaf) for leaf in leaves if is_array(leaf)]
+        arrays, rest = split((rngs, args, kwargs), is_array)
+        self.filled = rest.filled
         # The layout may outlive the arrays that it was made for, so only their shapes are kept.
-        self.others = [_ARRAY if is_array(leaf) else leaf for leaf in leaves]
-        self.args = jax.tree.map(_shape, args)
-        self.kwargs = {k: v for k, v in kwargs.items() if k not in _OF_INIT}
+        self.arrays = [abstract(array) for array in arrays]
+        self.rngs, self.args, self.options = self.filled(self.arrays)
+        self.kwargs = {k: v for k, v in self.options.items() if k not in _OF_INIT}
 
     def streams(self) -> Iterable[str]:
         """The names of the streams that were given."""
-        rngs = self.filled(self.arrays)[0]
-        return rngs if isinstance(rngs, Mapping) else ("params",)
-
-    def filled(self, arrays: Iterable[object]) -> Any:
-        left = iter(arrays)
-        leaves = [next(left) if leaf is _ARRAY else leaf for leaf in self.others]
-        return jax.tree.unflatten(self.treedef, leaves)
+        return self.rngs if isinstance(self.rngs, Mapping) else ("params",)
 
     def abstract_init(self) -> Mapping[str, Tree]:
         def init(arrays: list[jax.Array]) -> Mapping[str, Tree]:
@@ -156,7 +150,7 @@ class _Call:
     def mutable(self, variables: Mapping[str, Tree]) -> Filter:
         """What a forward pass may write: all but the parameters, where nothing else was said."""
         states = [name for name in variables if name != "params"]
-        return self.filled(self.arrays)[2].get("mutable", states or False)
+        return self.options.get("mutable", states or False)
 
     def forward(
         self, variables: Mapping[str, Tree]
@@ -175,9 +169,8 @@ class _Call:
 
     def flops(self, modules: Iterable[ModuleNode], lifts: Sequence[LiftNode]) -> dict[Path, float]:
         """The FLOPs of each module's calls by its path, as often as the lifts around it run."""
-        rngs = self.filled(self.arrays)[0]
         # The lifts multiply: a summary counts what one iteration of a module does.
-        rows = summary(self.module, rngs, show_repeated=True, compute_flops=True)
+        rows = summary(self.module, self.rngs, show_repeated=True, compute_flops=True)
         times = {node.path: math.prod(lifts[i].size or 1 for i in node.lifts) for node in modules}
         found: dict[Path, float] = {}
         for row in rows(*self.args, **self.kwargs):
@@ -189,11 +182,3 @@ class _Call:
     def text(self) -> str:
         """`f32[8,64], train=False`."""
         return call_text(self.args, self.kwargs)
-
-
-_ARRAY = object()
-"""Stands where an array was."""
-
-
-def _shape(leaf: object) -> object:
-    return abstract(leaf) if is_array(leaf) else leaf

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Self
 
 from ..core.types import Metadata
 from ..words import did_you_mean
+from .grouped import grouped
 from .staged import Staged
 from .wording import human_bytes, short_file_line
 
@@ -453,18 +454,29 @@ class LayoutData:
     @cached_property
     def children(self) -> dict[int | None, tuple[int, ...]]:
         """Lift -> the lifts directly inside it; `None` -> the outermost ones."""
-        found: dict[int | None, list[int]] = {}
-        for lift in self.lifts:
-            found.setdefault(lift.parent, []).append(lift.index)
-        return {parent: tuple(inside) for parent, inside in found.items()}
+        found = grouped(self.lifts, lambda lift: lift.parent)
+        return {parent: tuple(lift.index for lift in inside) for parent, inside in found.items()}
 
     @cached_property
     def inside(self) -> dict[int | None, tuple[VariableLayout, ...]]:
         """Lift -> the variables whose innermost lift it is; `None` -> those in no lift."""
-        found: dict[int | None, list[VariableLayout]] = {}
-        for v in self.variables:
-            found.setdefault(v.along[-1].lift if v.along else None, []).append(v)
+        found = grouped(self.variables, lambda v: v.along[-1].lift if v.along else None)
         return {lift: tuple(vs) for lift, vs in found.items()}
+
+    @cached_property
+    def by_collection(self) -> dict[str, list[VariableLayout]]:
+        """The variables of each collection, `params` first."""
+        groups = grouped(self.variables, lambda v: v.collection)
+        return dict(sorted(groups.items(), key=lambda g: (g[0] != "params", g[0])))
+
+    def around(self, lift: LiftNode) -> list[LiftNode]:
+        """The lifts with an axis around a lift, outermost first."""
+        found: list[LiftNode] = []
+        while lift.parent is not None:
+            lift = self.lifts[lift.parent]
+            if lift.size is not None:
+                found.insert(0, lift)
+        return found
 
     # --- totals ---------------------------------------------------------------
 
@@ -481,14 +493,11 @@ class LayoutData:
     @cached_property
     def collections(self) -> tuple[CollectionTotal, ...]:
         """Totals by collection, `params` first."""
-        groups: dict[str, list[VariableLayout]] = {}
-        for v in self.variables:
-            groups.setdefault(v.collection, []).append(v)
         return tuple(
             CollectionTotal(
                 name, len(group), sum(v.elements for v in group), sum(v.bytes for v in group)
             )
-            for name, group in sorted(groups.items(), key=lambda g: (g[0] != "params", g[0]))
+            for name, group in self.by_collection.items()
         )
 
     @cached_property
@@ -573,66 +582,42 @@ class LayoutData:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
         """The layout that `to_dict` wrote."""
-
-        def row(v: Mapping[str, Any]) -> VariableLayout:
-            axes = tuple(Axis(**a) for a in v["axes"])
-            along = tuple(Along(**a) for a in v["along"])
-            fixed: dict[str, Any] = {**_tuples(v, "path", "shape"), "axes": axes}
-            fixed["stats"] = Stats(**v["stats"]) if v.get("stats") else None
-            fixed["per_layer"] = tuple(Stats(**one) for one in v.get("per_layer", ()))
-            return VariableLayout(**{**v, **fixed, "along": along})
-
-        return cls(
-            module=plain["module"],
-            variables=tuple(row(v) for v in plain["variables"]),
-            lifts=tuple(map(_lift_node, plain["lifts"])),
-            findings=tuple(
-                Finding(**{**f, "lifts": tuple(f["lifts"]), "variables": tuple(f["variables"])})
-                for f in plain["findings"]
-            ),
-            arguments=plain["arguments"],
-            file_line=plain["file_line"],
-            cost=Cost(**plain["cost"]) if plain["cost"] else None,
-            stacks=tuple(_stack_node(node) for node in plain.get("stacks", ())),
-            traced=plain.get("traced", True),
-            modules=tuple(
-                ModuleNode(**{**m, **_tuples(m, "path", "uses", "lifts")})
-                for m in plain.get("modules", ())
-            ),
-            absent=tuple(plain.get("absent", ())),
-            kept=_residuals(plain["kept"]) if plain.get("kept") else None,
-        )
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: _read(name, part) for name, part in plain.items() if name in known})
 
 
-# --- read back ----------------------------------------------------------------
+# --- plain data, and back -----------------------------------------------------
+
+_HELD: dict[str, Callable[..., object]] = {
+    "variables": VariableLayout,
+    "axes": Axis,
+    "along": Along,
+    "stats": Stats,
+    "per_layer": Stats,
+    "lifts": LiftNode,
+    "staged": Staged,
+    "findings": Finding,
+    "cost": Cost,
+    "stacks": StackNode,
+    "around": Enclosing,
+    "modules": ModuleNode,
+    "kept": Residuals,
+    "rows": Residual,
+    "loops": Loop,
+}
+"""By the name of a field, what each mapping in it was."""
 
 
-def _tuples(plain: Mapping[str, Any], *names: str) -> dict[str, tuple[Any, ...]]:
-    return {name: tuple(plain[name]) for name in names if name in plain}
-
-
-def _lift_node(plain: Mapping[str, Any]) -> LiftNode:
-    staged = Staged(**plain["staged"]) if plain.get("staged") else None
-    return LiftNode(**{**plain, **_tuples(plain, "path", "quiet", "order"), "staged": staged})
-
-
-def _residuals(plain: Mapping[str, Any]) -> Residuals:
-    rows = (Residual(**{**r, **_tuples(r, "shape", "loops")}) for r in plain["rows"])
-    return Residuals(tuple(rows), tuple(Loop(**one) for one in plain["loops"]))
-
-
-def _stack_node(plain: Mapping[str, Any]) -> StackNode:
-    def path(names: Iterable[str] | None) -> tuple[str, ...] | None:
-        return None if names is None else tuple(names)
-
-    around = tuple(Enclosing(**{**e, "stack": path(e["stack"])}) for e in plain["around"])
-    params = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in plain["metadata_params"].items()
-    }
-    order = tuple(plain["order"]) if plain.get("order") else None
-    fixed = {"path": path(plain["path"]), "metadata_params": params, "around": around}
-    fixed["order"] = order
-    return StackNode(**{**plain, **fixed})
+def _read(name: str, plain: Any) -> Any:
+    """What `_plain` was given for a field: a tuple for a list, of what `_HELD` says."""
+    if isinstance(plain, list):
+        return tuple(_read(name, part) for part in plain)
+    if not isinstance(plain, Mapping):
+        return plain
+    # What was a mapping already has names of its own, which are no fields.
+    if name not in _HELD:
+        return {key: _read("", value) for key, value in plain.items()}
+    return _HELD[name](**{part: _read(part, value) for part, value in plain.items()})
 
 
 def _plain(value: object) -> Any:

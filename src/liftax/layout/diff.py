@@ -15,6 +15,7 @@ from typing import Any, Literal, overload
 
 from .data import Along, Axis, LayoutData, LiftNode, VariableLayout
 from .fold import common_name, numberless
+from .grouped import grouped
 
 Kind = Literal[
     "storage",
@@ -158,11 +159,8 @@ class LayoutDiff(Sequence[Difference]):
 
 def _folded(found: Iterable[Difference]) -> list[str]:
     """The messages, one for all that differ in the numbers in their paths alone."""
-    groups: dict[tuple[str, str], list[Difference]] = {}
-    for d in found:
-        rest = d.message.removeprefix(d.path)
-        # A hundred layers that differ alike are one thing to read.
-        groups.setdefault((numberless(d.path), rest), []).append(d)
+    # A hundred layers that differ alike are one thing to read.
+    groups = grouped(found, lambda d: (numberless(d.path), d.message.removeprefix(d.path)))
     messages = []
     for (_, rest), members in groups.items():
         path = common_name([d.path for d in members])

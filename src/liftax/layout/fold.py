@@ -12,6 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .data import Finding, LayoutData, VariableLayout
+from .grouped import grouped
 
 _NUMBER = re.compile(r"\d+")
 ENOUGH = 3
@@ -130,10 +131,7 @@ def alike_lifts(layout: LayoutData, enough: int = ENOUGH) -> AlikeLifts:
     members: dict[int, tuple[int, ...]] = {}
     todo: list[int | None] = [None]
     for parent in todo:  # which grows: those inside come after the one around them
-        groups: dict[int, list[int]] = {}
-        for index in layout.children.get(parent, ()):
-            groups.setdefault(kind[index], []).append(index)
-        for group in groups.values():
+        for group in grouped(layout.children.get(parent, ()), kind.__getitem__).values():
             kept = group[:1] if len(group) >= enough else group
             same.update((index, index) for index in kept)
             todo += kept

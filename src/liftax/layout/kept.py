@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .data import Residual, Residuals
 from .fold import ENOUGH, common_name, numberless
+from .grouped import grouped
 from .wording import human_bytes
 
 
@@ -36,19 +37,18 @@ class Kept:
 
 def by_module(kept: Residuals) -> list[Kept]:
     """The modules in the order in which they run, alike ones together."""
-    modules: dict[str, list[Residual]] = {}
-    for row in kept.rows:
-        modules.setdefault(row.module, []).append(row)
-    groups: dict[Hashable, list[tuple[str, list[Residual]]]] = {}
-    for name, rows in modules.items():
-        # Alike are modules that keep the same, in the same order.
-        key = (numberless(name), tuple((r.operation, r.shape, r.dtype) for r in rows))
-        groups.setdefault(key, []).append((name, rows))
+    modules = grouped(kept.rows, lambda row: row.module)
     found = []
-    for group in groups.values():
+    for group in grouped(modules.items(), _like).values():
         apart = [[one] for one in group] if len(group) < ENOUGH else [group]
         found += [_together(alike) for alike in apart]
     return found
+
+
+def _like(module: tuple[str, list[Residual]]) -> Hashable:
+    """Equal for modules that keep the same, in the same order."""
+    name, rows = module
+    return numberless(name), tuple((row.operation, row.shape, row.dtype) for row in rows)
 
 
 def _together(alike: list[tuple[str, list[Residual]]]) -> Kept:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 from .data import LayoutData, ModuleNode
 from .fold import ENOUGH, common_name, numberless
+from .grouped import grouped
 
 Path = tuple[str, ...]
 
@@ -60,8 +61,7 @@ def module_tree(layout: LayoutData) -> Branch:
             branch = _at(owner[:end], branches)
             branch.bytes += v.bytes
             branch.parameters += v.elements if v.collection == "params" else 0
-    kinds: dict[Hashable, int] = {}
-    _fold(branches[()], kinds)
+    _fold(branches[()], {})
     return branches[()]
 
 
@@ -76,9 +76,7 @@ def _at(path: Path, branches: dict[Path, Branch]) -> Branch:
 
 def _fold(branch: Branch, kinds: dict[Hashable, int]) -> int:
     """Folds what is below a branch; returns a number, the same for branches that are alike."""
-    groups: dict[int, list[Branch]] = {}
-    for one in branch.below:
-        groups.setdefault(_fold(one, kinds), []).append(one)
+    groups = grouped(branch.below, lambda one: _fold(one, kinds))
     branch.below = [
         made
         for group in groups.values()
@@ -96,13 +94,10 @@ def _fold(branch: Branch, kinds: dict[Hashable, int]) -> int:
 def _together(group: list[Branch]) -> Branch:
     first = group[0]
     # The first stands for all, so its subtree must hold the sums of all.
-    first.name, first.times = common_name([one.name for one in group]), len(group)
-    _scale((one for _, one in first.downward()), len(group))
-    return first
-
-
-def _scale(branches: Iterable[Branch], times: int) -> None:
-    for branch in branches:
+    times = len(group)
+    first.name, first.times = common_name([one.name for one in group]), times
+    for _, branch in first.downward():
         branch.parameters *= times
         branch.bytes *= times
         branch.flops = None if branch.flops is None else branch.flops * times
+    return first

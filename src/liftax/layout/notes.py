@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ..errors import RULES
 from .data import Finding, LayoutData, LiftNode, Loop, Residual, VariableLayout
+from .grouped import grouped
 from .kept import operations
 from .wording import human_bytes, human_count
 
@@ -80,9 +81,10 @@ def _ensemble(layout: LayoutData, lift: LiftNode, inside: _Inside) -> Iterator[F
 
 
 def _order(layout: LayoutData, lift: LiftNode, every: _Inside) -> Iterator[Finding]:
-    outer = _around(layout, lift)
-    if lift.kind != "vmap" or outer is None or outer.kind != "scan":
+    above = layout.around(lift)
+    if lift.kind != "vmap" or not above or above[-1].kind != "scan":
         return
+    outer = above[-1]
     inside = every.get(lift.index, [])
     params = [v for v, _ in inside if v.collection == "params"]
     # With an axis of its own for any variable the two nests store other things.
@@ -136,11 +138,9 @@ def _cheap(layout: LayoutData) -> Iterator[Finding]:
     """Loops that keep more than twice their products for a backward pass."""
     if layout.kept is None:
         return
-    inside: dict[int, list[Residual]] = {}
-    for row in layout.kept.rows:
-        if row.loop is not None:
-            inside.setdefault(row.loop, []).append(row)
-    for index, rows in inside.items():
+    for index, rows in grouped(layout.kept.rows, lambda row: row.loop).items():
+        if index is None:
+            continue
         loop = layout.kept.loops[index]
         kept = sum(row.bytes for row in rows)
         lift = _lift_of(loop, rows, layout)
@@ -189,15 +189,6 @@ def _stacked_params(lift: LiftNode, inside: _Inside) -> list[VariableLayout]:
 
 def _split(v: VariableLayout, lift: LiftNode) -> bool | None:
     return next((a.split for a in v.along if a.lift == lift.index), None)
-
-
-def _around(layout: LayoutData, lift: LiftNode) -> LiftNode | None:
-    """The next lift outside that has an axis."""
-    while lift.parent is not None:
-        lift = layout.lifts[lift.parent]
-        if lift.size is not None:
-            return lift
-    return None
 
 
 def _place(lift: LiftNode) -> str:

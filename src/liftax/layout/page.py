@@ -33,16 +33,7 @@ def page(layout: LayoutData) -> str:
             '<a class="skip" href="#variables">Skip to the variables</a>',
             '<div class="wrap">',
             f"<header>{draw.head()}</header>",
-            '<main class="cols"><div>',
-            draw.nest(),
-            draw.pipelines(),
-            draw.findings(),
-            draw.modules(),
-            draw.variables(),
-            draw.kept(),
-            draw.values(),
-            draw.totals(),
-            "</div>",
+            f'<main class="cols"><div>{draw.parts()}</div>',
             draw.inspector(),
             "</main></div>",
             draw.templates(),
@@ -63,21 +54,11 @@ def page(layout: LayoutData) -> str:
 def fragment(layout: LayoutData) -> str:
     """The part of the page that suits a notebook cell: no script, and a bounded number of rows."""
     draw = _Page(layout)
-    parts = (
-        draw.head(),
-        draw.nest(),
-        draw.pipelines(),
-        draw.findings(),
-        draw.modules(),
-        # A notebook keeps its outputs in its file: no page of megabytes in it.
-        draw.variables(_CELL_ROWS),
-        draw.kept(),
-        draw.values(_CELL_ROWS),
-        draw.totals(),
-    )
+    # A notebook keeps its outputs in its file: no page of megabytes in it.
+    body = draw.head() + draw.parts(_CELL_ROWS)
     return (
         f"<style>{_asset('page.css')}</style>"
-        f'<div class="lx lx-cell"><div class="wrap">{"".join(parts)}</div></div>'
+        f'<div class="lx lx-cell"><div class="wrap">{body}</div></div>'
     )
 
 
@@ -103,6 +84,21 @@ def _asset(name: str) -> str:
 
 class _Page(Nest, Pipelines, Rows):
     """The page of one layout: what stands above, between and below its parts."""
+
+    def parts(self, limit: int | None = None) -> str:
+        """All parts below the head, in their order; ``limit`` is on the rows of the long ones."""
+        return "".join(
+            (
+                self.nest(),
+                self.pipelines(),
+                self.findings(),
+                self.modules(),
+                self.variables(limit),
+                self.kept(),
+                self.values(limit),
+                self.totals(),
+            )
+        )
 
     def head(self) -> str:
         layout = self.layout

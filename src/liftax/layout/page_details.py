@@ -40,10 +40,7 @@ class Details:
         # By identity: a variable is a frozen value, and hashing it would hash its whole nest.
         self.ids = {id(v): f"v{i}" for i, v in enumerate(layout.variables)}
         self.folds = {
-            total.collection: fold(
-                [v for v in layout if v.collection == total.collection], 4, self.alike.same
-            )
-            for total in layout.collections
+            name: fold(group, 4, self.alike.same) for name, group in layout.by_collection.items()
         }
         for folds in self.folds.values():
             for group in folds:

@@ -6,6 +6,7 @@ from html import escape
 
 from .data import LiftNode, VariableLayout
 from .fold import common_name, numberless
+from .grouped import grouped
 from .modules import module_tree
 from .page_details import Details
 from .table import lift_where
@@ -64,9 +65,7 @@ class Nest(Details):
 
     def chips(self, index: int | None) -> str:
         """The modules whose variables live right here, alike ones together."""
-        modules: dict[tuple[str, ...], list[VariableLayout]] = {}
-        for v in self.layout.inside.get(index, ()):
-            modules.setdefault(v.path[:-1], []).append(v)
+        modules = grouped(self.layout.inside.get(index, ()), lambda v: v.path[:-1])
         prefix = () if index is None else self.layout.lifts[index].path
         alike: dict[object, list[tuple[str, list[VariableLayout]]]] = {}
         for path, vs in modules.items():

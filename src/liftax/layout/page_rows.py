@@ -54,22 +54,20 @@ class Rows(Details):
         return f'<section id="variables"><h2>Variables</h2>{tools}{"".join(groups)}</section>'
 
     def folded(self, group: Fold, shut: bool) -> str:
+        first, head = group.first, _name(group.name, len(group))
         # Without a script a fold would still open, but a notebook's cell must stay bounded.
         if len(group) == 1 or shut or len(group) > MEMBERS:
-            name = f"{_name(group.first, group.name)[:-7]}{_times(len(group))}</span>"
-            row = self.row(group.first, group.name)
-            return f"<li{row}>{name}{self.cells(group.first, group.bytes)}</li>"
+            return f"<li{self.row(first, group.name)}>{head}{self.cells(first, group.bytes)}</li>"
         members = "".join(
-            f"<li{self.row(v, v.name)}>{_name(v, v.name)}{self.cells(v, v.bytes)}</li>"
+            f"<li{self.row(v, v.name)}>{_name(v.name)}{self.cells(v, v.bytes)}</li>"
             for v in group.members
         )
-        head = f"{_name(group.first, group.name)[:-7]}{_times(len(group))}</span>"
-        kind = self.kind(self.details(group.first))
-        name = f"{group.first.collection}/{group.name}"
+        kind = self.kind(self.details(first))
+        name = f"{first.collection}/{group.name}"
         return (
-            f'<li><details class="fold"><summary class="{self.row_class(group.first)}" '
+            f'<li><details class="fold"><summary class="{self.row_class(first)}" '
             f'data-k="{kind}" data-name="{escape(name)}">{head}'
-            f'{self.cells(group.first, group.bytes)}</summary><ul class="members">{members}</ul>'
+            f'{self.cells(first, group.bytes)}</summary><ul class="members">{members}</ul>'
             "</details></li>"
         )
 
@@ -79,7 +77,7 @@ class Rows(Details):
         for v in self.layout.variables[:limit]:
             name = f"{v.collection}/{v.name}"
             css = "row differs" if name in marked else "row"
-            rows.append(f'<li class="{css}">{_name(v, name)}{self.strip(v)}</li>')
+            rows.append(f'<li class="{css}">{_name(name)}{self.strip(v)}</li>')
         return f'<section class="group"><ul>{"".join(rows)}</ul></section>'
 
     def row_class(self, v: VariableLayout) -> str:
@@ -132,8 +130,9 @@ class Rows(Details):
         text = escape(", ".join(said))
         return f'<span class="axes num" role="img" aria-label="{text}">{"".join(blocks)}</span>'
 
-    def values(self, limit: int = _DRAWN) -> str:
+    def values(self, limit: int | None = None) -> str:
         """What the numbers of each array are like, where they were given."""
+        limit = _DRAWN if limit is None else limit
         told = [v for v in self.layout if v.stats is not None]
         rows = [
             f"<tr><td><code>{breakable(f'{v.collection}/{v.name}')}</code></td>"
@@ -149,10 +148,7 @@ class Rows(Details):
         return f"<section><h2>Values</h2>{table}{more}</section>"
 
 
-def _times(n: int) -> str:
-    return f" <em>{n:,} alike</em>" if n > 1 else ""
-
-
-def _name(v: VariableLayout, name: str) -> str:
+def _name(name: str, times: int = 1) -> str:
     before, slash, last = name.rpartition("/")
-    return f'<span class="name">{breakable(before + slash)}<b>{escape(last)}</b></span>'
+    alike = f" <em>{times:,} alike</em>" if times > 1 else ""
+    return f'<span class="name">{breakable(before + slash)}<b>{escape(last)}</b>{alike}</span>'

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from ..core.lift.schedule import Groups
 from ..core.types import Tree
+from ..files import replacing
 from ..treescoped import shown
 from .columns import text_of
 from .data import LayoutData, VariableLayout
@@ -76,12 +77,8 @@ class Layout(LayoutData):
         parts: dict[str, object] = {"module": self.module, "parameters": self.parameters}
         # Nested as dicts, which treescope opens one by one.
         parts["lifts"] = self._nested(None)
-        for collection in self.collections:
-            parts[collection.collection] = {
-                v.name: f"{v.dtype} {text_of(axes_segments(v))}"
-                for v in self.variables
-                if v.collection == collection.collection
-            }
+        for collection, group in self.by_collection.items():
+            parts[collection] = {v.name: f"{v.dtype} {text_of(axes_segments(v))}" for v in group}
         if self.kept is not None:
             named = {one.name or "the model itself": one.said for one in by_module(self.kept)}
             parts["kept for the backward pass"] = {**named, "in all": self.kept.total}
@@ -96,13 +93,6 @@ class Layout(LayoutData):
         """One self-contained page; written to ``path``, whole or not at all, if one is given."""
         text = page(self)
         if path is not None:
-            target = Path(path)
-            # Beside the target, so that replacing it stays within one file system and is whole or
-            # not at all.
-            part = target.parent / f".{target.name}.{os.getpid()}.part"
-            try:
-                part.write_text(text, encoding="utf-8")
-                os.replace(part, target)
-            finally:
-                part.unlink(missing_ok=True)
+            with replacing(Path(path)) as (file, _):
+                file.write(text.encode())
         return text

@@ -205,8 +205,7 @@ def _variables(layout: LayoutData, alike: AlikeLifts, width: int) -> list[Line]:
     for total in layout.collections:
         head = Segment(total.collection, style="bold")
         rows.append([[head], [], [], [Segment(human_bytes(total.bytes))], []])
-        own = [v for v in layout.variables if v.collection == total.collection]
-        for row in fold(own, same=alike.same):
+        for row in fold(layout.by_collection[total.collection], same=alike.same):
             rows.append(
                 [
                     [Segment("  " + row_name(row))],
@@ -260,10 +259,10 @@ def stats_texts(stats: Stats) -> list[str]:
 def _values(layout: LayoutData, width: int) -> list[Line]:
     columns = (Column("values", path=True), *(Column(name, right=True) for name in STATS))
     rows: list[list[Line]] = []
-    for total in layout.collections:
-        rows.append([[Segment(total.collection, style="bold")], *([] for _ in STATS)])
-        for v in layout.variables:
-            if v.stats is None or v.collection != total.collection:
+    for collection, group in layout.by_collection.items():
+        rows.append([[Segment(collection, style="bold")], *([] for _ in STATS)])
+        for v in group:
+            if v.stats is None:
                 continue
             named = [(f"  {v.name}", v.stats)]
             named += [(f"    {v.slice_label} {i}", stats) for i, stats in enumerate(v.per_layer)]
