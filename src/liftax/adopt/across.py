@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeGuard, TypeVar
@@ -19,7 +18,7 @@ from ..core.filters import DenyList, Filter
 from ..core.scope import Scope
 from ..core.streams import Stream
 from ..core.types import Function, Path
-from ..errors import MissingExtraError, TransformTargetError
+from ..errors import TransformTargetError
 from ..module.attach import is_module, own_methods
 from ..module.fields import UNSET, field_names
 from ..module.foreign import is_linen_class
@@ -28,13 +27,15 @@ from ..module.module import Module
 from ..module.run import function_of, on_scope
 from ..spmd import LogicallyPartitioned
 from ..words import kind_of
-from .places import real_of
+from .places import flax_module, real_of
 
 T = TypeVar("T")
 
 
 class _LinenModule(Protocol):
     """What is used of a module of flax's."""
+
+    scope: object
 
     def clone(self, *, parent: object) -> _LinenModule:
         """The same module, bound to a scope."""
@@ -122,11 +123,7 @@ def from_linen(module: Any) -> Any:
     made = _twin(cls, _class_of_ours)
     if cls is module:
         return made
-    if module.scope is not None:
-        raise TransformTargetError(
-            f"from_linen: {cls.__name__} is bound already; expected one that was made outside of "
-            f"its own init, apply and bind"
-        )
+    _check_unbound("from_linen", module)
     return made(linen=module, name=module.name)
 
 
@@ -216,11 +213,7 @@ def to_linen(module: Any) -> Any:
     made = _twin(cls, _linen_class_of)
     if cls is module:
         return made
-    if module.scope is not None:
-        raise TransformTargetError(
-            f"to_linen: {cls.__name__} is bound already; expected one that was made outside of "
-            f"its own init, apply and bind"
-        )
+    _check_unbound("to_linen", module)
     fields = {"liftax": module}
     if cls._plain_init:
         fields = {name: getattr(module, name) for name in field_names(cls)}
@@ -276,21 +269,21 @@ def _default(field: dataclasses.Field[Any]) -> object:
     return dataclasses.field(default=field.default, default_factory=field.default_factory)
 
 
+def _check_unbound(place: str, module: Module | _LinenModule) -> None:
+    if module.scope is not None:
+        raise TransformTargetError(
+            f"{place}: {type(module).__name__} is bound already; expected one that was made "
+            f"outside of its own init, apply and bind"
+        )
+
+
 def _is_ours(value: object) -> TypeGuard[type[Module]]:
     return isinstance(value, type) and issubclass(value, Module)
 
 
 def _flax(name: str) -> Any:
     """A module of flax's, itself where liftax stands in its place."""
-    try:
-        place = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "flax":
-            raise
-        raise MissingExtraError(
-            "from_linen and to_linen need flax, which is not installed: pip install flax"
-        ) from error
-    return real_of(place)
+    return real_of(flax_module(name, "from_linen and to_linen need flax, which is not installed"))
 
 
 def _methods(cls: Any, base: type) -> Iterator[str]:
@@ -497,7 +490,7 @@ def _to_flax(value: object) -> object:
     return value
 
 
-def _from_flax(value: Any) -> Any:
+def _from_flax(value: Any) -> object:
     kind = type(value).__module__, type(value).__name__
     if kind == ("flax.core.meta", "Partitioned"):
         return Partitioned(value.value, value.names, value.mesh)

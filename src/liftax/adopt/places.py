@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import absent
+from ..errors import MissingExtraError
 
 # Only these parts of flax have other classes and functions here. Each is looked for in the
 # modules behind it, in this order; what none of them has is flax's own.
@@ -91,6 +92,21 @@ class Place(types.ModuleType):
 
     def __dir__(self) -> Sequence[str]:
         return sorted({*vars(self._real), *super().__dir__()})
+
+
+def flax_module(name: str, said: str) -> types.ModuleType:
+    """Imports a module of flax's, or what stands in its place.
+
+    Args:
+      said: what is said where flax is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # What flax itself lacks is told by its own name.
+        if (error.name or "").partition(".")[0] != "flax":
+            raise
+        raise MissingExtraError(f"{said}: pip install flax") from error
 
 
 def real_of(module: types.ModuleType) -> types.ModuleType:

@@ -9,8 +9,8 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
-from ..errors import LiftWarning, MissingExtraError
-from .places import HOMES, Place, Seen, found_in, real_of, stand_in
+from ..errors import LiftWarning
+from .places import HOMES, Place, Seen, flax_module, found_in, real_of, stand_in
 
 _UNSET = object()
 # These parts of flax hold modules or lifts of their own and have no place here: imported anew,
@@ -152,15 +152,8 @@ def install(report: bool = False) -> Adoption:
     """
     if _standing:
         return _standing[0]
-    try:
-        importlib.import_module("flax.linen")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "flax":
-            raise
-        raise MissingExtraError(
-            "liftax.adopt stands in flax's place for what stays flax's (struct, serialization, "
-            "training), and flax is not installed: pip install flax"
-        ) from error
+    said = "liftax.adopt stands in flax's place for what stays flax's (struct, serialization, "
+    flax_module("flax.linen", f"{said}training), and flax is not installed")
     adoption = Adoption(report)
     places = {name: stand_in(name, adoption.seen) for name in HOMES}
     real_module = real_of(places["flax.linen"]).Module

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -25,28 +24,9 @@ from .msgpack import looks_like_msgpack, read_msgpack
 from .orbax import BESIDE, read_orbax
 from .safetensors import looks_like_safetensors, read_safetensors, tensors_of
 from .tensors import Keep, ToSave, filled, read_all, to_plain
-from .write import compare, planned, read_described, write
+from .write import Checkpoint, compare, planned, read_described, write
 
 FORMS = ("layers", "stacked")
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that is open, with arrays that are not read yet.
-
-    Attributes:
-      tree: nested dicts.
-      kind: `"safetensors"`, `"msgpack"` or `"orbax"`.
-      stackings: its layout, where it has one in its metadata.
-      checksums: those in its metadata, of variables in the layers form.
-      metadata: what else it says of itself.
-    """
-
-    tree: object
-    kind: str
-    stackings: Stackings = ()
-    checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def open_checkpoint(source: str | os.PathLike[str] | bytes) -> Checkpoint:
@@ -76,10 +56,9 @@ def open_checkpoint(source: str | os.PathLike[str] | bytes) -> Checkpoint:
     if looks_like_safetensors(head, size):
         tree, metadata = read_safetensors(path)
         try:
-            told = read_described(tree, metadata)
+            return read_described(tree, metadata, "safetensors")
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
-        return Checkpoint(told.tree, "safetensors", told.stackings, told.checksums, metadata)
     if looks_like_msgpack(head):
         try:
             return _told_in(*read_msgpack(np.memmap(path, np.uint8, mode="r")))
@@ -127,14 +106,13 @@ def _told_in(tree: object, told: str | None) -> Checkpoint:
     """A msgpack checkpoint, with what liftax says of it where liftax has written it."""
     if told is None:
         return Checkpoint(tree, "msgpack")
-    metadata = _metadata(told)
-    found = read_described(tree, metadata)
+    found = read_described(tree, _metadata(told), "msgpack")
     # What is no array stands in such a file twice, and only once under a checksum.
     plain, summed = tensors_of(tree)[1], tensors_of(found.tree)[1]
     if repr(sorted(plain.items(), key=str)) != repr(sorted(summed.items(), key=str)):
         name = min(plain.keys() ^ summed.keys(), default="a value")
         raise CheckpointError(f"{name_of(name)} is damaged: it is not what the checksum is of")
-    return Checkpoint(found.tree, "msgpack", found.stackings, found.checksums, metadata)
+    return found
 
 
 def _metadata(told: str) -> dict[str, str]:
@@ -157,11 +135,9 @@ def _told_beside(path: Path, tree: object) -> Checkpoint:
     except ValueError as error:
         raise CheckpointError(f"{path / BESIDE}: is damaged") from error
     try:
-        metadata = _metadata(text)
-        found = read_described(tree, metadata)
+        return read_described(tree, _metadata(text), "orbax")
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Checkpoint(found.tree, "orbax", found.stackings, found.checksums, metadata)
 
 
 def load_checkpoint(

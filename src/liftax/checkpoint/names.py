@@ -32,12 +32,13 @@ class Row:
 
     theirs: str
     ours: tuple[str, ...]
-    changes: tuple[str, ...]
+    changes: tuple[Change, ...]
 
-    @property
-    def pattern(self) -> re.Pattern[str]:
-        """Matches their names, with a group for the number of a layer."""
-        return re.compile(re.escape(self.theirs).replace(r"\{\}", r"(\d+)"))
+    def back(self, leaf: Lazy) -> Lazy:
+        """One of our variables, or a part of one, as theirs."""
+        for change in reversed(self.changes):
+            leaf = change.back(leaf)
+        return leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +89,12 @@ class Table:
                 continue
             row, number = at
             # -1 stands for what belongs to no layer.
-            seen[row.theirs].add(-1 if number is None else int(number))
-            changes = [self._change(text, config) for text in row.changes]
+            seen[row.theirs].add(int(number) if number else -1)
             for part, ours in zip(_cut(leaf, len(row.ours), name), row.ours, strict=True):
-                for change in changes:
-                    part = change.there(part, name)
-                made[_ROOT + ours.replace("{}", number or "")] = part
+                for change in row.changes:
+                    count = self._count(change.kind, config) if change.kind in self.sizes else 0
+                    part = change.there(part, name, count)
+                made[_ROOT + ours.replace("{}", number)] = part
         depth = self._check_whole(seen)
         stack = Stacking.of("blocks/block_0", depth, names="/blocks/layers_{}")
         return nested(made), (stack,)
@@ -105,16 +106,12 @@ class Table:
           CheckpointError: a variable is not in the table, or its parts are not alike.
         """
         found = {name: leaf for name, leaf in flat(tree) if isinstance(leaf, Lazy)}
-        rows = {}
-        for row in self.rows:
-            for ours in row.ours:
-                rows[re.compile(re.escape(_ROOT + ours).replace(r"\{\}", r"(\d+)"))] = row
+        rows = {ours: row for row in self.rows for ours in row.ours}
         parts: dict[str, list[Lazy]] = {}
         for name in found:
-            for pattern, row in rows.items():
-                match = pattern.fullmatch(name)
-                if match is not None:
-                    number = match[1] if match.groups() else ""
+            for ours, row in rows.items():
+                number = _number(_ROOT + ours, name)
+                if number is not None:
                     # Several of ours may be one of theirs, as queries, keys and values: then all
                     # must be there.
                     wanted = [_ROOT + ours.replace("{}", number) for ours in row.ours]
@@ -122,7 +119,7 @@ class Table:
                     if missing:
                         raise CheckpointError(f"{name_of(missing[0])} is missing")
                     theirs = row.theirs.replace("{}", number)
-                    parts[theirs] = [self._back(found[one], row) for one in wanted]
+                    parts[theirs] = [row.back(found[one]) for one in wanted]
                     break
             else:
                 raise CheckpointError(
@@ -132,13 +129,13 @@ class Table:
         return {name: leaves[0] if len(leaves) == 1 else _Beside(leaves)
                 for name, leaves in parts.items()}  # fmt: skip
 
-    def _row(self, name: str) -> tuple[Row, str | None] | None:
+    def _row(self, name: str) -> tuple[Row, str] | None:
         """The row of a tensor of theirs, with the layer's number; None for what is left out."""
         for row in self.rows:
-            match = row.pattern.fullmatch(name)
-            if match is not None:
-                return row, match[1] if match.groups() else None
-        if any(re.fullmatch(re.escape(i).replace(r"\{\}", r"\d+"), name) for i in self.ignored):
+            number = _number(row.theirs, name)
+            if number is not None:
+                return row, number
+        if any(_number(one, name) is not None for one in self.ignored):
             return None
         # The tables name them with the prefix or without it, and so may a file.
         if f"{self.base}{name}" in self.ignored or name.removeprefix(self.base) in self.ignored:
@@ -163,10 +160,8 @@ class Table:
             raise CheckpointError(f"no layer is called as in the table {self.name!r}")
         return depth
 
-    def _change(self, text: str, config: Mapping[str, object]) -> _Change:
-        kind, _, axis = text.rpartition(" ")
-        if kind not in ("heads", "kv_heads"):
-            return _Change(text)
+    def _count(self, kind: str, config: Mapping[str, object]) -> int:
+        """The number of heads, or of those of keys and values."""
         # A configuration that does not tell the heads of keys and values has as many as of queries.
         names = [*self.sizes[kind], *self.sizes["heads"]]
         count = next((config[name] for name in names if name in config), None)
@@ -175,37 +170,50 @@ class Table:
                 f"the number of heads is not known: {names[0]!r} in a config.json beside the "
                 f"checkpoint says it"
             )
-        return _Change("heads", int(axis), count)
+        return count
 
-    def _back(self, leaf: Lazy, row: Row) -> Lazy:
-        for text in reversed(row.changes):
-            kind, _, axis = text.rpartition(" ")
-            heads = kind in ("heads", "kv_heads")
-            leaf = (_Change("heads", int(axis)) if heads else _Change(text)).back(leaf)
-        return leaf
+
+def _number(pattern: str, name: str) -> str | None:
+    """The number of the layer where a name is as a table has it, "" where it is of none."""
+    match = re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), name)
+    if match is None:
+        return None
+    return match[1] if match.groups() else ""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Change:
-    """What is done to an array on the way to ours, and undone on the way back."""
+class Change:
+    """What is done to an array on the way to ours, and undone on the way back.
+
+    Attributes:
+      kind: `transpose`, `plus one`, or whose number of heads cuts an axis: `heads`, `kv_heads`.
+      axis: the axis that is cut.
+    """
 
     kind: str
     axis: int = 0
-    count: int = 0
 
-    def there(self, leaf: Lazy, name: str) -> Lazy:
-        if self.kind != "heads":
-            # A transpose undoes itself.
-            return self.back(leaf) if self.kind == "transpose" else _plus(leaf, 1)
+    @classmethod
+    def read(cls, text: str) -> Change:
+        """A change as tables have it: `transpose`, `kv_heads 1`."""
+        kind, _, axis = text.rpartition(" ")
+        return cls(kind, int(axis)) if axis.isdigit() else cls(text)
+
+    def there(self, leaf: Lazy, name: str, count: int) -> Lazy:
+        """An array of theirs, changed; ``count`` is the number of heads."""
+        if self.kind == "transpose":
+            return self.back(leaf)  # it undoes itself
+        if self.kind == "plus one":
+            return _plus(leaf, 1)
         shape, at = leaf.shape, self.axis
-        if at >= len(shape) or shape[at] % self.count:
+        if at >= len(shape) or shape[at] % count:
             raise CheckpointError(
-                f"{name_of(name)} is {described(leaf)}: axis {at} is not of {self.count} heads"
+                f"{name_of(name)} is {described(leaf)}: axis {at} is not of {count} heads"
             )
-        size = shape[at] // self.count
-        return _reshaped(leaf, (*shape[:at], self.count, size, *shape[at + 1 :]))
+        return _reshaped(leaf, (*shape[:at], count, shape[at] // count, *shape[at + 1 :]))
 
     def back(self, leaf: Lazy) -> Lazy:
+        """An array of ours, as theirs."""
         shape, at = leaf.shape, self.axis
         if self.kind == "transpose":
             return View(leaf, shape[::-1], np.transpose)
@@ -279,7 +287,8 @@ def table(name: str) -> Table:
     told = json.loads(file.read_text(encoding="utf-8"))
     rows = []
     for theirs, ours, *changes in told["variables"]:
-        rows.append(Row(theirs, (ours,) if isinstance(ours, str) else tuple(ours), tuple(changes)))
+        names = (ours,) if isinstance(ours, str) else tuple(ours)
+        rows.append(Row(theirs, names, tuple(map(Change.read, changes))))
     sizes = {"heads": told["heads"], "kv_heads": told["kv_heads"]}
     return Table(
         name=name,

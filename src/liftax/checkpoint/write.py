@@ -201,20 +201,31 @@ def compare(recorded: Mapping[str, str], found: Mapping[str, str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Described:
-    """A file with what `described` wrote: its tree with all that is no array, and the rest."""
+class Checkpoint:
+    """A checkpoint that is open, with arrays that are not read yet.
+
+    Attributes:
+      tree: nested dicts.
+      kind: `"safetensors"`, `"msgpack"` or `"orbax"`.
+      stackings: its layout, where it has one in its metadata.
+      checksums: those in its metadata, of variables in the layers form.
+      metadata: what else it says of itself.
+    """
 
     tree: object
+    kind: str
     stackings: Stackings = ()
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def read_described(tree: object, metadata: dict[str, str]) -> Described:
+def read_described(tree: object, metadata: dict[str, str], kind: str) -> Checkpoint:
     """Takes what `described` wrote out of the metadata of a file; nothing in that of another.
 
     Args:
       tree: the tensors of the file.
       metadata: without what is taken, when this returns.
+      kind: the file's.
 
     Raises:
       CheckpointError: it is something else, or not as it was written.
@@ -226,7 +237,7 @@ def read_described(tree: object, metadata: dict[str, str]) -> Described:
                 raise CheckpointError(
                     f"the metadata of liftax are damaged: they are called {name_of(name)}"
                 )
-        return Described(tree)
+        return Checkpoint(tree, kind, metadata=metadata)
     try:
         about = json.loads(text)
         if about["version"] != 1:
@@ -250,7 +261,7 @@ def read_described(tree: object, metadata: dict[str, str]) -> Described:
         ) from error
     if values:
         tree = nested({**dict(flat(tree) if tree else ()), **values})
-    return Described(tree, stackings, checksums)
+    return Checkpoint(tree, kind, stackings, checksums, metadata)
 
 
 # --- writing ------------------------------------------------------------------
@@ -302,7 +313,7 @@ def write(
             write_orbax(made, nested(dict(tensors)), step)
             sums, about = known()
             (made / BESIDE).write_text(json.dumps(about), encoding="utf-8")
-            _verify(read_orbax(made), json.loads((made / BESIDE).read_bytes()), plan, sums)
+            _verify(read_orbax(made), json.loads((made / BESIDE).read_bytes()), kind, plan, sums)
         return sums
     with replacing(path) as (file, temporary):
         if kind == "msgpack":
@@ -322,9 +333,9 @@ def write(
             # From the file, not from what was meant to be in it: this is what a reader will see.
             if kind == "msgpack":
                 tree, told = read_msgpack(np.memmap(temporary, np.uint8, mode="r"))
-                _verify(tree, {} if told is None else json.loads(told), plan, sums)
+                _verify(tree, {} if told is None else json.loads(told), kind, plan, sums)
             else:
-                _verify(*read_safetensors(temporary), plan, sums)
+                _verify(*read_safetensors(temporary), kind, plan, sums)
             synced.result()
     return sums
 
@@ -345,8 +356,10 @@ def kind_of_target(path: Path) -> str:
     return kinds[suffix]
 
 
-def _verify(tree: object, metadata: dict[str, str], plan: Plan, sums: Mapping[str, str]) -> None:
-    read_described(tree, metadata)  # it must be possible to load it, too
+def _verify(
+    tree: object, metadata: dict[str, str], kind: str, plan: Plan, sums: Mapping[str, str]
+) -> None:
+    read_described(tree, metadata, kind)  # it must be possible to load it, too
     layers = to_layers(tree, plan.stackings) if plan.stackings else tree
     found = dict(_leaves(summed(layers, kind_of(sums))))
     if found.keys() != sums.keys():

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoint.files import Checkpoint, open_checkpoint, open_shards, verify_sums
+from ..checkpoint.files import open_checkpoint, open_shards, verify_sums
 from ..checkpoint.names import config_beside, table
-from ..checkpoint.write import Plan, kind_of_target, planned
+from ..checkpoint.write import Checkpoint, Plan, kind_of_target, planned
 from ..errors import LiftaxError
 from ._console import CommandError, Console, Interrupted, require
 from ._files import check_output
