@@ -76,6 +76,35 @@ def spread(leaves: Iterable[object], slopes: Iterable[object]) -> list[Any]:
     return [next(given) if is_inexact(leaf) else None for leaf in leaves]
 
 
+def parted(values: Iterable[T], which: Iterable[bool]) -> tuple[list[T], list[T]]:
+    """Returns the values that are meant, and the others.
+
+    Args:
+      values: in order.
+      which: one bool for each: whether it is meant.
+
+    Example:
+      >>> parted('abcd', [True, False, False, True])
+      (['a', 'd'], ['b', 'c'])
+    """
+    those: list[T] = []
+    others: list[T] = []
+    for value, is_meant in zip(values, which, strict=True):
+        (those if is_meant else others).append(value)
+    return those, others
+
+
+def joined(those: Iterable[T], others: Iterable[T], which: Iterable[bool]) -> list[T]:
+    """Undoes `parted`.
+
+    Example:
+      >>> joined('ad', 'bc', [True, False, False, True])
+      ['a', 'b', 'c', 'd']
+    """
+    left, right = iter(those), iter(others)
+    return [next(left) if is_meant else next(right) for is_meant in which]
+
+
 def split(tree: object, wanted: Callable[[Any], bool]) -> tuple[list[Any], Rest]:
     """Returns the leaves that are wanted, and the rest of the tree.
 

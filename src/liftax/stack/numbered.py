@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..pytrees import is_inexact
+from ..pytrees import is_inexact, joined, parted
 
 Step = Callable[[object, object], tuple[object, object]]
 Leaves = list[jax.Array]
@@ -45,13 +45,12 @@ def by_number(
     """
     leaves, treedef = jax.tree.flatten(xs)
     moved = [is_inexact(leaf) for leaf in leaves]  # may have a derivative
-    wholes = [leaf for leaf, m in zip(leaves, moved, strict=True) if m]
+    wholes, others = parted(leaves, moved)
 
     def numbered(state: object, i: object) -> tuple[Threaded, object]:
         assert isinstance(state, Threaded) and isinstance(i, jax.Array)
         taken, carried = _taken(wholes, state.wholes, i)
-        found = iter(taken)
-        x = [next(found) if m else _slice(v, i) for v, m in zip(leaves, moved, strict=True)]
+        x = joined(taken, [_slice(leaf, i) for leaf in others], moved)
         after, y = step(state.carry, jax.tree.unflatten(treedef, x))
         return Threaded(after, carried), y
 

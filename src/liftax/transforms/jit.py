@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from ..core.filters import Filter
 from ..core.lift.jit import Jit
-from ..core.scope import Scope
-from ..core.types import Fn, Function
+from ..core.types import Fn
 from .static_arguments import counted
-from .target import Body, lift_target, remembered
+from .target import lift_target, remembered
 
 __all__ = ["jit"]
 
@@ -59,21 +58,11 @@ def jit(
       >>> Fast(2).apply(variables, jax.numpy.ones((4, 3))).shape
       (4, 2)
     """
-    counted_static = counted("jit", "static_argnums", static_argnums)
-    counted_donated = counted("jit", "donate_argnums", donate_argnums)
-    # The caches, for the life of the lifted class or function. A program is told apart by its
-    # method too, so that all methods can share them.
-    engines: dict[tuple[tuple[int, ...], tuple[int, ...]], Jit] = {}
-
-    def lift(fn: Body) -> Function:
-        def run(scopes: Sequence[Scope], *args: object, **kwargs: object) -> object:
-            numbers = argnums, donated = counted_static(fn, args), counted_donated(fn, args)
-            if numbers not in engines:
-                engines[numbers] = Jit(
-                    variables, rngs, argnums, static_argnames, donated, device, backend, inline
-                )
-            return engines[numbers](fn)(scopes, *args, **kwargs)
-
-        return run
-
+    options = Jit(
+        variables, rngs, static_argnames=static_argnames, device=device, backend=backend,
+        inline=inline,
+    )  # fmt: skip
+    # For the life of the lifted class or function. A program is told apart by its method too, so
+    # that all methods can share the programs.
+    lift = counted(options, static_argnums=static_argnums, donate_argnums=donate_argnums)
     return lift_target("jit", target, lift, methods)

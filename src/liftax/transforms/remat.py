@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..core.filters import Filter
 from ..core.lift.remat import Remat
-from ..core.scope import Scope
-from ..core.types import Fn, Function
+from ..core.types import Fn
 from .static_arguments import counted, positions
-from .target import Body, lift_target, remembered
+from .target import lift_target, remembered
 
 __all__ = ["checkpoint", "remat"]
 
@@ -61,18 +60,10 @@ def remat(
       >>> block.apply(variables, x, True, rngs={'dropout': jax.random.key(1)}).shape
       (4,)
     """
-    numbers = counted("remat", "static_argnums", static_argnums)
     options = Remat(
         variables, rngs, concrete, prevent_cse, policy=policy, static_argnames=static_argnames
     )
-
-    def lift(fn: Body) -> Function:
-        # Which arguments the numbers mean depends on how many a call has.
-        def run(scopes: Sequence[Scope], *args: object, **kwargs: object) -> object:
-            return options(fn, numbers(fn, args))(scopes, *args, **kwargs)
-
-        return run
-
+    lift = counted(options, static_argnums=static_argnums)
     # As Linen names the class: what is pickled or printed by its name is found again.
     return lift_target("remat", target, lift, methods, prefix="Checkpoint")
 

@@ -8,12 +8,10 @@ from collections.abc import Iterable
 import jax
 
 from ..core.filters import Filter
-from ..core.lift.views import Seen
-from ..core.lift.views import add_metadata_axis as lift_add_metadata_axis
-from ..core.lift.views import fold_rngs as lift_fold_rngs
+from ..core.lift.views import AddMetadataAxis, FoldRngs, Seen, unchanged
 from ..core.lift.views import map_variables as lift_map_variables
 from ..core.roles import VariableAxes
-from ..core.types import Collections, Fn, Metadata
+from ..core.types import Fn, Metadata
 from ..module.attach import is_module
 from ..module.state import watch
 from .target import lift_target, remembered
@@ -21,16 +19,12 @@ from .target import lift_target, remembered
 __all__ = ["add_metadata_axis", "fold_rngs", "map_variables", "named_call"]
 
 
-def _unchanged(variables: Collections) -> Collections:
-    return variables
-
-
 @remembered
 def map_variables(
     target: Fn,
     mapped_collections: Filter = True,
-    trans_in_fn: Seen = _unchanged,
-    trans_out_fn: Seen = _unchanged,
+    trans_in_fn: Seen = unchanged,
+    trans_out_fn: Seen = unchanged,
     init: bool = False,
     mutable: bool = False,
     rngs: Filter = True,
@@ -102,7 +96,7 @@ def fold_rngs(target: Fn, variables: Filter = True, rngs: Filter = True) -> Fn:
       >>> sorted(Folded(2).init(jax.random.key(0), jax.numpy.ones(3))['params'])
       ['bias', 'kernel']
     """
-    return lift_target("fold_rngs", target, lambda fn: lift_fold_rngs(fn, variables, rngs))
+    return lift_target("fold_rngs", target, FoldRngs(variables, rngs))
 
 
 @remembered
@@ -128,12 +122,8 @@ def add_metadata_axis(
       ('layers', 'in', 'out')
     """
     # The class has the prefix that it has in Linen, where this is a `map_variables`.
-    return lift_target(
-        "add_metadata_axis",
-        target,
-        lambda fn: lift_add_metadata_axis(fn, variable_axes, metadata_params),
-        prefix="Map_variables",
-    )
+    options = AddMetadataAxis(variable_axes, metadata_params)
+    return lift_target("add_metadata_axis", target, options, prefix="Map_variables")
 
 
 def named_call(class_fn: Fn, force: bool = True) -> Fn:

@@ -18,6 +18,7 @@ from jax.tree_util import KeyPath
 
 from ... import jax_private
 from ...errors import PipelineError
+from ...pytrees import split
 from ..types import Tree
 
 T = TypeVar("T")
@@ -46,17 +47,15 @@ def automatic(fn: Callable[..., T], given: Tree, *more: Tree, place: str) -> T:
         for path, leaf in jax.tree_util.tree_leaves_with_path(given)
         if isinstance(leaf, jax.Array)
     }
-    leaves, tree = jax.tree.flatten((given, more))
-    arrays = [isinstance(leaf, jax.Array) for leaf in leaves]
+    arrays, others = split((given, more), lambda leaf: isinstance(leaf, jax.Array))
 
     def lay(path: KeyPath, leaf: jax.Array) -> jax.Array:
         return jax.sharding.reshard(leaf, specs.get(path, PartitionSpec()))
 
     def run(values: list[jax.Array]) -> T:
         with jax.sharding.use_abstract_mesh(inside):
-            filled = iter([jax.sharding.reshard(value, PartitionSpec()) for value in values])
-            both = zip(leaves, arrays, strict=True)
-            first, rest = jax.tree.unflatten(tree, [next(filled) if a else x for x, a in both])
+            whole = [jax.sharding.reshard(value, PartitionSpec()) for value in values]
+            first, rest = others.filled(whole)
             out = fn(first, *rest)
         return jax.tree_util.tree_map_with_path(lay, out)
 
@@ -64,7 +63,7 @@ def automatic(fn: Callable[..., T], given: Tree, *more: Tree, place: str) -> T:
         # Without a program JAX knows only the mesh that the arrays lie on.
         run = jax.jit(run)
     try:
-        return run([leaf for leaf, a in zip(leaves, arrays, strict=True) if a])
+        return run(arrays)
     except ValueError as error:
         if _OF_TWO_MESHES.search(str(error)):
             raise _closed_over(place, mesh) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -59,7 +60,7 @@ def cond(
     def select(branches: Sequence[Function], *args: object) -> object:
         return jax.lax.cond(pred, *branches, *args)
 
-    return _branch(opening, select, [true_fun, false_fun], operands)
+    return _Call(opening, select, [true_fun, false_fun], operands).run()
 
 
 def switch(
@@ -91,7 +92,7 @@ def switch(
     def select(chosen: Sequence[Function], *args: object) -> object:
         return jax.lax.switch(index, chosen, *args)
 
-    return _branch(opening, select, list(branches), operands)
+    return _Call(opening, select, list(branches), operands).run()
 
 
 def _is_scalar(value: Any, dtype: type) -> bool:
@@ -101,41 +102,118 @@ def _is_scalar(value: Any, dtype: type) -> bool:
     return found is not None and np.shape(value) == () and bool(jnp.issubdtype(found, dtype))
 
 
-def _branch(
-    opening: Opening,
-    select: Callable[..., Any],
-    functions: list[Function],
-    operands: tuple[object, ...],
-) -> Any:
-    keys = opening.keys(False)
-    values = opening.values(THROUGH)
-    if opening.can_write(THROUGH):
+@dataclasses.dataclass(eq=False)
+class _Call:
+    """One call of such a lift.
+
+    Attributes:
+      select: calls one of the functions that it is given, with the arguments besides.
+      functions: the branches, of a scope and the operands.
+    """
+
+    opening: Opening
+    select: Callable[..., Any]
+    functions: list[Function]
+    operands: tuple[object, ...]
+
+    def __post_init__(self) -> None:
+        self.values, self.keys = self.opening.values(THROUGH), self.opening.keys(False)
+
+    def run(self) -> Any:
+        """Runs the branch that is chosen."""
+        if not self.opening.can_write(THROUGH):
+            return self.untraced()
         # Without jit JAX runs one branch as Python, and so does Linen: its keys alone count.
         if jax_private.jit_is_disabled():
             # JAX says which: an index that is out of range means the nearest.
-            chosen = select([lambda i=i: i for i in range(len(functions))])
+            chosen = self.select([lambda i=i: i for i in range(len(self.functions))])
             if type(chosen) is int:  # JAX runs but that one
-                return _known(opening, functions, chosen, operands, values, keys)
-        return _traced(opening, select, functions, operands, values, keys)
+                return self.known(chosen)
+        return self.traced()
 
-    # Where nothing can be written JAX traces the branches itself. What each returned is kept for
-    # the message, as shapes: nothing of a trace may stay.
-    returned: dict[int, object] = {}
+    def untraced(self) -> Any:
+        """Lets JAX trace the branches itself, where nothing can be written."""
+        # What each returned is kept for the message, as shapes: nothing of a trace may stay.
+        returned: dict[int, object] = {}
 
-    def pure(i: int, fn: Function) -> Callable[..., Any]:
-        def run(*operands: object) -> Any:
-            y, _ = opening.body(fn)([values], [keys], operands)
-            returned[i] = kinds(y)
-            return y
+        def pure(i: int, fn: Function) -> Callable[..., Any]:
+            def run(*operands: object) -> Any:
+                y, _ = self.opening.body(fn)([self.values], [self.keys], operands)
+                returned[i] = kinds(y)
+                return y
 
-        return run
+            return run
 
-    try:
-        return select([pure(i, fn) for i, fn in enumerate(functions)], *operands)
-    except TypeError as cause:
-        if len(returned) == len(functions):
-            _check_same(opening, [returned[i] for i in range(len(functions))], cause)
-        raise
+        branches = [pure(i, fn) for i, fn in enumerate(self.functions)]
+        try:
+            return self.select(branches, *self.operands)
+        except TypeError as cause:
+            if len(returned) == len(branches):
+                _check_same(self.opening, [returned[i] for i in range(len(branches))], cause)
+            raise
+
+    def known(self, chosen: int) -> object:
+        """Runs the branch that is chosen; after it, what other branches alone would make is made.
+
+        No key counts that those draw: Linen does not look at them.
+        """
+        opening, functions = self.opening, self.functions
+        y, (written,) = opening.body(functions[chosen])([self.values], [self.keys], self.operands)
+        opening.write_back(written)
+        counts, drawn = counted(opening), len(opening.log or ())
+        for fn in functions[:chosen] + functions[chosen + 1 :]:
+            branch = _Branch(opening, fn, self.operands, opening.values(THROUGH), self.keys)
+            born = branch.loop.first(self.operands, None)
+            opening.write_back(nested(born, len(opening.tops)))
+            set_counters(opening, counts)
+        if opening.log is not None:
+            del opening.log[drawn:]
+        return y
+
+    def traced(self) -> Any:
+        """Traces each branch once, so that all of them return the same variables.
+
+        A variable that some branches make and others don't is made before the
+        branches, in any case; those that make it go on from there.
+        """
+        # Each branch by itself: what it makes, and the rest of it as a program that takes that.
+        opening, operands = self.opening, self.operands
+        traced = [_Branch(opening, fn, operands, self.values, self.keys) for fn in self.functions]
+        _check_same(opening, [branch.y for branch in traced])
+        # What all make, each makes for itself. What some make is made before, outside of any
+        # branch, with the value of the first that does.
+        common = set.intersection(*(set(branch.marks.births) for branch in traced))
+        early: Variables = {}
+        for branch in traced:
+            for place, value in branch.loop.first(operands, None).items():
+                if place not in common:
+                    early.setdefault(place, value)
+        before = flat(self.values)
+        places = [place for branch in traced for place in branch.written]
+
+        def run(branch: _Branch) -> Function:
+            def call(operands: Tree, early: Variables) -> tuple[object, Variables]:
+                born = branch.loop.first(operands, None)
+                born = {place: early.get(place, value) for place, value in born.items()}
+                _, _, (y, written) = branch.loop.step({}, operands, born, None)
+                # JAX wants the same from all: where one wrote nothing, what stood there.
+                after = {**before, **early, **written}
+                return y, {place: after[place] for place in (*branch.written, *places)}
+
+            return call
+
+        try:
+            y, written = self.select([run(branch) for branch in traced], operands, early)
+        except TypeError as cause:
+            # JAX compares by leaves, and names none: which variable it is, is found here.
+            for place in sorted(set(places), key=repr):
+                stands = [branch.written[place] for branch in traced if place in branch.written]
+                if len(stands) < len(traced) and place in before:
+                    stands.append(before[place])
+                _check_same(opening, stands, cause, name_of(place))
+            raise
+        opening.write_back(nested(written, len(opening.tops)))
+        return y
 
 
 class _Branch:
@@ -163,82 +241,6 @@ class _Branch:
             return [], {}, (jax.tree.map(jnp.asarray, y), written), ({}, None)
 
         self.loop = Loop(body, operands, None, self.marks, opening, chooses=False)
-
-
-def _known(
-    opening: Opening,
-    functions: list[Function],
-    chosen: int,
-    operands: tuple[object, ...],
-    values: Group,
-    keys: Keyed,
-) -> object:
-    """Runs the branch that is chosen; after it, what other branches alone would make is made.
-
-    No key counts that those draw: Linen does not look at them.
-    """
-    y, (written,) = opening.body(functions[chosen])([values], [keys], operands)
-    opening.write_back(written)
-    counts, drawn = counted(opening), len(opening.log or ())
-    for fn in functions[:chosen] + functions[chosen + 1 :]:
-        branch = _Branch(opening, fn, operands, opening.values(THROUGH), keys)
-        born = branch.loop.first(operands, None)
-        opening.write_back(nested(born, len(opening.tops)))
-        set_counters(opening, counts)
-    if opening.log is not None:
-        del opening.log[drawn:]
-    return y
-
-
-def _traced(
-    opening: Opening,
-    select: Callable[..., Any],
-    functions: list[Function],
-    operands: tuple[object, ...],
-    values: Group,
-    keys: Keyed,
-) -> Any:
-    """Traces each branch once, so that all of them return the same variables.
-
-    A variable that some branches make and others don't is made before the
-    branches, in any case; those that make it go on from there.
-    """
-    # Each branch by itself: what it makes, and the rest of it as a program that takes that.
-    traced = [_Branch(opening, fn, operands, values, keys) for fn in functions]
-    _check_same(opening, [branch.y for branch in traced])
-    # What all make, each makes for itself. What some make is made before, outside of any branch,
-    # with the value of the first that does.
-    common = set.intersection(*(set(branch.marks.births) for branch in traced))
-    early: Variables = {}
-    for branch in traced:
-        for place, value in branch.loop.first(operands, None).items():
-            if place not in common:
-                early.setdefault(place, value)
-    before, places = flat(values), [place for branch in traced for place in branch.written]
-
-    def run(branch: _Branch) -> Function:
-        def call(operands: Tree, early: Variables) -> tuple[object, Variables]:
-            born = branch.loop.first(operands, None)
-            born = {place: early.get(place, value) for place, value in born.items()}
-            _, _, (y, written) = branch.loop.step({}, operands, born, None)
-            # JAX wants the same from all: where one wrote nothing, what stood there.
-            after = {**before, **early, **written}
-            return y, {place: after[place] for place in (*branch.written, *places)}
-
-        return call
-
-    try:
-        y, written = select([run(branch) for branch in traced], operands, early)
-    except TypeError as cause:
-        # JAX compares by leaves, and names none: which variable it is, is found here.
-        for place in sorted(set(places), key=repr):
-            stands = [branch.written[place] for branch in traced if place in branch.written]
-            if len(stands) < len(traced) and place in before:
-                stands.append(before[place])
-            _check_same(opening, stands, cause, name_of(place))
-        raise
-    opening.write_back(nested(written, len(opening.tops)))
-    return y
 
 
 def _check_same(

@@ -12,9 +12,9 @@ from ...errors import LiftOptionError
 from ...words import shown
 from ..filters import Filter
 from ..roles import THROUGH, Roles, through_roles
-from ..types import Fn, Function, Group, Tree
+from ..types import Function, Group, Tree
 from .crossing import Opening
-from .options import lift_of
+from .options import Options, lift_of
 
 __all__ = ["checkify"]
 
@@ -25,7 +25,7 @@ _KNOWN = jax_checkify.all_checks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Checkify:
+class Checkify(Options):
     """`liftax.checkify` over a function of a scope.
 
     Args:
@@ -45,17 +45,19 @@ class Checkify:
       (False, None)
     """
 
+    lift = "checkify"
+
     errors: Errors = jax_checkify.user_checks
     variables: Filter = True
     rngs: Filter = True
 
     def __post_init__(self) -> None:
-        self.roles  # noqa: B018
+        super().__post_init__()
         given = self.errors
         if not isinstance(given, frozenset) or not given <= _KNOWN:
             raise LiftOptionError(
-                f"checkify: errors does not mean anything as it is.\\n"
-                f"found: errors={shown(given)}\\n"
+                f"checkify: errors does not mean anything as it is.\n"
+                f"found: errors={shown(given)}\n"
                 f"expected: a set of jax.experimental.checkify, e.g. checkify.user_checks or "
                 f"checkify.all_checks"
             )
@@ -65,27 +67,21 @@ class Checkify:
         """The table."""
         return through_roles("checkify", self.variables, self.rngs)
 
-    def __call__(self, fn: Fn) -> Fn:
-        return functools.partial(_checked, self, fn)  # type: ignore[return-value]
+    def run(self, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
+        """Runs a function; returns the first of its checks that failed beside what it returned."""
+        opening = Opening(self.roles, scopes, fn)
+        body = opening.body(fn)
+        values, keys = opening.values(THROUGH), opening.keys(False)
+
+        # Closed over: JAX stages what a function closes over as it is, so that an argument which is
+        # no array stays what it is.
+        def alone() -> tuple[Any, list[Group]]:
+            return body([values], [keys], args, kwargs)
+
+        categories: Any = self.errors  # of a class that is not public
+        error, (y, written) = jax_checkify.checkify(alone, errors=categories)()
+        opening.write_back(*written)
+        return error, y
 
 
 checkify = lift_of("checkify", Checkify)
-
-
-def _checked(
-    options: Checkify, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object
-) -> Any:
-    """Runs a function, and returns the first of its checks that failed beside what it returned."""
-    opening = Opening(options.roles, scopes, fn)
-    run = opening.body(fn)
-    values, keys = opening.values(THROUGH), opening.keys(False)
-
-    # Closed over: JAX stages what a function closes over as it is, so that an argument which is no
-    # array stays what it is.
-    def body() -> tuple[Any, list[Group]]:
-        return run([values], [keys], args, kwargs)
-
-    categories: Any = options.errors  # of a class that is not public
-    error, (y, written) = jax_checkify.checkify(body, errors=categories)()
-    opening.write_back(*written)
-    return error, y

@@ -285,11 +285,17 @@ def _changes(at: Placed, name: str, old: object, new: object) -> CarryError:
     return carry_error(at.place, f"{name} changes", describe(a), describe(b), hint)
 
 
-def check_carried(at: Placed, before: Group, after: Group) -> None:
-    """Raises CarryError where the body writes a carried variable of another kind."""
-    for group, written in zip(before, after, strict=True):
+def checked_variables(at: Placed, before: Group, written: Group) -> Group:
+    """Returns the carried variables: what a body wrote of them, and the others as they were.
+
+    Raises:
+      CarryError: it wrote one of another kind.
+    """
+    after = tuple({**old, **new} for old, new in zip(before, written, strict=True))
+    for group, changed in zip(before, after, strict=True):
         for col, node in group.items():
-            _check_node(at, (col,), node, written[col])
+            _check_node(at, (col,), node, changed[col])
+    return after
 
 
 def _check_node(at: Placed, path: Path, old: object, new: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -118,18 +118,27 @@ def _check_names(opening: Opening, path: Path, node: object, tangent: object) ->
             )
 
 
-def check_tangents(
-    opening: Opening,
-    given: tuple[Group, tuple[Tree, ...]],
-    moves: tuple[Sequence[Tree], tuple[Tree, ...]],
-    cause: Exception,
-) -> None:
-    """Raises DifferentiationError where JAX has refused tangents that do not fit.
+Inputs = tuple[Sequence[Tree], tuple[Tree, ...]]
+"""The variables that have tangents, and the primals; or the tangents of both."""
 
-    Args:
-      given: the variables that have tangents, and the primals.
-      moves: their tangents.
+
+def checked_jvp(
+    opening: Opening, fn: Callable[..., T], given: Inputs, moves: Inputs
+) -> tuple[T, Any]:
+    """Calls `jax.jvp`.
+
+    Raises:
+      DifferentiationError: JAX has refused tangents that do not fit.
     """
+    try:
+        y, y_dot = jax.jvp(fn, given, moves)
+    except (TypeError, ValueError) as cause:
+        _check_tangents(opening, given, moves, cause)
+        raise
+    return y, y_dot
+
+
+def _check_tangents(opening: Opening, given: Inputs, moves: Inputs, cause: Exception) -> None:
     (variables, primals), (directions, tangents) = given, moves
     if len(primals) != len(tangents):
         raise DifferentiationError(

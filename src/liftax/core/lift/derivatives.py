@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ...errors import StaticArgumentError
+from ...pytrees import joined, parted
 from ..filters import Filter
 from ..linen_keys import Drawn, Log, join
 from ..roles import THROUGH, Roles, Row, through_roles
@@ -210,11 +211,7 @@ def jvp(
         return run([tuple(map(_overlay, values, chosen))], [keys], primals)
 
     inputs, moves = (chosen, tuple(primals)), (directions, tuple(tangents))
-    try:
-        (y, written), (y_dot, _) = jax.jvp(outputs, inputs, moves)
-    except (TypeError, ValueError) as cause:
-        derivative_checks.check_tangents(opening, inputs, moves, cause)
-        raise
+    (y, written), (y_dot, _) = derivative_checks.checked_jvp(opening, outputs, inputs, moves)
     opening.write_back(*written)
     return y, y_dot
 
@@ -323,30 +320,28 @@ def custom_vjp(
             return opening.call_without(fn, scope, args, {})
         single = len(opening.tops) == 1
         # Closed over: JAX's own ``nondiff_argnums`` refuses what is traced.
-        fixed = {i: args[i] for i in sorted(n - 1 if n > 0 else len(args) + n for n in numbers)}
-        moving = [a for i, a in enumerate(args) if i not in fixed]
+        still = {n - 1 if n > 0 else len(args) + n for n in numbers}
+        moves = [i not in still for i in range(len(args))]
+        moving, fixed = parted(args, moves)
         once = _Counted(opening)
-
-        def filled(moving: Sequence[object]) -> tuple[object, ...]:
-            rest = iter(moving)
-            return tuple(fixed[i] if i in fixed else next(rest) for i in range(len(args)))
 
         def primal(
             chosen: Group, others: Group, keys: Keyed, moving: Sequence[object]
         ) -> tuple[Any, list[Group]]:
-            return once(fn, [others, chosen], [keys], filled(moving))
+            return once(fn, [others, chosen], [keys], joined(moving, fixed, moves))
 
         def forward(
             chosen: Group, others: Group, keys: Keyed, moving: Sequence[object]
         ) -> tuple[tuple[Any, list[Group]], object]:
-            out, written = once(forward_fn, [others, chosen], [keys], filled(moving))
+            args = joined(moving, fixed, moves)
+            out, written = once(forward_fn, [others, chosen], [keys], args)
             y, residuals = derivative_checks.with_residuals(opening, out)
             return (y, written), residuals
 
         def backward(residuals: Tree, bars: tuple[Tree, Tree]) -> tuple[object, ...]:
             # What was written is an output too, for JAX; the user's rule knows of ``y`` alone.
             y_bar, _ = bars
-            out: Any = backward_fn(*fixed.values(), residuals, y_bar)
+            out: Any = backward_fn(*fixed, residuals, y_bar)
             variables_bar, *moving_bar = derivative_checks.with_variables(place, out, len(moving))
             chosen_bar = (variables_bar,) if single else tuple(variables_bar)
             derivative_checks.check_cotangents(place, kinds, (chosen_bar, moving_bar))

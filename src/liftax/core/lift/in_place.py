@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ... import equations, jax_private
+from ...pytrees import joined, parted
 from ..types import Function, Tree
 from .crossing import Opening
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     import jax.extend.core as jex
 
     Atom = jex.Var | jex.Literal
-
-T = TypeVar("T")
 
 Leaves = list[jax.Array]
 
@@ -71,7 +70,10 @@ def run(
     first = len(closed.consts) + len(jax.tree.leaves(state))  # where the inputs of x begin
     after = len(jax.tree.leaves(shape[0]))  # where the outputs of y begin
     body = _Body(program, [(first + p.x, after + p.y) for p in found])
-    whole_at, y_at = [p.x for p in found], [p.y for p in found]
+    # By paths, on both sides in one order: the first that goes in is the first that comes out.
+    x_at, y_at = {p.x for p in found}, {p.y for p in found}
+    goes_in = [k in x_at for k in range(len(jax.tree.leaves(xs)))]
+    comes_out = [k in y_at for k in range(len(jax.tree.leaves(shape[1])))]
     state_def, y_def = jax.tree.structure(state), jax.tree.structure(shape[1])
 
     def sliced(consts: Leaves, state: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
@@ -87,18 +89,15 @@ def run(
         ) -> tuple[tuple[Leaves, Leaves], Leaves]:
             carry, wholes = state
             rest, i = x
-            out, wholes = body(_with(rest, whole_at, None, before=[*consts, *carry]), wholes, i)
-            return (out[:after], wholes), _without(out[after:], y_at)
+            inputs = joined([None] * len(wholes), rest, goes_in)
+            out, wholes = body([*consts, *carry, *inputs], wholes, i)
+            return (out[:after], wholes), parted(out[after:], comes_out)[1]
 
-        wholes = [xs[k] for k in whole_at]
+        wholes, rest = parted(xs, goes_in)
         # An iteration has to know which part is its own: the slice did not say.
         numbers = jnp.arange(len(wholes[0]), dtype=jnp.int32)
-        start = (state, wholes), (_without(xs, whole_at), numbers)
-        (state, wholes), ys = loop(writing, *start)
-        # From the first place on, so that each insertion leaves the later places right.
-        for k, whole in sorted(zip(y_at, wholes, strict=True)):
-            ys.insert(k, whole)
-        return state, ys
+        (state, wholes), ys = loop(writing, (state, wholes), (rest, numbers))
+        return state, joined(wholes, ys, comes_out)
 
     leaves = (list(closed.consts), jax.tree.leaves(state), jax.tree.leaves(xs))
     # A rule for derivatives takes no effects along; prints are for programs that are looked at.
@@ -141,17 +140,6 @@ def _pairs(opening: Opening, x: Tree, y: Tree) -> list[Pair]:
 def _alike(x: Tree, y: Tree, pair: Pair) -> bool:
     goes_in, comes_out = jax.tree.leaves(x)[pair.x], jax.tree.leaves(y)[pair.y]
     return bool(goes_in.shape == comes_out.shape and goes_in.dtype == comes_out.dtype)
-
-
-def _without(values: Sequence[T], at: Sequence[int]) -> list[T]:
-    return [value for k, value in enumerate(values) if k not in at]
-
-
-def _with(rest: Sequence[Any], at: Sequence[int], value: object, *, before: list[Any]) -> list[Any]:
-    found = list(rest)
-    for k in sorted(at):
-        found.insert(k, value)
-    return [*before, *found]
 
 
 class _Body:

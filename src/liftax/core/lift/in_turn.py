@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ...pytrees import floats, is_inexact, split_by, spread, with_floats
+from ...pytrees import floats, is_inexact, joined, parted, split_by, spread, with_floats
 from .schedule import Pipeline
 from .stages import Leaves, Own, Visit
 
@@ -76,25 +76,20 @@ class InTurn:
         Returns:
           the microbatches; ``kept``; and what else the layers wrote for each.
         """
-        own, alone = [leaf for leaf, _ in (*fixed, *kept)], [one for _, one in (*fixed, *kept)]
-        each, common = split_by(own, alone)
-        # What no microbatch has for itself goes from one to the next, as statistics do.
-        at = [k for k in range(len(fixed), len(own)) if not alone[k]]
-        first, handed = len(fixed), [own[k] for k in at]
+        each, common = split_by([leaf for leaf, _ in fixed], [alone for _, alone in fixed])
+        # What is written and no microbatch has for itself goes from one to the next, as statistics
+        # do.
+        apart = [alone for _, alone in kept]
+        own, handed = parted([leaf for leaf, _ in kept], apart)
 
         def turn(handed: Leaves, given: list[Leaves]) -> tuple[Leaves, list[Leaves]]:
-            part, each = given
-            now = common.filled(each)
-            for k, leaf in zip(at, handed, strict=True):
-                now[k] = leaf
-            out, written = visit(part, now)
-            after = [written[k - first] for k in at]
-            return after, [out, [w for k, w in enumerate(written, first) if k not in at]]
+            part, each, own = given
+            out, written = visit(part, [*common.filled(each), *joined(own, handed, apart)])
+            own, handed = parted(written[: len(kept)], apart)
+            return handed, [out, own, written[len(kept) :]]
 
-        after, (parts, written) = jax.lax.scan(turn, handed, [parts, each])
-        ends, apart = iter(after), iter(written)
-        kept_after = [next(apart) if one else next(ends) for one in alone[first:]]
-        return parts, kept_after, list(apart)
+        handed, (parts, own, results) = jax.lax.scan(turn, handed, [parts, each, own])
+        return parts, joined(own, handed, apart), results
 
 
 class Accumulated:
@@ -135,16 +130,13 @@ class Accumulated:
             # By floats alone: integers have no derivative that a loop could carry.
             value, pull = jax.vjp(lost, floats(now))
             (slopes,) = pull(jnp.ones_like(value))
-            its = [s for s, one in zip(slopes, by_each, strict=True) if one]
-            of_all = [s for s, one in zip(slopes, by_each, strict=True) if not one]
+            its, of_all = parted(slopes, by_each)
             return [a + b for a, b in zip(sums, of_all, strict=True)], (value, its)
 
-        whole = [leaf for leaf, one in zip(floats(given), by_each, strict=True) if not one]
-        zeros = [jnp.zeros_like(leaf) for leaf in whole]
-        sums, (values, its) = jax.lax.scan(turn, zeros, each)
-        moving, still = iter(its), iter(sums)
-        slopes = [next(moving) if one else next(still) for one in by_each]
-        return jnp.sum(values), _in_three(spread(given, slopes), *ends)
+        _, whole = parted(floats(given), by_each)
+        sums, (values, its) = jax.lax.scan(turn, [jnp.zeros_like(leaf) for leaf in whole], each)
+        slopes = spread(given, joined(its, sums, by_each))
+        return jnp.sum(values), _in_three(slopes, *ends)
 
 
 def of_floats(leaves: Leaves, said: Sequence[bool]) -> list[bool]:

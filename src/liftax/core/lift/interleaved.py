@@ -23,13 +23,14 @@ there. Derivatives by a microbatch move from the end of such a queue to where it
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ...pytrees import floats, split_by, spread, with_floats
+from ...pytrees import floats, joined, parted, split_by, spread, with_floats
 from .in_turn import Accumulated, InTurn, Slopes, of_floats
 from .stages import Leaves, Own, Stages, Visit, choose, on_stages, pick
 
@@ -60,11 +61,11 @@ def interleaved(
       args: further arguments of the loss.
     """
     alone, cut = [one for _, one in own], [one for _, one in args]
-    run: Callable[[Leaves, Leaves, Leaves], tuple[jax.Array, Slopes]]
-    if isinstance(stages, InTurn):
-        run = Accumulated(visit, loss, alone, cut)
-    else:
-        run = _Both(stages, visit, loss, alone, cut)
+
+    def run(parts: Leaves, own: Leaves, args: Leaves) -> tuple[jax.Array, Slopes]:
+        if isinstance(stages, InTurn):
+            return Accumulated(visit, loss, alone, cut)(parts, own, args)
+        return _Both(stages, visit, loss, alone, cut, parts, own, args).run()
 
     @jax.custom_vjp
     def total(parts: Leaves, own: Leaves, args: Leaves) -> jax.Array:
@@ -108,158 +109,189 @@ class _Carry(NamedTuple):
     of_whole: Leaves
 
 
+@dataclasses.dataclass(eq=False)
 class _Both:
-    """The loop: ``(parts, own, args) -> (loss, derivatives)``."""
+    """The loop of one call: the loss, and its derivatives by what it is made of."""
 
-    def __init__(
-        self, stages: Stages, visit: Visit, loss: Loss, alone: Sequence[bool], cut: Sequence[bool]
-    ):
-        self.stages, self.visit, self.loss, self.alone, self.cut = stages, visit, loss, alone, cut
+    stages: Stages
+    visit: Visit
+    loss: Loss
+    alone: Sequence[bool]
+    cut: Sequence[bool]
+    parts: Leaves
+    own: Leaves
+    args: Leaves
 
-    def __call__(self, parts: Leaves, own: Leaves, args: Leaves) -> tuple[jax.Array, Slopes]:
-        stages, options, ids = self.stages, self.stages.options, self.stages.ids
-        last, visits, lanes = options.stages - 1, stages.visits, stages.lanes
+    def __post_init__(self) -> None:
+        stages, options = self.stages, self.stages.options
+        self.last = options.stages - 1
         # The last stage works back on a microbatch as soon as it has come to it the last time.
-        around = options.stages * options.repeats - 1
+        self.around = options.stages * options.repeats - 1
         # An argument that is cut is needed in the last stage; it goes there with its microbatch.
-        each, whole = split_by(args, self.cut)
-        queue = [stages.slots(leaf) for leaf in (*parts, *each)]
-        width = len(parts)
-        cut, alone = of_floats(args, self.cut), of_floats(own, self.alone)
+        each, self.whole = split_by(self.args, self.cut)
+        self.queue = [stages.slots(leaf) for leaf in (*self.parts, *each)]
+        # Of what there are derivatives by: whether it is cut, whether each microbatch has its own.
+        self.floats_cut = of_floats(self.args, self.cut)
+        self.floats_alone = of_floats(self.own, self.alone)
 
-        def forward(which: _Which, state: Leaves, own: Leaves) -> Leaves:
-            return self.visit(state, self.taken(own, which))[0]
+    def run(self) -> tuple[jax.Array, Slopes]:
+        """Runs all steps."""
+        steps = jnp.arange(self.stages.visits + self.around + self.last)
+        end, values = jax.lax.scan(self.turn, self.before(), steps)
 
-        def loss_of(y: Leaves, its: Leaves) -> tuple[jax.Array, list[Leaves]]:
-            args = whole.filled(its)
+        def in_order(queues: Leaves) -> Leaves:
+            return [leaf.reshape(-1, *leaf.shape[2:])[self.stages.spare :] for leaf in queues]
 
-            def lost(some: list[Leaves]) -> jax.Array:
-                loss = self.loss(with_floats(y, some[0]), with_floats(args, some[1]))
-                return loss / options.microbatches
+        of_whole = [leaf.sum(0) for leaf in end.of_whole]
+        of_args = joined(in_order(end.of_cut), of_whole, self.floats_cut)
+        slopes = [in_order(end.of_parts), end.of_own, of_args]
+        both = zip((self.parts, self.own, self.args), slopes, strict=True)
+        return jnp.sum(values), [spread(leaves, its) for leaves, its in both]
 
-            return jax.value_and_grad(lost)([floats(y), floats(args)])
-
-        def back(which: _Which, state: Leaves, own: Leaves, slope: Leaves) -> list[Leaves]:
-            now = self.taken(own, which)
-            real = [floats(state), floats(now)]
-
-            def again(some: list[Leaves]) -> Leaves:
-                return floats(self.visit(with_floats(state, some[0]), with_floats(now, some[1]))[0])
-
-            # By floats alone: integers have no derivative that a loop could carry.
-            (slopes,) = jax.vjp(again, real)[1](slope)
-            return slopes
-
-        def turn(carry: _Carry, t: jax.Array) -> tuple[_Carry, jax.Array]:
-            ahead, behind = t - ids, t - around - last + ids
-            which, which_back = self.which(ahead), self.which(behind, back=True)
-            # Of the stages at both ends, counted anew: what they have by stages would be sent.
-            enters, ends, leaves = (
-                self.which(t),
-                self.which(t - last),
-                self.which(t - around - last, back=True),
-            )
-            comes_in = (t < visits) & (enters.repeat == 0)
-            belt = self.arriving(queue, carry.belt, enters.part, comes_in)
-            state = [
-                choose((ids == 0) & (enters.repeat == 0), b, stages.moved(a, 1))
-                for b, a in zip(belt, carry.flight, strict=True)
-            ]
-            state, its = state[:width], state[width:]
-            # What lay here has been worked back on by now, by the size of the ring.
-            at = t % options.ring
-            ring = [stages.put(leaf, at, x) for leaf, x in zip(carry.ring, state, strict=True)]
-            out = stages.vmapped(forward)(which, state, own)
-
-            # The loss is made where its microbatch is. All devices run one program: each makes one
-            # of what it has, of which that in the last stage counts.
-            value, (slope, more) = stages.vmapped(loss_of)(*map(stages.ends, (out, its)))
-            done = (t >= last) & (t - last < visits) & (ends.repeat == options.repeats - 1)
-            counts = done & (jnp.arange(lanes) == lanes - 1)
-
-            # Back: each stage on what it has kept longest.
-            kept = [jax.vmap(pick)(leaf, (which_back.turn + ids) % options.ring) for leaf in ring]
-            begins = (ids == last) & (which_back.repeat == options.repeats - 1)
-            slopes = [
-                choose(begins, stages.of_ends(a), stages.moved(b, -1))
-                for a, b in zip(slope, carry.slopes, strict=True)
-            ]
-            slopes, own_slopes = stages.vmapped(back)(which_back, kept, own, slopes)
-            is_one = (behind >= 0) & (behind < visits)
-            # Zero where the stage has no microbatch, and not skipped: all stages run one program.
-            of_own = [
-                self.added(total, choose(is_one, s, 0), which_back, one)
-                for total, s, one in zip(carry.of_own, own_slopes, alone, strict=True)
-            ]
-            by_part = [s for s, c in zip(more, cut, strict=True) if c]
-            by_all = [s for s, c in zip(more, cut, strict=True) if not c]
-            of_whole = [
-                total + choose(counts, s, 0)
-                for total, s in zip(carry.of_whole, by_all, strict=True)
-            ]
-
-            gone = (t >= around + last) & (leaves.repeat == 0)
-            of_parts = [
-                self.entered(queue, leaves.part, gone, s, 0)
-                for queue, s in zip(carry.of_parts, slopes, strict=True)
-            ]
-            of_cut = [
-                self.entered(queue, ends.part, done, stages.of_ends(s), last)
-                for queue, s in zip(carry.of_cut, by_part, strict=True)
-            ]
-            flight = [*out, *its]
-            after = _Carry(belt, flight, slopes, ring, of_parts, of_own, of_cut, of_whole)
-            return after, jnp.where(counts, value, 0)
-
+    def before(self) -> _Carry:
+        """What the first step gets: zeros, for derivatives."""
+        options, lanes, width = self.stages.options, self.stages.lanes, len(self.parts)
         # Whatever a stage without a microbatch runs on, it is a real one.
-        blank = [leaf[:, 0] for leaf in queue]
-        before = _Carry(
+        blank = [leaf[:, 0] for leaf in self.queue]
+        _, whole = parted(floats(self.args), self.floats_cut)
+        return _Carry(
             belt=blank,
             flight=blank,
             slopes=[jnp.zeros_like(leaf) for leaf in floats(blank[:width])],
             ring=[jnp.stack([leaf] * options.ring, 1) for leaf in blank[:width]],
-            of_parts=[jnp.zeros_like(leaf) for leaf in floats(queue[:width])],
-            of_own=[jnp.zeros_like(leaf) for leaf in floats(own)],
-            of_cut=[jnp.zeros_like(leaf) for leaf in floats(queue[width:])],
+            of_parts=[jnp.zeros_like(leaf) for leaf in floats(self.queue[:width])],
+            of_own=[jnp.zeros_like(leaf) for leaf in floats(self.own)],
+            of_cut=[jnp.zeros_like(leaf) for leaf in floats(self.queue[width:])],
             of_whole=[
                 on_stages(jnp.zeros((lanes, *leaf.shape), leaf.dtype), options.axis)
-                for leaf, c in zip(floats(args), cut, strict=True)
-                if not c
+                for leaf in whole
             ],
         )
-        end, values = jax.lax.scan(turn, before, jnp.arange(visits + around + last))
 
-        def in_order(queues: Leaves) -> Leaves:
-            return [leaf.reshape(-1, *leaf.shape[2:])[stages.spare :] for leaf in queues]
+    def turn(self, carry: _Carry, t: jax.Array) -> tuple[_Carry, jax.Array]:
+        """One step of all stages; its part of the loss."""
+        stages, options, last = self.stages, self.stages.options, self.last
+        belt, came_in = self.arrived(carry, t)
+        state, its = came_in[: len(self.parts)], came_in[len(self.parts) :]
+        # What lay here has been worked back on by now, by the size of the ring.
+        at = t % options.ring
+        ring = [stages.put(leaf, at, x) for leaf, x in zip(carry.ring, state, strict=True)]
+        out = stages.vmapped(self.forward)(self.which(t - stages.ids), state, self.own)
 
-        by_part, by_all = iter(in_order(end.of_cut)), iter(end.of_whole)
-        of_args = [next(by_part) if c else next(by_all).sum(0) for c in cut]
-        slopes = [in_order(end.of_parts), end.of_own, of_args]
-        both = zip((parts, own, args), slopes, strict=True)
-        return jnp.sum(values), [spread(leaves, its) for leaves, its in both]
+        # The loss is made where its microbatch is. All devices run one program: each makes one
+        # of what it has, of which that in the last stage counts.
+        value, (slope, more) = stages.vmapped(self.lost)(*map(stages.ends, (out, its)))
+        ends = self.which(t - last)
+        done = (t >= last) & (t - last < stages.visits) & (ends.repeat == options.repeats - 1)
+        counts = done & (jnp.arange(stages.lanes) == stages.lanes - 1)
+        slopes, of_own = self.worked_back(carry, ring, slope, t)
 
-    def arriving(self, queue: Leaves, belt: Leaves, number: jax.Array, takes: jax.Array) -> Leaves:
-        """What goes by each stage on the way to the first one.
+        # The derivatives of the microbatches that are done, to where those lie.
+        by_part, by_all = parted(more, self.floats_cut)
+        of_whole = [
+            total + choose(counts, s, 0) for total, s in zip(carry.of_whole, by_all, strict=True)
+        ]
+        leaves = self.which(t - self.around - last, back=True)
+        gone = (t >= self.around + last) & (leaves.repeat == 0)
+        of_parts = [
+            self.entered(queue, leaves.part, gone, s, 0)
+            for queue, s in zip(carry.of_parts, slopes, strict=True)
+        ]
+        of_cut = [
+            self.entered(queue, ends.part, done, stages.of_ends(s), last)
+            for queue, s in zip(carry.of_cut, by_part, strict=True)
+        ]
+        flight = [*out, *its]
+        after = _Carry(belt, flight, slopes, ring, of_parts, of_own, of_cut, of_whole)
+        return after, jnp.where(counts, value, 0)
+
+    # --- what one stage does --------------------------------------------------
+
+    def forward(self, which: _Which, state: Leaves, own: Leaves) -> Leaves:
+        """One visit."""
+        return self.visit(state, self.taken(own, which))[0]
+
+    def lost(self, y: Leaves, its: Leaves) -> tuple[jax.Array, list[Leaves]]:
+        """The loss of a microbatch, and its derivatives by what came out and by its arguments."""
+        args = self.whole.filled(its)
+
+        def loss_of(some: list[Leaves]) -> jax.Array:
+            loss = self.loss(with_floats(y, some[0]), with_floats(args, some[1]))
+            return loss / self.stages.options.microbatches
+
+        return jax.value_and_grad(loss_of)([floats(y), floats(args)])
+
+    def back(self, which: _Which, state: Leaves, own: Leaves, slope: Leaves) -> list[Leaves]:
+        """One visit backward: the derivatives by what went in, and by what the layers have."""
+        now = self.taken(own, which)
+
+        def again(some: list[Leaves]) -> Leaves:
+            return floats(self.visit(with_floats(state, some[0]), with_floats(now, some[1]))[0])
+
+        # By floats alone: integers have no derivative that a loop could carry.
+        (slopes,) = jax.vjp(again, [floats(state), floats(now)])[1](slope)
+        found: list[Leaves] = slopes
+        return found
+
+    # --- what all stages do ---------------------------------------------------
+
+    def arrived(self, carry: _Carry, t: jax.Array) -> tuple[Leaves, Leaves]:
+        """What goes by the stages on its way to the first one, and what each has come to run on.
 
         Microbatches lie on all stages, in their order. Each sets out as early as it is far, so that
         they arrive in the first stage one after the other, and none has to be sent to all.
-
-        Args:
-          queue: all of them.
-          belt: what went by a step before.
-          number: the one that arrives now.
-          takes: whether one does.
         """
-        coming, size = number + self.stages.ids, self.stages.size
-        sets_out = coming // size == self.stages.ids
-        return [
+        # Of the stages at the ends what is known is counted, here and in `turn`: what they have by
+        # stages would be sent.
+        stages, ids, enters = self.stages, self.stages.ids, self.which(t)
+        comes_in = (t < stages.visits) & (enters.repeat == 0)
+        coming = enters.part + ids
+        sets_out = coming // stages.size == ids
+        belt = [
             jnp.where(
-                takes,
-                choose(sets_out, jax.vmap(pick)(leaf, coming % size), self.stages.moved(b, -1)),
+                comes_in,
+                choose(sets_out, jax.vmap(pick)(leaf, coming % stages.size), stages.moved(b, -1)),
                 b,
             )
-            for leaf, b in zip(queue, belt, strict=True)
+            for leaf, b in zip(self.queue, carry.belt, strict=True)
         ]
+        first = (ids == 0) & (enters.repeat == 0)
+        return belt, [
+            choose(first, b, stages.moved(a, 1)) for b, a in zip(belt, carry.flight, strict=True)
+        ]
+
+    def worked_back(
+        self, carry: _Carry, ring: Leaves, slope: Leaves, t: jax.Array
+    ) -> tuple[Leaves, Leaves]:
+        """Each stage's visit backward, on what it has kept longest.
+
+        Args:
+          carry: of the step.
+          ring: what each stage has kept.
+          slope: derivatives by what came out of the last stage.
+          t: the step.
+
+        Returns:
+          derivatives by what each stage has worked back on, and the sums of those by what the
+          layers have.
+        """
+        stages, ids, options = self.stages, self.stages.ids, self.stages.options
+        behind = t - self.around - self.last + ids
+        which = self.which(behind, back=True)
+        kept = [jax.vmap(pick)(leaf, (which.turn + ids) % options.ring) for leaf in ring]
+        begins = (ids == self.last) & (which.repeat == options.repeats - 1)
+        slopes = [
+            choose(begins, stages.of_ends(a), stages.moved(b, -1))
+            for a, b in zip(slope, carry.slopes, strict=True)
+        ]
+        slopes, own_slopes = stages.vmapped(self.back)(which, kept, self.own, slopes)
+        is_one = (behind >= 0) & (behind < stages.visits)
+        # Zero where the stage has no microbatch, and not skipped: all stages run one program.
+        of_own = [
+            self.added(total, choose(is_one, s, 0), which, alone)
+            for total, s, alone in zip(carry.of_own, own_slopes, self.floats_alone, strict=True)
+        ]
+        return slopes, of_own
 
     def entered(
         self, queue: jax.Array, number: jax.Array, now: jax.Array, new: jax.Array, at: int

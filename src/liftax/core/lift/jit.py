@@ -14,17 +14,16 @@ from ... import jax_private
 from ...errors import StaticArgumentError
 from ...pytrees import Rest
 from ..cache_keys import typed, weakly
-from ..filters import Filter
-from ..roles import THROUGH, Roles, through_roles
+from ..roles import THROUGH
 from ..scope import Scope
 from ..streams import Keyed
-from ..types import Fn, Function, Group, Tree
+from ..types import Function, Group, Tree
 from .births import Kind, Marks
 from .counters import Counted, counted, draw_again, drawn_since, fingerprint, set_counters
 from .crossing import Opening
 from .forms import choice
 from .one_trace import Loop
-from .options import lift_of
+from .options import Through, lift_of
 from .places import Variables, flat, nested, rewritten
 from .static_arguments import Inputs, Static, StaticBody, is_traceable
 
@@ -48,7 +47,10 @@ class _Program:
             variables: Group, keys: Keyed, kept: list[Any], donated: dict[int, Any]
         ) -> tuple[list[Any], list[Group], _Effects]:
             body, opening = waiting.call
-            return _staged_call(body, opening, variables, keys, kept, donated)
+            dynamic = [donated.get(i, x) for i, x in enumerate(kept)]
+            out, written = body(variables, keys, dynamic)
+            side = getattr(opening.target, "side", lambda: None)
+            return out, written, _Effects(body.rest, counted(opening), side())
 
         self.jitted = jax.jit(run, donate_argnums=(3,) if options.donated else (), **options.of_jax)
 
@@ -93,7 +95,7 @@ def _plain(leaf: object) -> Hashable:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Jit:
+class Jit(Through):
     """`liftax.jit` over a function of a scope.
 
     Args:
@@ -113,8 +115,8 @@ class Jit:
       (6.0, 8.0, 1)
     """
 
-    variables: Filter = True
-    rngs: Filter = True
+    lift = "jit"
+
     static_argnums: int | Iterable[int] = ()
     static_argnames: str | Iterable[str] = ()
     donate_argnums: int | Iterable[int] = ()
@@ -125,11 +127,6 @@ class Jit:
     programs: dict[Hashable, _Program] = dataclasses.field(
         default_factory=dict, init=False, repr=False
     )
-
-    @functools.cached_property
-    def roles(self) -> Roles:
-        """The table."""
-        return through_roles("jit", self.variables, self.rngs)
 
     @functools.cached_property
     def donated(self) -> frozenset[int]:
@@ -155,65 +152,55 @@ class Jit:
             found = self.programs.setdefault(key, _Program(self))
         return found
 
-    def __call__(self, fn: Fn) -> Fn:
-        return functools.partial(_jitted, self, fn)  # type: ignore[return-value]
+    def run(self, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
+        """Runs a function as a compiled program, found by all that Python looks at in it."""
+        opening = Opening(self.roles, scopes, fn)
+        static = Static(opening, args, kwargs, self.static_argnums, self.static_argnames)
+        keys = opening.base_keys()
+        if opening.heard and not jax_private.jit_is_disabled():
+            return _in_parts(self, opening, fn, static, keys)
+        body = StaticBody(opening.body(fn, folded=True), static)
+        # A method of a module says what makes two modules one program; a function is itself.
+        identity = getattr(fn, "identity", None)
+        key = (identity() if identity is not None else fn, fingerprint(opening), static.key())
+
+        # A listener must hear every call.
+        shared = all(top.call.rec is None for top in opening.tops)
+        shared = shared and not getattr(fn, "heard", False)
+        log = opening.log
+        if not shared:
+            program = _Program(self)
+        elif log is None:
+            program = self.program(weakly(key))
+        else:
+            # Draws that a loop outside still has to settle are found again by equal calls
+            # in its body, for which they will be settled alike, and by no others.
+            if (self, key) not in log.kept:
+                log.kept[self, key] = _Program(self), {}
+            program, drawn = log.kept[self, key]
+            before = len(log)
+
+        donated = _donated(self.donated, args, static)
+        kept = Inputs(None if i in donated else x for i, x in enumerate(static.dynamic))
+        given = {i: static.dynamic[i] for i in donated}
+        inputs = opening.values(THROUGH), keys, kept, given
+        out, written, effects = static.call(program, body, opening, *inputs)
+
+        # What a program that was found again did not do, because Python did not run.
+        if shared and log is not None:
+            if len(log) > before:
+                drawn[effects] = entries = drawn_since(opening, before)
+                if entries is None:
+                    del log.kept[self, key]
+            else:
+                draw_again(opening, drawn.get(effects, ()))
+        set_counters(opening, effects.counters)
+        getattr(fn, "restore", lambda side: None)(effects.side)
+        opening.write_back(*written)
+        return effects.outputs.filled(out)
 
 
 jit = lift_of("jit", Jit)
-
-
-def _jitted(options: Jit, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
-    """Runs a function as a compiled program, found by all that Python looks at in it."""
-    opening = Opening(options.roles, scopes, fn)
-    static = Static(opening, args, kwargs, options.static_argnums, options.static_argnames)
-    keys = opening.base_keys()
-    if opening.heard and not jax_private.jit_is_disabled():
-        return _in_parts(options, opening, fn, static, keys)
-    body = StaticBody(opening.body(fn, folded=True), static)
-    # A method of a module says what makes two modules one program; a function is itself.
-    identity = getattr(fn, "identity", None)
-    key = (identity() if identity is not None else fn, fingerprint(opening), static.key())
-
-    # A listener must hear every call.
-    shared = all(top.call.rec is None for top in opening.tops)
-    shared = shared and not getattr(fn, "heard", False)
-    log = opening.log
-    if not shared:
-        run = _Program(options)
-    elif log is None:
-        run = options.program(weakly(key))
-    else:
-        # Draws that a loop outside still has to settle are found again by equal calls
-        # in its body, for which they will be settled alike, and by no others.
-        if (options, key) not in log.kept:
-            log.kept[options, key] = _Program(options), {}
-        run, drawn = log.kept[options, key]
-        before = len(log)
-
-    donated = _donated(options.donated, args, static)
-    kept = Inputs(None if i in donated else x for i, x in enumerate(static.dynamic))
-    given = {i: static.dynamic[i] for i in donated}
-    values = opening.values(THROUGH)
-    try:
-        out, written, effects = run(body, opening, values, keys, kept, given)
-    except TypeError as cause:
-        static.check_needed(opening, cause)
-        raise
-
-    # What a program that was found again did not do, because Python did not run.
-    if shared and log is not None:
-        if len(log) > before:
-            drawn[effects] = entries = drawn_since(opening, before)
-            if entries is None:
-                del log.kept[options, key]
-        else:
-            draw_again(opening, drawn.get(effects, ()))
-    set_counters(opening, effects.counters)
-    restore = getattr(fn, "restore", None)
-    if restore is not None:
-        restore(effects.side)
-    opening.write_back(*written)
-    return effects.outputs.filled(out)
 
 
 def _in_parts(options: Jit, opening: Opening, fn: Function, static: Static, keys: Keyed) -> object:
@@ -277,19 +264,3 @@ def _donated(numbers: frozenset[int], args: tuple[Tree, ...], static: Static) ->
                     found.add(n)
                 n += 1
     return found
-
-
-def _staged_call(
-    body: StaticBody,
-    opening: Opening,
-    variables: Group,
-    keys: Keyed,
-    kept: list[Any],
-    donated: dict[int, Any],
-) -> tuple[list[Any], list[Group], _Effects]:
-    """The program's own function, in which a body is traced."""
-    dynamic = [donated.get(i, x) for i, x in enumerate(kept)]
-    out, written = body(variables, keys, dynamic)
-    side = getattr(opening.target, "side", None)
-    effects = _Effects(body.rest, counted(opening), side() if side is not None else None)
-    return out, written, effects

@@ -2,16 +2,21 @@
 
 The options of a lift are the fields of one frozen class, and stand nowhere else in the core: the
 function of the lift's name has its signature and its documentation from the class, and the lifts
-of modules make an instance of it.
+of modules make an instance of it. What the lift does is the method `run` of the class.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, Protocol
+from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol
 
-from ..types import Fn, Function
+from ..filters import Filter
+from ..roles import Roles, through_roles
+from ..types import Fn, Function, Tree
+from .checks import check_options
 
 P = ParamSpec("P")
 
@@ -20,6 +25,47 @@ class Lifting(Protocol):
     """A lift with its options."""
 
     def __call__(self, fn: Fn, /) -> Fn: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Options:
+    """The options of a lift, and what it does.
+
+    Attributes:
+      lift: the lift's name.
+    """
+
+    lift: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        # What contradicts itself is refused where the user wrote it, not when it is called.
+        self.roles  # noqa: B018
+        check_options(self.lift, vars(self))
+
+    @functools.cached_property
+    def roles(self) -> Roles:
+        """The table."""
+        raise NotImplementedError
+
+    def run(self, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
+        """Runs a function under the lift."""
+        raise NotImplementedError
+
+    def __call__(self, fn: Fn) -> Fn:
+        return functools.partial(self.run, fn)  # type: ignore[return-value]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Through(Options):
+    """The options of a lift that adds no axis: what goes in, and comes out again."""
+
+    variables: Filter = True
+    rngs: Filter = True
+
+    @functools.cached_property
+    def roles(self) -> Roles:
+        """The table."""
+        return through_roles(self.lift, self.variables, self.rngs)
 
 
 def lift_of(

@@ -12,6 +12,7 @@ import jax
 
 from ..events import LiftEvent, Recorder
 from ..filters import Filter, in_filter
+from ..filters import group as by_filter
 from ..roles import Roles, Row
 from ..streams import Keyed
 from ..types import Collections, Function, Group, Path, Tree
@@ -174,11 +175,9 @@ class _Packing(Opening):
         """Returns the variables by group."""
         found: list[list[Collections]] = [[] for _ in filters]
         for top in self.tops:
-            # Popped, so that the first filter that has a collection takes it, as Linen's groups do.
-            left = {col: top.node(col) for col in top.collections()}
-            for group, which in zip(found, filters, strict=True):
-                names = [col for col in left if in_filter(which, col)]
-                nodes = {col: left.pop(col) for col in names}
+            names = by_filter(top.collections(), filters)
+            for group, cols in zip(found, names, strict=True):
+                nodes = {col: top.node(col) for col in cols}
                 group.append({col: node for col, node in nodes.items() if node is not None})
         return tuple(map(tuple, found))
 
@@ -186,9 +185,8 @@ class _Packing(Opening):
         """Returns the base keys of the streams by group."""
         found: list[list[dict[str, Any]]] = [[] for _ in filters]
         for top in self.tops:
-            left = {name: stream.key for name, stream in top.rngs.items()}
-            for group, which in zip(found, filters, strict=True):
-                group.append({n: left.pop(n) for n in list(left) if in_filter(which, n)})
+            for group, names in zip(found, by_filter(top.rngs, filters), strict=True):
+                group.append({name: top.rngs[name].key for name in names})
         return tuple(map(tuple, found))
 
     def scope_fn(

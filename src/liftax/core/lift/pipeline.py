@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.tree_util import SequenceKey
 
 from ... import jax_private
 from ...errors import MicrobatchError, PipelineError
+from ...pytrees import is_inexact, split
 from ...words import describe, names_on
 from ..roles import loop_roles
 from ..types import Fn, Tree
@@ -27,6 +28,9 @@ from .interleaved import Loss, Part, interleaved
 from .scan import Plan, Scan
 from .schedule import NAN, Pipeline
 from .stages import Leaves, Stage, Stages, devices_along, on_rows, takes_again
+
+if TYPE_CHECKING:
+    import jax.extend.core as jex
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -68,6 +72,56 @@ class Objective:
     def __init__(self, loss: Loss, args: Sequence[Part]):
         self.loss, self.args = loss, args
         self.total: jax.Array | None = None
+
+
+class _Layer:
+    """One layer, traced, as the layers of a visit are run.
+
+    Args:
+      closed: the layer: of what goes through it and what it has, leaf by leaf.
+      through: how many leaves go through.
+      written: what comes out for each layer.
+
+    Attributes:
+      numbers: what it closes over and can be differentiated by: an input here, which the
+        derivatives of a bubble must not reach.
+      fixed: of what it has, the leaves that it only reads.
+      over: those that it writes, with the place of the new value among what comes out.
+      out: which of what comes out a visit returns beside what goes through.
+    """
+
+    def __init__(self, closed: jex.ClosedJaxpr, through: int, written: Sequence[_Written]):
+        self.program, self.through = jax_private.consts_as_inputs(closed), through
+        self.numbers, self.rest = split(closed.consts, is_inexact)
+        outputs, inputs = self.program.outvars, self.program.invars[len(closed.consts) + through :]
+        # A variable that a layer returns as it got it needs no place to be written to.
+        self.over = {
+            w.over: w.number
+            for w in written
+            if w.over is not None and outputs[w.number] is not inputs[w.over]
+        }
+        self.fixed = [k for k in range(len(inputs)) if k not in self.over]
+        self.out = [*self.over.values(), *(w.number for w in written if w.over is None)]
+
+    def visit(
+        self, loop: Callable[..., tuple[Leaves, Leaves]], state: Leaves, own: Leaves
+    ) -> tuple[Leaves, Leaves]:
+        """Runs the layers of one visit.
+
+        Args:
+          loop: over the layers, as `jax.lax.scan`.
+          state: what goes through.
+          own: the numbers, what is fixed, what is written over.
+        """
+        consts = self.rest.filled(own[: len(self.numbers)])
+        own = own[len(self.numbers) :]
+        of_layers = dict(zip([*self.fixed, *self.over], own, strict=True))
+
+        def layer(state: Leaves, own: Leaves) -> tuple[Leaves, Leaves]:
+            out = jax_private.evaluate(self.program, [*consts, *state, *own])
+            return out[: self.through], [out[k] for k in self.out]
+
+        return loop(layer, state, [of_layers[k] for k in range(len(own))])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,73 +185,63 @@ class Pipelined:
             for leaf, value in zip(x, each, strict=True)
         ]
 
-        # The user's layer is traced here, once. What it closes over is an input then, which the
-        # derivatives of a bubble must not reach.
-        state_def, x_def = jax.tree.structure(init), jax.tree.structure(xs)
-
-        alone = [leaf.axis is not None for leaf in x]
-
-        def of_one(parts: Leaves, each: Leaves) -> tuple[Tree, Tree]:
-            one = [leaf[0] for leaf in parts]
-            its = [leaf[0, 0] if a else leaf[0] for leaf, a in zip(each, alone, strict=True)]
-            return jax.tree.unflatten(state_def, one), jax.tree.unflatten(x_def, its)
-
-        shapes = jax.eval_shape(of_one, parts, each)
-        closed, shape = jax.make_jaxpr(step, return_shape=True)(*shapes)
-        program = jax_private.consts_as_inputs(closed)
+        closed, shape = self._traced(step, (init, xs), parts, each, x)
         written = list(self._written(xs, shape))
-
-        # A variable that a layer returns as it got it needs no place to be written to.
-        inputs = program.invars[len(closed.consts) + len(state) :]
-        over = {
-            w.over: w.number
-            for w in written
-            if w.over is not None and program.outvars[w.number] is not inputs[w.over]
-        }
-        new = [w.number for w in written if w.over is None]
-        shared = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in closed.consts]
-        fixed = [k for k in range(len(x)) if k not in over]
-
-        def visit(state: Leaves, own: Leaves) -> tuple[Leaves, Leaves]:
-            """The layers of one visit; own is what all share, what is fixed, what is kept."""
-            given = iter(own)
-            consts = [next(given) if s else c for s, c in zip(shared, closed.consts, strict=True)]
-            of_layers = dict(zip([*fixed, *over], given, strict=True))
-
-            def layer(state: Leaves, own: Leaves) -> tuple[Leaves, Leaves]:
-                out = jax_private.evaluate(program, [*consts, *state, *own])
-                return out[: len(state)], [out[k] for k in [*over.values(), *new]]
-
-            own = [of_layers[k] for k in range(len(x))]
-            return loop(layer, state, own, length=layers, **of_jax)
+        layer = _Layer(closed, len(state), written)
+        visit = functools.partial(layer.visit, functools.partial(loop, length=layers, **of_jax))
 
         # What has a batch differs from microbatch to microbatch, and so does its derivative.
-        wide = [
-            (stages.everywhere(c), False) for s, c in zip(shared, closed.consts, strict=True) if s
-        ]
-        have = [*wide, *[(own[k], alone[k]) for k in fixed]]
+        alone = [leaf.axis is not None for leaf in x]
+        have = [(stages.everywhere(number), False) for number in layer.numbers]
+        have += [(own[k], alone[k]) for k in layer.fixed]
         if self.objective is not None:
             self._check_nothing(written)
             of = self.objective
             of.total = interleaved(stages, visit, of.loss, parts, have, of.args)
             return init, jax.tree.unflatten(jax.tree.structure(shape[1]), [])
-        write = [(own[k], alone[k]) for k in over]
+        write = [(own[k], alone[k]) for k in layer.over]
         parts, kept, results = stages.run(visit, parts, have, write)
 
         # Everything back in its place.
         out = [self._joined(part, leaf.axis) for part, leaf in zip(parts, state, strict=True)]
-        made = dict(zip([*over.values(), *new], [*kept, *results], strict=True))
+        made = dict(zip(layer.out, [*kept, *results], strict=True))
         for w in written:
-            if w.number not in made:
+            if w.number in made:
+                out.append(self._of_all(stages, w, made[w.number]))
+            else:
                 assert w.over is not None
                 out.append(x[w.over].value)
-            elif w.over is not None and w.axis is None:
-                out.append(stages.from_repeats(made[w.number], w.stored))
-            else:
-                leaf = stages.from_visits(made[w.number], w.stored)
-                join = functools.partial(self._joined, axis=w.axis)
-                out.append(leaf if w.axis is None else jax.vmap(join)(leaf))
         return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+    def _traced(
+        self, step: Step, given: tuple[Tree, Tree], parts: Leaves, each: Leaves, x: Sequence[_Leaf]
+    ) -> tuple[jex.ClosedJaxpr, Any]:
+        """Traces the user's layer, once: returns it as a program, and what comes out as shapes.
+
+        Args:
+          step: the layer.
+          given: the trees that it has its arguments in.
+          parts, each: of all layers and microbatches.
+          x: whose leaves ``each`` are.
+        """
+        state_def, x_def = map(jax.tree.structure, given)
+
+        def of_one(parts: Leaves, each: Leaves) -> tuple[Tree, Tree]:
+            one = [leaf[0] for leaf in parts]
+            both = zip(each, x, strict=True)
+            its = [leaf[0] if of.axis is None else leaf[0, 0] for leaf, of in both]
+            return jax.tree.unflatten(state_def, one), jax.tree.unflatten(x_def, its)
+
+        shapes = jax.eval_shape(of_one, parts, each)
+        closed, shape = jax.make_jaxpr(step, return_shape=True)(*shapes)
+        return closed, shape
+
+    def _of_all(self, stages: Stages | InTurn, w: _Written, leaf: jax.Array) -> jax.Array:
+        """What came out of the stages at one place, as the loop over layers returns it."""
+        if w.over is not None and w.axis is None:
+            return stages.from_repeats(leaf, w.stored)
+        leaf = stages.from_visits(leaf, w.stored)
+        return leaf if w.axis is None else jax.vmap(lambda part: self._joined(part, w.axis))(leaf)
 
     def _check_nothing(self, written: Sequence[_Written]) -> None:
         """Raises PipelineError where the layers make more than what goes through them."""

@@ -9,12 +9,10 @@ from typing import Any
 
 import jax
 
-from ..filters import Filter
-from ..roles import THROUGH, Roles, through_roles
-from ..types import Fn, Function, Tree
-from .checks import check_options
+from ..roles import THROUGH
+from ..types import Function, Tree
 from .crossing import Opening
-from .options import lift_of
+from .options import Through, lift_of
 from .static_arguments import Static, StaticBody
 
 __all__ = ["checkpoint", "remat"]
@@ -24,7 +22,7 @@ Numbers = int | Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Remat:
+class Remat(Through):
     """`liftax.remat` over a function of a scope.
 
     Args:
@@ -44,22 +42,13 @@ class Remat:
       0.0
     """
 
-    variables: Filter = True
-    rngs: Filter = True
+    lift = "remat"
+
     concrete: bool = False
     prevent_cse: bool = True
     static_argnums: Numbers = ()
     policy: Callable[..., bool] | None = None
     static_argnames: str | Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        self.roles  # noqa: B018
-        check_options("remat", vars(self))
-
-    @functools.cached_property
-    def roles(self) -> Roles:
-        """The table."""
-        return through_roles("remat", self.variables, self.rngs)
 
     @functools.cached_property
     def of_jax(self) -> dict[str, Any]:
@@ -68,30 +57,20 @@ class Remat:
         unsupported = {"concrete": True} if self.concrete else {}
         return {"policy": self.policy, "prevent_cse": self.prevent_cse, **unsupported}
 
-    def __call__(self, fn: Fn, static_argnums: Numbers | None = None) -> Fn:
-        numbers = self.static_argnums if static_argnums is None else static_argnums
-        return functools.partial(self.run, fn, numbers)  # type: ignore[return-value]
-
-    def run(
-        self, fn: Function, numbers: Numbers, scopes: Tree, /, *args: Tree, **kwargs: object
-    ) -> Any:
+    def run(self, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
         """Runs a function whose intermediates are made again in the backward pass."""
         opening = Opening(self.roles, scopes, fn)
-        static = Static(opening, args, kwargs, numbers, self.static_argnames)
+        static = Static(opening, args, kwargs, self.static_argnums, self.static_argnames)
         if opening.watched and self.variables is True and self.rngs is True:
             # Nothing is differentiated while variables are made, and a loop outside would find
             # what is made sealed in the equation of `jax.checkpoint`.
             return opening.call_without(fn, scopes, args, kwargs)
         body = StaticBody(opening.body(fn), static)
+        # A method: JAX keeps what it traced for as long as the function that it was given, and
+        # one of its own for each call is forgotten with the call.
+        again = jax.checkpoint(body.__call__, **self.of_jax)
         values, keys = opening.values(THROUGH), opening.keys(False)
-        try:
-            # A method: JAX keeps what it traced for as long as the function that it was given, and
-            # one of its own for each call is forgotten with the call.
-            again = jax.checkpoint(body.__call__, **self.of_jax)
-            y, written = again(values, keys, static.dynamic)
-        except TypeError as cause:
-            static.check_needed(opening, cause)
-            raise
+        y, written = static.call(again, values, keys, static.dynamic)
         opening.write_back(*written)
         return body.outputs(y)
 

@@ -478,10 +478,8 @@ class _Call:
 
         # The outputs keep their structure where they are the same in each iteration, so that
         # an error can name one.
-        both = list(zip(ys, self.y_axes, strict=True))
-        moving = [y for y, axis in both if axis is not broadcast]
-        constant = [y if axis is broadcast else None for y, axis in both]
-        invariants = changed, jax.tree.unflatten(self.y_def, constant)
+        moving, constant = split_by(ys, [axis is not broadcast for axis in self.y_axes])
+        invariants = changed, jax.tree.unflatten(self.y_def, constant.leaves)
         along = [item for group in stacked for item in flat(group).items()]
         self.left = {place for place, value in along if place in marked and marked[place] is value}
         self.opening.close(inner)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -17,7 +17,9 @@ from ...words import argument_text, describe
 from ..cache_keys import typed
 from ..streams import Keyed
 from ..types import Function, Group, Placed, Tree
-from .crossing import Opening, Pure
+from .crossing import Pure
+
+T = TypeVar("T")
 
 
 class Inputs(list[Any]):
@@ -209,8 +211,19 @@ class Static:
             return None
         return key.idx + hasattr(getattr(self.at, "target", None), "method")
 
-    def check_needed(self, opening: Opening, cause: Exception) -> None:
-        """Raises StaticArgumentError where Python needed the value of a traced argument."""
+    def call(self, program: Callable[..., T], *inputs: object) -> T:
+        """Calls what traces a body with these arguments.
+
+        Raises:
+          StaticArgumentError: Python needed the value of a traced one.
+        """
+        try:
+            return program(*inputs)
+        except TypeError as cause:
+            self._check_needed(cause)
+            raise
+
+    def _check_needed(self, cause: Exception) -> None:
         found = _NEEDED.search(str(cause))
         if found is None:
             return
@@ -222,7 +235,7 @@ class Static:
         if name.endswith("'"):
             ways += f"static_argnames={name.split()[-1]}, or "
         raise StaticArgumentError(
-            f"{opening.place}: Python needs the value of {name}, e.g. in an if or for a "
+            f"{self.at.place}: Python needs the value of {name}, e.g. in an if or for a "
             f"shape, but it is traced.\n"
             f"found: {describe(jax.typeof(self.dynamic[input_number]))}\n"
             f"expected: {ways}nn.cond or jnp.where to choose by a traced value"

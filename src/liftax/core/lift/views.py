@@ -14,7 +14,7 @@ from .. import boxes
 from ..call import Call
 from ..filters import Filter, in_filter, names_of
 from ..linen_keys import Drawn, Log, replay, rewind, settle
-from ..roles import THROUGH, Roles, Row, VariableAxes, axis_rows, through_roles
+from ..roles import THROUGH, Roles, Row, VariableAxes, axis_rows
 from ..scope import Scope
 from ..trees import alike
 from ..types import Collections, Fn, Function, Group, Metadata, Path, Tree
@@ -22,7 +22,7 @@ from .births import Kind, Marks
 from .crossing import Opening
 from .forms import draws_again
 from .one_trace import Loop
-from .options import lift_of
+from .options import Options, Through, lift_of
 from .places import Variables, flat, nested
 
 __all__ = ["add_metadata_axis", "fold_rngs", "map_variables", "swap_collection"]
@@ -33,12 +33,13 @@ Seen = Callable[[Collections], Collections]
 """A user's function from the variables on one side of a map to those on the other."""
 
 
-def _unchanged(variables: Collections) -> Collections:
+def unchanged(variables: Collections) -> Collections:
+    """Shows variables as they are."""
     return variables
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MapVariables:
+class MapVariables(Options):
     """`liftax.map_variables` over a function of a scope.
 
     Args:
@@ -59,17 +60,15 @@ class MapVariables:
       -6.0
     """
 
+    lift = "map_variables"
+
     mapped_collections: Filter
-    map_in_fn: Seen = _unchanged
-    map_out_fn: Seen = _unchanged
+    map_in_fn: Seen = unchanged
+    map_out_fn: Seen = unchanged
     init: bool = False
     mutable: bool = False
     rngs: Filter = True
     variables: Filter = True
-
-    def __post_init__(self) -> None:
-        # What contradicts itself is refused where the user wrote it, not when it is called.
-        self.roles  # noqa: B018
 
     @functools.cached_property
     def roles(self) -> Roles:
@@ -81,26 +80,20 @@ class MapVariables:
         ]
         return Roles("map_variables", rows, [(self.rngs, False)])
 
-    def __call__(self, fn: Fn) -> Fn:
-        return functools.partial(_mapped, self, fn)  # type: ignore[return-value]
+    def run(self, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
+        """Runs a function that sees its variables through another."""
+        opening = Opening(self.roles, scopes, fn)
+        _check_used(opening, self.mapped_collections)
+        if self.init and opening.can_write(MAPPED):
+            return _Initialised(self, fn, opening, args, kwargs).finish()
+        # Where nothing is made the body runs once, on the variables as they are mapped.
+        inside = _seen(opening, opening.values(MAPPED), self.map_in_fn, "trans_in_fn")
+        body = opening.body(fn, (MAPPED, THROUGH))
+        keys, through = opening.keys(False), opening.values(THROUGH)
+        return _written(self, opening, body([through, inside], [keys], args, kwargs))
 
 
 map_variables = lift_of("map_variables", MapVariables)
-
-
-def _mapped(
-    options: MapVariables, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object
-) -> Any:
-    """Runs a function that sees its variables through another."""
-    opening = Opening(options.roles, scopes, fn)
-    _check_used(opening, options.mapped_collections)
-    if options.init and opening.can_write(MAPPED):
-        return _Initialised(options, fn, opening, args, kwargs).finish()
-    # Where nothing is made the body runs once, on the variables as they are mapped.
-    inside = _seen(opening, opening.values(MAPPED), options.map_in_fn, "trans_in_fn")
-    body = opening.body(fn, (MAPPED, THROUGH))
-    keys, through = opening.keys(False), opening.values(THROUGH)
-    return _written(options, opening, body([through, inside], [keys], args, kwargs))
 
 
 def _written(options: MapVariables, opening: Opening, out: tuple[Any, Sequence[Group]]) -> Any:
@@ -329,7 +322,7 @@ def swap_collection(fn: Fn, col_a: str, col_b: str) -> Fn:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FoldRngs:
+class FoldRngs(Through):
     """`liftax.fold_rngs` over a function of a scope.
 
     Args:
@@ -347,28 +340,18 @@ class FoldRngs:
       ()
     """
 
-    variables: Filter = True
-    rngs: Filter = True
+    lift = "fold_rngs"
 
-    @functools.cached_property
-    def roles(self) -> Roles:
-        """The table."""
-        return through_roles("fold_rngs", self.variables, self.rngs)
-
-    def __call__(self, fn: Fn) -> Fn:
-        return functools.partial(_folded, self.roles, fn)  # type: ignore[return-value]
+    def run(self, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
+        """Runs a function on keys of which each is derived from one key of its stream."""
+        opening = Opening(self.roles, scopes, fn)
+        body = opening.body(fn, folded=True)
+        y, written = body([opening.values(THROUGH)], [opening.base_keys()], args, kwargs)
+        opening.write_back(*written)
+        return y
 
 
 fold_rngs = lift_of("fold_rngs", FoldRngs)
-
-
-def _folded(roles: Roles, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
-    """Runs a function on keys of which each is derived from one key of its stream."""
-    opening = Opening(roles, scopes, fn)
-    run = opening.body(fn, folded=True)
-    y, written = run([opening.values(THROUGH)], [opening.base_keys()], args, kwargs)
-    opening.write_back(*written)
-    return y
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

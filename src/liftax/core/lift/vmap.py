@@ -12,34 +12,33 @@ import jax
 from jax.sharding import PartitionSpec
 
 from ... import jax_private
-from ...errors import AxesTreeError, AxisNameError, LoopDependentError
-from ...pytrees import split_by
+from ...errors import AxesTreeError, AxisNameError, LiftError, LoopDependentError
+from ...pytrees import Rest, split_by
 from ...words import shown
 from .. import boxes
 from ..call import LiftedCall
 from ..filters import Filter
 from ..refusals import unbound_axis
-from ..roles import BROADCAST, Roles, VariableAxes, axis_rows, broadcast, split_pairs
+from ..roles import BROADCAST, Axis, Roles, VariableAxes, axis_rows, broadcast, split_pairs
 from ..scope import Scope
 from ..streams import Keyed
-from ..types import Fn, Function, Group, Metadata, Path, Tree
+from ..types import Function, Group, Metadata, Path, Tree
 from .axes import Sizes, axes_of, named, unnamed
 from .checks import (
     check_arguments,
-    check_options,
     check_out_axes,
     check_variable_axes,
     split_shared,
 )
 from .crossing import Opening
-from .options import lift_of
+from .options import Options, lift_of
 from .split import split_alike
 
 __all__ = ["vmap"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Vmap:
+class Vmap(Options):
     """`liftax.vmap` over a function of a scope.
 
     Args:
@@ -64,6 +63,8 @@ class Vmap:
       ((5, 2), (3, 2))
     """
 
+    lift = "vmap"
+
     variable_axes: VariableAxes
     split_rngs: Mapping[Filter, bool]
     in_axes: Tree = 0
@@ -74,9 +75,7 @@ class Vmap:
     metadata_params: Metadata = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # What contradicts itself is refused where the user wrote it, not when it is called.
-        self.roles  # noqa: B018
-        check_options("vmap", vars(self))
+        super().__post_init__()
         for axis in jax.tree.leaves(self.out_axes):
             if not isinstance(axis, int):
                 raise AxesTreeError(
@@ -90,97 +89,137 @@ class Vmap:
         rows = axis_rows(self.variable_axes, "vmap", shared=True)
         return Roles("vmap", rows, split_pairs(self.split_rngs, "vmap"))
 
-    def __call__(self, fn: Fn) -> Fn:
-        return functools.partial(_mapped, self, fn)  # type: ignore[return-value]
+    def run(self, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
+        """Runs a map: takes the scopes apart, maps the pure body, writes back what came out."""
+        opening = Opening(self.roles, scopes, fn)
+        check_arguments(opening)
+        in_axes = axes_of(self.in_axes, args, opening, "in_axes", skip=1)
+        if any(axis is broadcast for axis in in_axes):
+            raise AxesTreeError(f"{opening.place}: in_axes has broadcast; vmap uses None for it")
+
+        # Who has the axis: variables and arguments must agree on its size. A box may change its
+        # value as its axis is named, so the names go first.
+        axes, params = self.roles.axes, self.metadata_params
+        variables = opening.sorted_values([*axes, BROADCAST])
+        taken = [unnamed(opening, variables[axis], axis, params) for axis in axes]
+        stacked = list(zip(axes, taken, strict=True))
+        sizes = Sizes(opening, self.axis_size, "axis_size")
+        sizes.see_arguments(args, in_axes, self.in_axes, skip=1)
+        for axis, group in stacked:
+            sizes.see_variables(group, axis)
+        size = sizes.known("nothing is mapped over; pass axis_size=")
+
+        # JAX maps over what is split along the axis, where all of it is, the keys too.
+        keys = opening.split_keys(size)
+        over = split_alike(opening, args, in_axes, self.in_axes, stacked)
+        if over is not None:
+            keys = jax.sharding.reshard(keys, PartitionSpec(over))
+        # What has no axis stays outside: a Python number that goes through JAX comes in as an
+        # array.
+        moving, whole = split_by(args, [axis is not None for axis in in_axes])
+        call = _Call(self, fn, opening, variables[BROADCAST], whole, kwargs, size)
+        along = [axis for axis in in_axes if axis is not None]
+        y, same, written = call.mapped(along, moving, taken, keys)
+
+        both = zip(written, axes, strict=True)
+        groups = [same, *[named(opening, group, axis, params) for group, axis in both]]
+        opening.write_back(opening.merged(groups), heard=True)
+        return y
 
 
 vmap = lift_of("vmap", Vmap)
 
 
-def _mapped(options: Vmap, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
-    """Runs a map: takes the scopes apart, maps the pure body, writes back what came out."""
-    roles, metadata_params = options.roles, options.metadata_params
-    axes, axis_name, out_axes = roles.axes, options.axis_name, options.out_axes
-    opening = Opening(roles, scopes, fn)
-    check_arguments(opening)
-    in_axes = axes_of(options.in_axes, args, opening, "in_axes", skip=1)
-    if any(axis is broadcast for axis in in_axes):
-        raise AxesTreeError(f"{opening.place}: in_axes has broadcast; vmap uses None for it")
+@dataclasses.dataclass
+class _Call:
+    """One call of a lifted map, past the checks of its arguments."""
 
-    # Who has the axis: variables and arguments must agree on its size. A box may change its
-    # value as its axis is named, so the names go first.
-    variables = opening.sorted_values([*axes, BROADCAST])
-    shared = variables[BROADCAST]
-    taken = [unnamed(opening, variables[axis], axis, metadata_params) for axis in axes]
-    sizes = Sizes(opening, options.axis_size, "axis_size")
-    sizes.see_arguments(args, in_axes, options.in_axes, skip=1)
-    for axis, group in zip(axes, taken, strict=True):
-        sizes.see_variables(group, axis)
-    size = sizes.known("nothing is mapped over; pass axis_size=")
-    shared_keys = opening.keys(False)
-    # What has no axis stays outside: a Python number that goes through JAX comes in as an array.
-    moving, whole = split_by(args, [axis is not None for axis in in_axes])
-
+    options: Vmap
+    fn: Function
+    opening: Opening
+    shared: Group
+    args: Rest  # without the leaves along an axis
+    kwargs: dict[str, object]
+    size: int
+    # What is to have no axis and has one; None until the body has returned.
     differing: list[tuple[int, str]] | None = None
-    see = functools.partial(_pass_on, opening, metadata_params)
+
+    def __post_init__(self) -> None:
+        self.shared_keys = self.opening.keys(False)
+
+    def mapped(
+        self, along: Sequence[Axis], moving: list[object], taken: list[Group], keys: Keyed
+    ) -> tuple[Any, Group, list[Group]]:
+        """Runs the body over all examples; returns as it does.
+
+        Args:
+          along: the axis of each of ``moving``.
+          moving, taken, keys: as of the body, of all examples.
+        """
+        options, axes = self.options, self.options.roles.axes
+        run = jax.vmap(
+            self.body,
+            in_axes=(along, list(axes), 0),
+            # None for what is shared: JAX refuses a value that has the axis after all.
+            out_axes=(options.out_axes, None, list(axes)),
+            axis_size=self.size,
+            axis_name=options.axis_name,
+            spmd_axis_name=options.spmd_axis_name,
+        )
+        try:
+            found: tuple[Any, Group, list[Group]] = run(moving, taken, keys)
+        except (ValueError, NameError) as cause:
+            refusal = self.refusal(cause)
+            if refusal is None:
+                raise
+            raise refusal from cause
+        return found
 
     def body(
-        moving: list[object], taken: list[Group], split_keys: Keyed
+        self, moving: list[object], taken: list[Group], keys: Keyed
     ) -> tuple[object, Group, list[Group]]:
-        nonlocal differing
+        """Runs the user's body on one example.
+
+        Args:
+          moving: the leaves of the arguments that have an axis.
+          taken: the variables, by axis.
+          keys: those that are split.
+
+        Returns:
+          what it returned, what it wrote of shared variables, and along each axis.
+        """
+        opening, options, axes = self.opening, self.options, self.options.roles.axes
         run = opening.body(
-            fn,
+            self.fn,
             [BROADCAST, *axes],
-            see=see,
-            size=size,
-            axis_name=metadata_params.get(boxes.PARTITION_NAME, axis_name),
+            see=functools.partial(_pass_on, opening, options.metadata_params),
+            size=self.size,
+            axis_name=options.metadata_params.get(boxes.PARTITION_NAME, options.axis_name),
             batch=bool(moving),
         )
-        y, (same, *written) = run(
-            [shared, *taken], [shared_keys, split_keys], whole.filled(moving), kwargs
-        )
-        if out_axes != 0:
-            check_out_axes(opening, y, axes_of(out_axes, y, opening, "out_axes"), shared=None)
+        variables, both_keys = [self.shared, *taken], [self.shared_keys, keys]
+        y, (same, *written) = run(variables, both_keys, self.args.filled(moving), self.kwargs)
+        if options.out_axes != 0:
+            y_axes = axes_of(options.out_axes, y, opening, "out_axes")
+            check_out_axes(opening, y, y_axes, shared=None)
         check_variable_axes(opening, written, axes)
-        differing = _differing(opening, y, same, out_axes)
+        self.differing = _differing(opening, y, same, options.out_axes)
         return y, same, written
 
-    run = jax.vmap(
-        body,
-        in_axes=([axis for axis in in_axes if axis is not None], list(axes), 0),
-        # None for what is shared: JAX refuses a value that has the axis after all.
-        out_axes=(out_axes, None, list(axes)),
-        axis_size=size,
-        axis_name=axis_name,
-        spmd_axis_name=options.spmd_axis_name,
-    )
-    # JAX maps over what is split along the axis, where all of it is, the keys too.
-    keys, stacked = opening.split_keys(size), list(zip(axes, taken, strict=True))
-    over = split_alike(opening, args, in_axes, options.in_axes, stacked)
-    if over is not None:
-        keys = jax.sharding.reshard(keys, PartitionSpec(over))
-    try:
-        y, same, written = run(moving, taken, keys)
-    except ValueError as cause:
+    def refusal(self, cause: ValueError | NameError) -> LiftError | None:
+        """What is said in place of an error of JAX's, None where it is another's."""
+        opening, roles, place = self.opening, self.options.roles, self.opening.place
+        if isinstance(cause, NameError):
+            unbound = unbound_axis(cause)
+            return None if unbound is None else _no_axis(place, unbound, self.options.axis_name)
         # Once the body has returned, nothing but a value without an axis can be wrong.
-        found = None if differing is None else _unshared(cause, differing)
+        found = None if self.differing is None else _unshared(cause, self.differing)
         if found is None:
-            raise
-        shares_params = roles.role("params") == BROADCAST
+            return None
         # Nearly always it is this, and the remedy is known.
-        if opening.initializing and roles.split("params") and shares_params:
-            raise split_shared(opening.place, "a parameter") from cause
-        raise _differs(opening.place, *found) from cause
-    except NameError as cause:
-        unbound = unbound_axis(cause)
-        if unbound is None:
-            raise
-        raise _no_axis(opening.place, unbound, axis_name) from cause
-
-    both = zip(written, axes, strict=True)
-    groups = [same, *[named(opening, group, a, metadata_params) for group, a in both]]
-    opening.write_back(opening.merged(groups), heard=True)
-    return y
+        if opening.initializing and roles.split("params") and roles.role("params") == BROADCAST:
+            return split_shared(place, "a parameter")
+        return _differs(place, *found)
 
 
 def _pass_on(opening: Opening, metadata_params: Metadata, inner: Sequence[Scope]) -> None:

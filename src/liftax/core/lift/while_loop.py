@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar
 
 import jax
 
-from ..events import Told
 from ..filters import Filter
 from ..roles import BROADCAST, CARRY, Roles, Row, split_pairs
-from ..types import Function, Group, Tree
+from ..streams import Keyed
+from ..types import Group, Tree
 from .bounded_loop import bounded_loop
-from .checks import check_carried, checked_carry
+from .checks import checked_carry, checked_variables
 from .crossing import Opening
 from .while_checks import Unborn, checked_condition, checked_steps
 
@@ -61,31 +60,26 @@ def while_loop(
     same, split = opening.keys(False), opening.keys(True)
     unborn = Unborn(opening)
 
-    def run(fn: Function, state: State, **event: Unpack[Told]) -> tuple[Any, Group]:
+    condition = opening.body(cond_fn, [CARRY], see=unborn.listen)
+    body = opening.body(body_fn, [CARRY], see=unborn.listen, carry=True)
+
+    def inputs(state: State) -> tuple[list[Group], list[Keyed], tuple[Any]]:
         step, variables, carry = state
         # Linen's keys too: a split would have to know how often the body runs.
         keys = jax.tree.map(lambda key: jax.random.fold_in(key, step), split)
-        y, (written,) = opening.body(fn, [CARRY], see=unborn.listen, **event)(
-            [shared, variables], [same, keys], (carry,)
-        )
-        return y, written
+        return [shared, variables], [same, keys], (carry,)
 
     def test(state: State) -> bool | jax.Array:
-        return checked_condition(opening, run(cond_fn, state)[0])
+        return checked_condition(opening, condition(*inputs(state))[0])
 
     def advance(state: State) -> State:
         step, variables, before = state
-        carry, after = run(body_fn, state, carry=True)
+        carry, (written,) = body(*inputs(state))
         checked_carry(opening, *jax.tree.flatten(before), carry)
         unborn.check()
-        # What goes round keeps its structure: a variable that was not written is in it as well.
-        kept = tuple({**old, **now} for old, now in zip(variables, after, strict=True))
-        check_carried(opening, variables, kept)
-        return step + 1, kept, carry
+        return step + 1, checked_variables(opening, variables, written), carry
 
-    # Linen has no such loop: where nothing bounds the steps there is no derivative in reverse.
     most = checked_steps(opening, max_steps)
-    loop = jax.lax.while_loop if most is None else functools.partial(bounded_loop, most=most)
-    _, carried, carry = loop(test, advance, (0, carried, init))
+    _, carried, carry = bounded_loop(test, advance, (0, carried, init), most=most)
     opening.write_back(carried)
     return carry

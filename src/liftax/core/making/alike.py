@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import equations, jax_private
-from ...pytrees import is_inexact
+from ...pytrees import is_inexact, joined, parted
 from .kept import Unequalled, key_of
 
 if TYPE_CHECKING:
@@ -166,15 +166,13 @@ def _turns(chain: _Chain, rows: list[list[object]]) -> Iterator[list[jax.Array]]
     columns = list(zip(*rows, strict=True))
     # A bound or a scale that all have stays what it is: a number in the program.
     differ = [not all(_same(x, column[0]) for x in column) for column in columns]
+    differing, _ = parted(columns, differ)
+    _, same = parted(rows[0], differ)
 
     def turn(given: list[jax.Array]) -> list[jax.Array]:
-        left = iter(given)
-        return chain.run(
-            [next(left) if d else same for d, same in zip(differ, rows[0], strict=True)]
-        )
+        return chain.run(joined(given, same, differ))
 
-    stacked = [jnp.stack(column) for column, d in zip(columns, differ, strict=True) if d]
-    made = jax.lax.map(turn, stacked)
+    made = jax.lax.map(turn, list(map(jnp.stack, differing)))
     for n in range(len(rows)):
         yield [jax.lax.index_in_dim(x, n, keepdims=False) for x in made]
 
