@@ -128,3 +128,10 @@ def test_gradients_go_through_and_arguments_stay_what_they_are():
     np.testing.assert_allclose(grads["params"]["w"], jnp.sqrt(X).sum(), rtol=1e-6)
     assert error.get() is None
     assert "less than nothing" in run({"params": {"w": 2.0}}, -X)[1].get()
+
+
+def test_what_is_no_set_of_checks_is_refused_in_three_lines():
+    with pytest.raises(nn.errors.LiftOptionError, match="errors does not mean anything") as refused:
+        nn.checkify(nn.Dense, errors="nan")
+    _, found, expected = str(refused.value).splitlines()
+    assert found == "found: errors='nan'" and expected.startswith("expected: a set of")
