@@ -18,7 +18,7 @@ from ..module import Module, nowrap
 from ..words import shown
 from .arguments import Block
 from .fsdp import FSDP
-from .options import Remat, check_remat, in_force, parse_run
+from .options import Remat, Run, check_remat, in_force, parse_run
 from .storage import StackLayout
 
 
@@ -92,8 +92,7 @@ class Declaration(Module):
                 f"found run={self.run!r}, expected run=Pipeline(...). Where it is to run in "
                 f"another way for once: nn.override_stacks(run=...)"
             )
-        assert self.repeats is not None
-        self.run.layers(self.repeats, "Stack")
+        self.run.layers(self._count, "Stack")
 
     @nowrap
     def _check_fsdp(self) -> None:
@@ -170,21 +169,29 @@ class Declaration(Module):
         in_stages = self.store == "circular" and isinstance(self.run, Pipeline)
         return self.run.order if in_stages else None  # type: ignore[union-attr]
 
+    @property
+    def _count(self) -> int:
+        """The number of repeats."""
+        assert self.repeats is not None  # said, or worked out from the depth
+        return self.repeats
+
+    @nowrap
+    def _in_force(self) -> tuple[Run, Remat | None]:
+        """How it runs where it is called now."""
+        return in_force(self.run, self.unroll, self.remat, self._count)
+
     @nowrap
     def _is_scanned(self) -> bool:
         """Whether the layers of the pattern run in a loop of the compiled program."""
-        assert self.repeats is not None
-        run, _ = in_force(self.run, self.unroll, self.remat, self.repeats)
-        return run.kind == "scan" and self.repeats > 1
+        return self._in_force()[0].kind == "scan" and self._count > 1
 
     @nowrap
     def _stack_layout(self, path: Path) -> StackLayout:
-        assert self.repeats is not None
         return StackLayout(
             path,
             len(self.before),
             len(self._pattern),
-            self.repeats,
+            self._count,
             len(self.after),
             self.store,
             self._roles().role,
@@ -195,16 +202,14 @@ class Declaration(Module):
     @nowrap
     def _staged(self, x: object = None) -> Staged | None:
         """How it runs now on ``x``, where that is a pipeline."""
-        assert self.repeats is not None
-        run, _ = in_force(self.run, self.unroll, self.remat, self.repeats)
-        at = run.pipeline
-        if at is None or self.repeats % (at.stages * at.repeats):
+        at = self._in_force()[0].pipeline
+        if at is None or self._count % (at.stages * at.repeats):
             return None
         # In a step each stage hands on a microbatch, and a place in the queue moves up.
         sent = sum(leaf.size * leaf.dtype.itemsize for leaf in map(jax.typeof, jax.tree.leaves(x)))
         return Staged(
             at.stages,
-            self.repeats // (at.stages * at.repeats),
+            self._count // (at.stages * at.repeats),
             at.microbatches,
             at.repeats,
             at.axis,
@@ -232,8 +237,7 @@ class Declaration(Module):
 
     @nowrap
     def __len__(self) -> int:
-        assert self.repeats is not None
-        return len(self.before) + len(self._pattern) * self.repeats + len(self.after)
+        return len(self.before) + len(self._pattern) * self._count + len(self.after)
 
     # A stack of no layers is a stack; by its length alone it would count as false.
     def __bool__(self) -> bool:

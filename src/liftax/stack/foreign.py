@@ -87,17 +87,14 @@ def _not_its_own(
             return _depth(stack, at, f"{col}/{others[-1]}, one of {count} layers")
         return _depth(stack, at, f"{col}/{others[0]}")
     text = {"stacked": "stacked", "layers": "by layers", "circular": "by the stages of a pipeline"}
-    way = f"nn.to_{at.store}(variables, nn.layout(model, key, x))"
-    if "circular" in (form, at.store):
-        # Both are stacked forms, each of its own layout; the layers one by one lie between them.
-        way = (
-            "nn.to_stacked(variables, nn.layout(model, key, x))"
-            if form == "layers"
-            else (
-                "nn.to_layers(variables, stack) with a stack of that store="
-                + (", then nn.to_stacked with this one" if at.store != "layers" else "")
-            )
-        )
+    # Two stacked forms are each of a layout of their own; the layers one by one lie between them.
+    if "circular" not in (form, at.store):
+        way = f"nn.to_{at.store}(variables, nn.layout(model, key, x))"
+    elif form == "layers":
+        way = "nn.to_stacked(variables, nn.layout(model, key, x))"
+    else:
+        way = "nn.to_layers(variables, stack) with a stack of that store="
+        way += ", then nn.to_stacked with this one" if at.store != "layers" else ""
     return StackError(
         f"{whose(stack)}: the variables are stored {text[form]}, and the stack has "
         f"store={at.store!r}.\n"

@@ -211,7 +211,7 @@ class Loop:
         )
         run = _Run(closed, list(gathered.items()), self.fsdp.prefetch, length)
         leaves = [leaf for _, leaf in found]
-        carry, ys = run(
+        carry, ys = run.loop(
             list(closed.consts),
             jax.tree.leaves(init),
             [leaves[i] for i in gathered],
@@ -234,12 +234,9 @@ class _Run:
         self.places = [i for i, _ in gathered]
         self.gathered = [leaf for _, leaf in gathered]
         self.ahead, self.length = ahead, length
-        loop = jax.custom_vjp(lambda *args: self.forward(*args)[0])
-        loop.defvjp(self.forward, self.backward)
-        self.loop = loop
-
-    def __call__(self, consts: Leaves, carry: Leaves, parts: Leaves, rest: Leaves) -> Any:
-        return self.loop(consts, carry, parts, rest)
+        # Of constants, carry, parts and the rest; returns the last carry and the outputs.
+        self.loop = jax.custom_vjp(lambda *args: self.forward(*args)[0])
+        self.loop.defvjp(self.forward, self.backward)
 
     def step(self, consts: Leaves, carry: Leaves, whole: Leaves, rest: Leaves) -> list[Any]:
         """One step, of all its inputs as leaves."""

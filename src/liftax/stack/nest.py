@@ -33,29 +33,34 @@ from .options import Auto, Level, Policy, Remat, Run, levels, names_in
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(eq=False)
 class Runner:
     """One call's way to run: called like `jax.lax.scan`, and for layers by themselves.
 
-    Args:
+    Attributes:
       run: how the loop is written.
       remat: what is recomputed.
       chosen: which of the repeats run, None for all.
       place: where the stack stands, for messages.
+      stored: whether a pipeline gets variables by stages.
+      order: by which stages variables that are made will lie.
+      moving: in a pipeline, who has a batch, see `Pipelined`.
+      objective: what a pipeline differentiates as it goes.
+      seen: the names that values of recomputed layers have.
     """
 
-    def __init__(
-        self, run: Run, remat: Remat | None, chosen: Chosen | None = None, place: str = ""
-    ):
-        self.run = run
-        self.place = place
-        self.moving: Sequence[int | None] = ()  # in a pipeline, who has a batch, see `Pipelined`
-        self.objective: Objective | None = None  # what a pipeline differentiates as it goes
-        self.stored = False  # whether a pipeline gets variables by stages
-        self.order: Groups | None = None  # by which stages variables that are made will lie
-        self.remat = remat
-        self.chosen = chosen
-        self.seen: set[str] = set()
-        self.names_carry = remat is not None and "carry" in remat.names
+    run: Run
+    remat: Remat | None
+    chosen: Chosen | None
+    place: str
+    stored: bool
+    order: Groups | None
+    moving: Sequence[int | None] = ()
+    objective: Objective | None = None
+    seen: set[str] = dataclasses.field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.names_carry = self.remat is not None and "carry" in self.remat.names
 
     def __call__(
         self,

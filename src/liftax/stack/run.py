@@ -25,7 +25,7 @@ from .fsdp import FSDP, Loop
 from .interleave import ASKED
 from .microbatches import Batched
 from .nest import Runner
-from .options import Auto, Run, in_force, in_stage, levels
+from .options import Auto, Run, in_stage, levels
 from .storage import StackLayout
 from .templates import shared_outside
 
@@ -47,11 +47,10 @@ def check_outside(stack: Declaration, scopes: Sequence[Scope]) -> None:
 
 def takes_stages(stack: Declaration, way: Way) -> bool:
     """Tells whether the layers run as the pipeline by whose stages they are stored."""
-    assert stack.scope is not None and stack.repeats is not None
-    made = stack.scope.call.flags.get("initializing") or not stack.repeats
+    made = stack.is_initializing() or not stack.repeats
     if stack.store != "circular" or made or way.layers is not None or way.reverse:
         return False
-    run, _ = in_force(stack.run, stack.unroll, stack.remat, stack.repeats)
+    run, _ = stack._in_force()
     return run.pipeline is not None and run.pipeline.order == stack._order
 
 
@@ -68,23 +67,19 @@ def run_stacked(
     at = stack._stack_layout(stack.path)
 
     # Options in force where the stack is called, not where it was declared, say how it runs.
-    assert stack.repeats is not None
-    run, remat = in_force(stack.run, stack.unroll, stack.remat, stack.repeats)
-    assert stack.scope is not None
-    initializing = stack.scope.call.flags.get("initializing")
-    if run.pipeline is not None and (initializing or not stack.repeats):
+    run, remat = stack._in_force()
+    if stack.is_initializing() or not stack.repeats:
         run = dataclasses.replace(run, pipeline=None)  # variables are made of the whole batch
 
-    if _is_made(stack):
-        levels(run, remat, stack.repeats)  # what does not fit is told now, not when it runs
+    made = _is_made(stack)
+    if made:
+        levels(run, remat, at.repeats)  # what does not fit is told now, not when it runs
         run, remat = Run(), None if isinstance(remat, Auto) else remat
     some = _chosen(stack, at, way, place)
     if some is not None or way.reverse:
         run = dataclasses.replace(run, pipeline=None)  # a scan of the layers that are asked for
 
-    runner = Runner(run, remat, some, place)
-    runner.stored = by_stage
-    runner.order = stack._order if _is_made(stack) else None
+    runner = Runner(run, remat, some, place, by_stage, stack._order if made else None)
     blocks = [*stack.before, *stack._pattern, *stack.after]
     _check_method(blocks, way.method, place)
     call = Arguments(stack._pattern, stack.per_layer, at, place, args, kwargs, way.method)
@@ -130,7 +125,7 @@ def _chosen(stack: Declaration, at: StackLayout, way: Way, place: str) -> Chosen
     assert stack.scope is not None
     call, roles = stack.scope.call, stack._roles()
     # Whoever makes variables makes those of all layers.
-    if way.layers is None or call.flags.get("initializing"):
+    if way.layers is None or stack.is_initializing():
         return None
     rows = {col: roles.of(col) for col in stack.scope.collections() if call.is_mutable(col)}
     kept({c: r.in_place for c, r in rows.items() if r and isinstance(r.role, int)}, place)
@@ -151,9 +146,8 @@ def _is_made(stack: Declaration) -> bool:
     may look at values; and who draws the model is to see the loop that it will have.
     """
     assert stack.scope is not None
-    call = stack.scope.call
     traced = jax_private.current_trace() is not jax_private.EAGER
-    return traced and call.rec is None and bool(call.flags.get("initializing"))
+    return traced and stack.scope.call.rec is None and stack.is_initializing()
 
 
 def _single(

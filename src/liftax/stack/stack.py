@@ -295,9 +295,7 @@ class Stack(Declaration):
         # Not bound, the layer is a template: a module without variables, to be used anywhere.
         at = self._stack_layout(self.path if self.scope is not None else ())
         number = range(len(self))[index]
-        name, _ = at.as_run.place(number)
-        part, _, which = name.rpartition("_")
-        layer = getattr(self, part)[int(which)]
+        layer: Any = [*self.before, *list(self._pattern) * self._count, *self.after][number]
         if self.scope is None:
             return layer.clone(name=None, _deep_clone=True)
         detached = Detached([layer])

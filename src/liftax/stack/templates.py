@@ -35,18 +35,10 @@ def own_layers(stack: Declaration) -> None:
     seen: dict[int, Variables] = {}
     taken: list[Variables] = []
     for field in FIELDS:
-        given = own[field]
         layers = []
-        for layer in (given,) if is_module(given) else _listed(given, field):
+        for layer in _listed(own[field], field):
             if not is_module(layer):
-                hint = (
-                    f"; make an instance of it: {layer.__name__}(...)"
-                    if isinstance(layer, type)
-                    else ""
-                )
-                raise StackError(
-                    f"Stack: {field} expected modules; found {class_or_type(layer)}{hint}"
-                )
+                raise StackError(f"Stack: {field} expected modules; found {_found(layer)}")
             # A shared module stays the one it is; of all else the stack has its own.
             if id(layer) not in shared:
                 _check_fields(layer, shared)
@@ -64,14 +56,16 @@ def own_layers(stack: Declaration) -> None:
 
 
 def _listed(given: Any, field: str) -> Sequence[Any]:
+    if is_module(given):
+        return (given,)
     if isinstance(given, (list, tuple)):
         return given
-    hint = ""
-    if isinstance(given, type):
-        hint = f"; make an instance of it: {given.__name__}(...)"
-    raise StackError(
-        f"Stack: {field} expected a module or a list of them; found {class_or_type(given)}{hint}"
-    )
+    raise StackError(f"Stack: {field} expected a module or a list of them; found {_found(given)}")
+
+
+def _found(given: object) -> str:
+    hint = f"; make an instance of it: {given.__name__}(...)" if isinstance(given, type) else ""
+    return class_or_type(given) + hint
 
 
 def _held(module: Variables) -> Iterator[tuple[str, Variables]]:
