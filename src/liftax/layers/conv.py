@@ -195,12 +195,10 @@ class ConvBase(Module):
 
         padding, pad = self._padding(size, dilation, input_dilation)
         # What `lax.conv_general_dilated` takes; a convolution of the user's is called alike.
-        numbers = dimension_numbers(x.ndim)
         options: dict[str, Any] = {
             "lhs_dilation": input_dilation,
             "rhs_dilation": dilation,
-            "dimension_numbers": numbers,
-            "precision": self.precision,
+            "dimension_numbers": dimension_numbers(x.ndim),
         }
 
         patch = (*size, channels // groups, self.features)
@@ -211,17 +209,16 @@ class ConvBase(Module):
         else:
             # A kernel for each place of the output: where these are, `lax` knows, and is asked by
             # shapes alone.
-            padded = jax.eval_shape(pad, x)
-            options.pop("precision")
             out = jax.eval_shape(
                 lambda lhs, rhs: lax.conv_general_dilated(lhs, rhs, strides, padding, **options),
-                padded,
+                jax.eval_shape(pad, x),
                 jax.ShapeDtypeStruct(patch, x.dtype),
             )
-            options |= {"precision": self.precision, "filter_shape": size}
+            options["filter_shape"] = size
             space = out.shape[1:-1]
             kernel_shape = (*space, math.prod(size) * channels, self.features)
             bias_shape = (*space, self.features)
+        options["precision"] = self.precision
         _check_mask(self, kernel_shape)
 
         convolve = self._convolution()

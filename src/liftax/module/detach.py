@@ -255,13 +255,12 @@ def without_modules(
     """
     taken: list[Held] = []
     both = args, kwargs
-    if not kwargs:
-        # Most calls: arrays alone, seen at a glance.
-        for value in args:
-            if not (type(value) in ATOMS or isinstance(value, ARRAYS)):
-                break
-        else:
-            return both, _as_they_are, taken
+    # Most calls: arrays alone, seen at a glance.
+    for value in (*args, *kwargs.values()):
+        if not (type(value) in ATOMS or isinstance(value, ARRAYS)):
+            break
+    else:
+        return both, _as_they_are, taken
 
     def take(value: Held) -> _Hole:
         taken.append(value)

@@ -6,24 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ..core.linen_names import FrozenVariableDict as FrozenVariableDict
-from ..core.linen_names import RNGSequences as RNGSequences
-from ..core.linen_names import VariableDict as VariableDict
-from .methods import InterceptorContext as InterceptorContext
-from .methods import intercepted
-from .methods import wrapped as wrap_method_once
+from .methods import intercepted, wrapped
 from .state import local
 
-__all__ = [
-    "FrozenVariableDict",
-    "InterceptorContext",
-    "RNGSequences",
-    "VariableDict",
-    "_context",
-    "_get_unbound_fn",
-    "run_interceptors",
-    "wrap_method_once",
-]
+wrap_method_once = wrapped
 
 
 class _Context:

@@ -73,12 +73,6 @@ class State:
         self.cursors: dict[str, int] = {}
         self.children: dict[str, object] = {}
 
-    def reset(self) -> None:
-        """Ends a compact method or ``setup``: automatic names start over."""
-        self.in_compact = False
-        self.in_setup = False
-        self.cursors = {}
-
     def twin(self) -> State:
         """Returns the same state for a copy of the module."""
         made = copy.copy(self)

@@ -255,6 +255,8 @@ def summary(
             f"submodules: 0 shows the module alone, None shows all"
         )
     init_kwargs = kwargs
+    counts = (("flops", compute_flops, _cost), ("vjp_flops", compute_vjp_flops, _vjp_cost))
+    asked = {name: count for name, wanted, count in counts if wanted}
 
     def summarize(*args: object, **kwargs: object) -> Summary:
         calls, variables = _trace(module, rngs, mutable, args, {**init_kwargs, **kwargs})
@@ -266,12 +268,11 @@ def summary(
         owned = _by_owner(variables, {call.path for call in calls})
         counted = _by_owner(variables, {call.path for call in shown})
         rows = []
-        costs: dict[Hashable, tuple[int | None, int | None]] = {}
+        costs: dict[Hashable, dict[str, int | None]] = {}
         for call in shown:
-            key = _same_cost(call) if compute_flops or compute_vjp_flops else None
+            key = _same_cost(call) if asked else None
             if key is None or key not in costs:
-                costs[key] = _costs(call, rngs, mutable, compute_flops, compute_vjp_flops)
-            flops, vjp_flops = costs[key]
+                costs[key] = _costs(call, rngs, mutable, asked)
             # The second call of a module counts nothing: its variables are counted already.
             own, count = owned.pop(call.path, {}), counted.pop(call.path, {})
             rows.append(
@@ -283,8 +284,7 @@ def summary(
                     outputs=call.outputs,
                     module_variables={c: own.get(c, {}) for c in variables},
                     counted_variables={c: count.get(c, {}) for c in variables},
-                    flops=flops,
-                    vjp_flops=vjp_flops,
+                    **costs[key],
                 )
             )
         return Summary(module, variables, tuple(rows))
@@ -337,20 +337,17 @@ def _same_cost(call: _Call) -> Hashable:
 
 
 def _costs(
-    call: _Call, rngs: Rngs, mutable: Filter, flops: bool, vjp_flops: bool
-) -> tuple[int | None, int | None]:
-    if not (flops or vjp_flops):
-        return None, None
+    call: _Call, rngs: Rngs, mutable: Filter, asked: Mapping[str, Callable[..., int | None]]
+) -> dict[str, int | None]:
+    if not asked:
+        return {}
     try:
         run, operands = _repeated(call, rngs, mutable)
     # The call went well inside the model. If it fails alone, it needs something from around it:
     # an axis name of a vmap, a bound module. That is no mistake of anybody.
     except Exception:
-        return None, None
-    return (
-        _cost(run, operands) if flops else None,
-        _vjp_cost(run, operands) if vjp_flops else None,
-    )
+        return {}
+    return {name: count(run, operands) for name, count in asked.items()}
 
 
 _Arrays = list[jax.Array] | list[jax.ShapeDtypeStruct]
