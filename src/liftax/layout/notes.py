@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..errors import RULES
@@ -111,7 +111,6 @@ def _same_numbers(lift: LiftNode) -> Iterator[Finding]:
                 f"split:\nall {lift.size} iterations draw the same numbers.\n"
                 f"Pass split_rngs={{{stream!r}: True}} to {lift.kind} for numbers of their own.",
                 lift,
-                (),
             )
 
 
@@ -129,7 +128,6 @@ def _bubble(lift: LiftNode) -> Iterator[Finding]:
         f"Cut the batch into {math.ceil(enough)} microbatches or more (now {at.microbatches}), or "
         f"give each stage\nseveral groups of layers, by repeats= (now {at.repeats}).",
         lift,
-        (),
     )
     yield replace(found, severity="warning")
 
@@ -160,7 +158,6 @@ def _cheap(layout: LayoutData) -> Iterator[Finding]:
             f"{human_bytes(loop.products)}. With\n{remat}\nthese are kept, and the rest is "
             f"computed again.",
             lift,
-            (),
         )
 
 
@@ -204,7 +201,7 @@ def _some(variables: list[VariableLayout]) -> str:
 
 
 def _finding(
-    code: str, message: str, lift: LiftNode | None, variables: list[VariableLayout] | tuple[()]
+    code: str, message: str, lift: LiftNode | None, variables: Sequence[VariableLayout] = ()
 ) -> Finding:
     rule = RULES[code]
     names = tuple(f"{v.collection}/{v.name}" for v in variables)

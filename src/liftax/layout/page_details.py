@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 
-from .data import ROLE_WORDS, LayoutData, LiftNode, Stats, VariableLayout
+from .data import ROLE_WORDS, Along, LayoutData, LiftNode, Stats, VariableLayout
 from .fold import alike_lifts, fold
 from .table import STATS, stats_texts
 from .wording import human_bytes, short_file_line
@@ -66,88 +67,73 @@ class Details:
         return "".join(f'<template id="{i}">{text}</template>' for text, i in self.kinds.items())
 
     def details(self, v: VariableLayout) -> str:
-        lifts = self.layout.lifts
         shape = "(" + ", ".join(map(str, v.shape)) + ("," if len(v.shape) == 1 else "") + ")"
         facts = f"{counted(v.elements, 'element')}, {human_bytes(v.bytes)}"
-        parts = [f'<p class="mono">{escape(v.dtype)}{shape}</p><p class="soft num">{facts}</p><dl>']
+        values = [] if v.stats is None else [_stats("all", v.stats)]
+        values += [
+            _stats(f"{v.slice_label} {i}", one) for i, one in enumerate(v.per_layer[:_SLICES])
+        ]
+        more = len(v.per_layer) - _SLICES
+        values += [f"<dd>and {more:,} more</dd>"] if more > 0 else []
+        axes = "".join(self._axis_line(v, i) for i in range(len(v.axes)))
+        along = "".join(map(self._along_line, v.along))
+        entries = {
+            "Axes": axes and f"<dd>{axes}</dd>",
+            "Lifts, outermost first": along and f"<dd>{along}</dd>",
+            "Values": "".join(values),
+        }
+        head = f'<p class="mono">{escape(v.dtype)}{shape}</p><p class="soft num">{facts}</p>'
+        return head + _listed(entries)
 
-        if v.axes:
-            lines = []
-            for i, axis in enumerate(v.axes):
-                if axis.lift is None:
-                    origin = f"from the layer{f' {escape(v.layer)}' if v.layer else ''}"
-                else:
-                    origin = f"from {escape(lifts[axis.lift].title)}"
-                    if lifts[axis.lift].where:
-                        origin += f", <code>{escape(lifts[axis.lift].where)}</code>"
-                label = f"<b>{escape(axis.label)}</b>, " if axis.label else ""
-                lines.append(
-                    f'<div class="line"><span{self.tint(axis.lift, "dot num")}>{axis.size}</span>'
-                    f"<span>{label}axis {i}<br>{origin}</span></div>"
-                )
-            parts.append(f"<div><dt>Axes</dt><dd>{''.join(lines)}</dd></div>")
+    def _axis_line(self, v: VariableLayout, i: int) -> str:
+        axis = v.axes[i]
+        if axis.lift is None:
+            origin = f"from the layer{f' {escape(v.layer)}' if v.layer else ''}"
+        else:
+            lift = self.layout.lifts[axis.lift]
+            origin = f"from {escape(lift.title)}"
+            origin += f", <code>{escape(lift.where)}</code>" if lift.where else ""
+        label = f"<b>{escape(axis.label)}</b>, " if axis.label else ""
+        return (
+            f'<div class="line"><span{self.tint(axis.lift, "dot num")}>{axis.size}</span>'
+            f"<span>{label}axis {i}<br>{origin}</span></div>"
+        )
 
-        if v.along:
-            lines = []
-            for along in v.along:
-                lift = lifts[along.lift]
-                words = [ROLE_WORDS.get(along.role, along.role)]
-                if along.split is not None:
-                    words.append("its keys are " + ("split" if along.split else "not split"))
-                css = "dot" if along.role == "stacked" else "dot no"
-                lines.append(
-                    f'<div class="line"><span{self.tint(along.lift, css)}>{escape(along.role)}'
-                    f"</span><span>along {escape(lift.title)}: {escape('; '.join(words))}</span>"
-                    "</div>"
-                )
-            parts.append(f"<div><dt>Lifts, outermost first</dt><dd>{''.join(lines)}</dd></div>")
-
-        if v.stats is not None:
-            name = v.slice_label
-            said = [_stats("all", v.stats)]
-            said += [_stats(f"{name} {i}", one) for i, one in enumerate(v.per_layer[:_SLICES])]
-            more = len(v.per_layer) - _SLICES
-            said += [f"<dd>and {more:,} more</dd>"] if more > 0 else []
-            parts.append(f"<div><dt>Values</dt>{''.join(said)}</div>")
-        return "".join(parts) + "</dl>"
+    def _along_line(self, along: Along) -> str:
+        said = ROLE_WORDS.get(along.role, along.role)
+        if along.split is not None:
+            said += "; its keys are " + ("split" if along.split else "not split")
+        css, lift = "dot" if along.role == "stacked" else "dot no", self.layout.lifts[along.lift]
+        return (
+            f'<div class="line"><span{self.tint(along.lift, css)}>{escape(along.role)}</span>'
+            f"<span>along {escape(lift.title)}: {escape(said)}</span></div>"
+        )
 
     def lift_details(self, lift: LiftNode) -> str:
-        facts = []
-        if lift.axis_name:
-            facts.append(f"the axis is called <b>{escape(lift.axis_name)}</b>")
-        if lift.carry:
-            facts.append("a carry goes from each iteration to the next")
-        if lift.path:
-            facts.append(f"at <code>{escape('/'.join(lift.path))}</code>")
-        if lift.lifted_at:
-            facts.append(f"lifted in <code>{escape(lift.lifted_at)}</code>")
-        if lift.called_at and lift.made_at:
-            facts.append(f"called in <code>{escape(short_file_line(lift.called_at))}</code>")
-        if lift.where:
-            facts.append(f"body in <code>{escape(lift.where)}</code>")
-        shapes = (("carries", lift.carries), ("takes", lift.takes), ("gives", lift.gives))
-        facts += [
-            f"an iteration {word} <code>{escape(said)}</code>" for word, said in shapes if said
+        told = (
+            ("the axis is called <b>{}</b>", lift.axis_name),
+            ("a carry goes from each iteration to the next", lift.carry),
+            ("at <code>{}</code>", "/".join(lift.path)),
+            ("lifted in <code>{}</code>", lift.lifted_at),
+            # Where both are known: else it is the line above.
+            ("called in <code>{}</code>", lift.made_at and short_file_line(lift.called_at)),
+            ("body in <code>{}</code>", lift.where),
+            ("an iteration carries <code>{}</code>", lift.carries),
+            ("an iteration takes <code>{}</code>", lift.takes),
+            ("an iteration gives <code>{}</code>", lift.gives),
+        )
+        facts = [text.format(escape(str(value))) for text, value in told if value]
+        facts += [f"{escape(k)}: <code>{escape(str(v))}</code>" for k, v in lift.details.items()]
+        roles = [
+            f"<b>{escape(c)}</b>: {escape(r)}, {escape(ROLE_WORDS.get(r, r))}"
+            for c, r in lift.roles.items()
         ]
-        facts += [
-            f"{escape(str(k))}: <code>{escape(str(v))}</code>" for k, v in lift.details.items()
+        streams = [
+            f"<b>{escape(s)}</b>: keys {'split' if split else 'not split'}"
+            for s, split in lift.splits.items()
         ]
-        parts = ["<dl>"]
-        if facts:
-            parts.append(f"<div><dt>Lift</dt>{''.join(f'<dd>{fact}</dd>' for fact in facts)}</div>")
-        if lift.roles:
-            lines = "".join(
-                f"<dd><b>{escape(c)}</b>: {escape(r)}, {escape(ROLE_WORDS.get(r, r))}</dd>"
-                for c, r in lift.roles.items()
-            )
-            parts.append(f"<div><dt>Collections</dt>{lines}</div>")
-        if lift.splits:
-            lines = "".join(
-                f"<dd><b>{escape(s)}</b>: keys {'split' if split else 'not split'}</dd>"
-                for s, split in lift.splits.items()
-            )
-            parts.append(f"<div><dt>Streams</dt>{lines}</div>")
-        return "".join(parts) + "</dl>"
+        entries = {"Lift": facts, "Collections": roles, "Streams": streams}
+        return _listed({k: "".join(f"<dd>{v}</dd>" for v in lines) for k, lines in entries.items()})
 
     # --- colour ---------------------------------------------------------------
 
@@ -168,6 +154,12 @@ class Details:
 
 def _hue(i: int) -> int:
     return _HUES[i] if i < len(_HUES) else round(i * 137.508) % 360
+
+
+def _listed(entries: Mapping[str, str]) -> str:
+    """A list of terms; of one about which nothing is said there is nothing."""
+    said = (f"<div><dt>{term}</dt>{text}</div>" for term, text in entries.items() if text)
+    return f"<dl>{''.join(said)}</dl>"
 
 
 def counted(n: int, word: str) -> str:

@@ -201,7 +201,8 @@ class Record:
         order = {name: i for i, name in enumerate(variables)}
         made = []
         for index, node in enumerate(self.nodes):
-            event = node.event
+            event, stack = node.event, self._stack_of(node.event)
+            known = None if stack is None else self.described.get(stack)
             roles = {
                 collection: _role(event.role_of(collection))
                 for collection in sorted(used.get(index, ()), key=order.__getitem__)
@@ -228,18 +229,15 @@ class Record:
                     called_at=node.called_at,
                     quiet=tuple(sorted(event.made.quiet)),
                     batch=event.batch,
-                    # The loop of a stack stands at the first position of its pattern.
-                    staged=self.staged.get(self.stored(event.path)[:-1])
-                    if event.kind == "stack"
-                    else None,
-                    order=self._order(event),
+                    staged=None if stack is None else self.staged.get(stack),
+                    order=tuple(known[0].order or ()) if known is not None else (),
                 )
             )
         return tuple(made)
 
-    def _order(self, event: LiftEvent) -> tuple[int, ...]:
-        found = self.described.get(self.stored(event.path)[:-1])
-        return tuple(found[0].order or ()) if found and event.kind == "stack" else ()
+    def _stack_of(self, event: LiftEvent) -> Path | None:
+        """The path of the stack whose loop a lift is: the loop stands at its first position."""
+        return self.stored(event.path)[:-1] if event.kind == "stack" else None
 
     def stacks(self, variables: Mapping[str, Tree]) -> tuple[StackNode, ...]:
         def roles(role_of: Callable[[str], Role | None]) -> dict[str, Role | None]:
@@ -260,8 +258,7 @@ class Record:
                         event.kind,
                         event.size,
                         roles(event.role_of),
-                        # The loop of a stack stands at the first position of its pattern.
-                        self.stored(event.path)[:-1] if event.kind == "stack" else None,
+                        self._stack_of(event),
                     )
                     for event in around
                 ),

@@ -235,13 +235,9 @@ def row_name(row: Fold) -> str:
 
 
 def _along_text(layout: LayoutData, variable: VariableLayout) -> str:
-    parts = []
-    for along in variable.along:
-        lift = layout.lifts[along.lift]
-        # Stacked ones show it by their axis.
-        if along.role in ("shared", "carried"):
-            parts.append(f"{along.role} along {lift.label}")
-    return ", ".join(parts)
+    # Stacked ones show it by their axis.
+    shown = [along for along in variable.along if along.role in ("shared", "carried")]
+    return ", ".join(f"{along.role} along {layout.lifts[along.lift].label}" for along in shown)
 
 
 STATS = ("mean", "spread", "smallest", "largest", "zeros", "nonfinite")
