@@ -36,7 +36,10 @@ class Block(nn.Module):
         mask = None if decode else nn.make_causal_mask(x[..., 0])
         norm = functools.partial(nn.LayerNorm, self.epsilon)
         h = norm(name="ln_1")(x)
-        h = nn.MultiHeadDotProductAttention(self.heads, decode=decode, name="attn")(h, mask=mask)
+        attend = nn.MultiHeadDotProductAttention(
+            self.heads, decode=decode, attention_fn=nn.decode_attention, name="attn"
+        )
+        h = attend(h, mask=mask)
         x = x + drop()(h)
         h = nn.Dense(4 * width, name="up")(norm(name="ln_2")(x))
         return x + drop()(nn.Dense(width, name="down")(nn.gelu(h)))

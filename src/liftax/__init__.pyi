@@ -97,6 +97,7 @@ from .layers.combinators import Sequential as Sequential
 from .layers.conv import Conv as Conv
 from .layers.conv import ConvLocal as ConvLocal
 from .layers.conv import ConvTranspose as ConvTranspose
+from .layers.decoding import decode_attention as decode_attention
 from .layers.initializers import ones as ones
 from .layers.initializers import ones_init as ones_init
 from .layers.initializers import zeros as zeros

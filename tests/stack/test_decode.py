@@ -145,6 +145,47 @@ def test_the_compiled_step_copies_no_cache(way):
     assert many - few < 2.5 * cache_of_a_layer * (DEPTH // 2 if way == "loop" else 1)
 
 
+class Reader(nn.Module):
+    """A layer whose attention reads the cache where it lies; its cache is most of what it has."""
+
+    @nn.compact
+    def __call__(self, x):
+        attend = nn.MultiHeadDotProductAttention(
+            HEADS, decode=True, attention_fn=nn.decode_attention
+        )
+        return x + nn.Dense(x.shape[-1])(attend(nn.LayerNorm()(x)))
+
+
+@pytest.mark.parametrize("way", ["scan", "loop", "by layers"])
+def test_decode_attention_reads_the_cache_once(way):
+    depth, width = 3, 64
+    options = {"run": "loop", "store": "layers"} if way == "by layers" else WAYS[way]
+    model = nn.Stack(Reader(), depth=depth, **options)
+
+    def program(length):
+        full, x = (jax.ShapeDtypeStruct((BATCH, n, width), jnp.float32) for n in (length, 1))
+        shapes = jax.eval_shape(model.init, KEY, full)
+
+        def step(params, cache, x):
+            y, new = model.apply({"params": params, "cache": cache}, x, mutable=["cache"])
+            return y, new["cache"]
+
+        given = shapes["params"], shapes["cache"], x
+        return jax.jit(step, donate_argnums=1).lower(*given).compile(), shapes
+
+    (few, _), (many, shapes) = program(64), program(512)
+    keys_of_a_layer = BATCH * 512 * width
+    # Neither the keys of all layers, nor those of one in another order of their axes.
+    for found in re.findall(r"= \w+\[([\d,]*)\]\S* copy\(", many.as_text()):
+        assert np.prod([int(n) for n in found.split(",") if n]) < keys_of_a_layer
+    grown = many.memory_analysis().temp_size_in_bytes - few.memory_analysis().temp_size_in_bytes
+    assert grown < keys_of_a_layer  # a quarter of its bytes, and scores grow
+    # XLA counts the body of a loop once, whatever it iterates.
+    turns = depth if way == "scan" else 1
+    total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    assert many.cost_analysis()["bytes accessed"] * turns < 1.5 * total
+
+
 def test_slices_would_copy_it():
     assert str(jax.make_jaxpr(lambda v: one(stack(), v))(made())).count("custom_jvp_call") == 1
     shape = f"[{DEPTH},{BATCH},{LENGTH},{HEADS},{WIDTH // HEADS}]"

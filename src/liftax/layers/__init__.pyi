@@ -38,6 +38,7 @@ from .combinators import Sequential as Sequential
 from .conv import Conv as Conv
 from .conv import ConvLocal as ConvLocal
 from .conv import ConvTranspose as ConvTranspose
+from .decoding import decode_attention as decode_attention
 from .initializers import ones as ones
 from .initializers import ones_init as ones_init
 from .initializers import zeros as zeros

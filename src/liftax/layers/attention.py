@@ -28,7 +28,7 @@ from .sharded import bernoulli_as
 Einsum = Callable[..., Array]
 
 
-def _check(name: str, query: Array, key: Array, value: Array | None = None) -> None:
+def check_shapes(name: str, query: Array, key: Array, value: Array | None = None) -> None:
     """Queries, keys and values must agree in batch, heads, length and depth."""
     q, k = jnp.shape(query), jnp.shape(key)
     v = jnp.shape(value) if value is not None else k
@@ -158,7 +158,7 @@ def dot_product_attention_weights(
          [0.5 0.5]]]]
     """
     name = "dot_product_attention_weights"
-    _check(name, query, key)
+    check_shapes(name, query, key)
     _no_clash(name, [einsum], precision, einsum_dot_general)
     shape = (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
     for what, x in (("bias", bias), ("mask", mask)):
@@ -254,7 +254,7 @@ def dot_product_attention(
     einsums = [qk_attn_weights_einsum, attn_weights_value_einsum]
     # Told under this function's name, before the other one looks at them again.
     custom = _no_clash(name, einsums, precision, einsum_dot_general)
-    _check(name, query, key, value)
+    check_shapes(name, query, key, value)
     query, key, value = promote_dtype(query, key, value, dtype=dtype)
     weights = dot_product_attention_weights(
         query,
@@ -325,7 +325,7 @@ def fused_dot_product_attention(
       (3, 5, 8)
     """
     name = "fused_dot_product_attention"
-    _check(name, query, key, value)
+    check_shapes(name, query, key, value)
     if dropout_rate > 0.0 and not deterministic:
         raise fail(
             name,

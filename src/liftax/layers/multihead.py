@@ -76,7 +76,8 @@ class MultiHeadDotProductAttention(Module):
         the options ``mask``, ``dropout_rng``, ``dropout_rate``, ``broadcast_dropout``,
         ``deterministic``, ``dtype``, ``precision``, ``force_fp32_for_softmax`` and
         ``module`` that it takes; :func:`dot_product_attention`, or
-        :func:`fused_dot_product_attention` to use the fused kernel of the device.
+        :func:`fused_dot_product_attention` to use the fused kernel of the device, or
+        :func:`decode_attention`, which copies no cache.
       decode: keep a cache.
       normalize_qk: normalize queries and keys.
       force_fp32_for_softmax: take the softmax in float32.
