@@ -56,17 +56,15 @@ def in_filter(filter_like: Filter, name: str) -> bool:
 def check_filter(filter_like: object, argument: str) -> None:
     """Raises InvalidFilterError, naming ``argument``, where no filter was given."""
     # When a lift is made: `in_filter` is asked for each variable, and looks at less.
-    inner = filter_like.deny if isinstance(filter_like, DenyList) else filter_like
-    if isinstance(inner, DenyList):
-        return check_filter(inner, argument)
-    if isinstance(inner, (str, bool)):
-        return None
-    if isinstance(inner, Collection) and all(isinstance(name, str) for name in inner):
-        return None
-    raise InvalidFilterError(
-        f"{argument}: expected a bool, a name, a container of names or a DenyList; "
-        f"found {type(inner).__name__}"
-    )
+    inner = filter_like
+    while isinstance(inner, DenyList):
+        inner = inner.deny
+    names = inner if isinstance(inner, Collection) else [inner]
+    if not isinstance(inner, bool) and not all(isinstance(name, str) for name in names):
+        raise InvalidFilterError(
+            f"{argument}: expected a bool, a name, a container of names or a DenyList; "
+            f"found {type(inner).__name__}"
+        )
 
 
 def names_of(filter_like: Filter) -> frozenset[str]:

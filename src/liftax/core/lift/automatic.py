@@ -9,11 +9,11 @@ otherwise than on a mesh of automatic axes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jax.tree_util import KeyPath
 
 from ... import jax_private
@@ -38,10 +38,11 @@ def automatic(fn: Callable[..., T], given: Tree, *more: Tree, place: str) -> T:
       PipelineError: ``fn`` closes over an array that has its place in the explicit mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if AxisType.Explicit not in mesh.axis_types:
-        return fn(given, *more)
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    inside = mesh.update_axis_types({n: AxisType.Auto for n, k in kinds if k == AxisType.Explicit})
+    explicit = [name for name, kind in kinds if kind == AxisType.Explicit]
+    if not explicit:
+        return fn(given, *more)
+    inside = mesh.update_axis_types(dict.fromkeys(explicit, AxisType.Auto))
     specs = {
         path: jax.typeof(leaf).sharding.spec
         for path, leaf in jax.tree_util.tree_leaves_with_path(given)
@@ -66,7 +67,7 @@ def automatic(fn: Callable[..., T], given: Tree, *more: Tree, place: str) -> T:
         return run(arrays)
     except ValueError as error:
         if _OF_TWO_MESHES.search(str(error)):
-            raise _closed_over(place, mesh) from error
+            raise _closed_over(place, explicit) from error
         raise
 
 
@@ -74,16 +75,11 @@ def automatic(fn: Callable[..., T], given: Tree, *more: Tree, place: str) -> T:
 _OF_TWO_MESHES = re.compile(r"context mesh .* should match the aval mesh")
 
 
-def _closed_over(place: str, mesh: AbstractMesh) -> PipelineError:
-    def explicit() -> Iterator[str]:
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True):
-            if kind == AxisType.Explicit:
-                yield repr(name)
-
+def _closed_over(place: str, explicit: Sequence[str]) -> PipelineError:
     return PipelineError(
         f"{place}: the layers use an array of the mesh that is not handed to them.\n"
-        f"found: {', '.join(explicit())} explicit in the mesh, which within a pipeline are "
-        f"automatic; so an array from outside has another type\n"
+        f"found: {', '.join(map(repr, explicit))} explicit in the mesh, which within a pipeline "
+        f"are automatic; so an array from outside has another type\n"
         f"expected: the array as an argument of the layers or as a variable; or "
         f"jax.make_mesh(..., axis_types=...) with AxisType.Auto"
     )

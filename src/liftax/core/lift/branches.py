@@ -17,7 +17,6 @@ from ...words import describe, kind_of
 from ..filters import Filter
 from ..roles import THROUGH, through_roles
 from ..scope import Scope
-from ..streams import Keyed
 from ..types import Function, Group, Tree
 from .births import Kind, Marks
 from .checks import kinds
@@ -162,7 +161,7 @@ class _Call:
         opening.write_back(written)
         counts, drawn = counted(opening), len(opening.log or ())
         for fn in functions[:chosen] + functions[chosen + 1 :]:
-            branch = _Branch(opening, fn, self.operands, opening.values(THROUGH), self.keys)
+            branch = _Branch(self, fn, opening.values(THROUGH))
             born = branch.loop.first(self.operands, None)
             opening.write_back(nested(born, len(opening.tops)))
             set_counters(opening, counts)
@@ -178,7 +177,7 @@ class _Call:
         """
         # Each branch by itself: what it makes, and the rest of it as a program that takes that.
         opening, operands = self.opening, self.operands
-        traced = [_Branch(opening, fn, operands, self.values, self.keys) for fn in self.functions]
+        traced = [_Branch(self, fn, self.values) for fn in self.functions]
         _check_same(opening, [branch.y for branch in traced])
         # What all make, each makes for itself. What some make is made before, outside of any
         # branch, with the value of the first that does.
@@ -219,15 +218,8 @@ class _Call:
 class _Branch:
     """One branch, traced: what it makes, and the kinds of what it writes and returns."""
 
-    def __init__(
-        self,
-        opening: Opening,
-        fn: Function,
-        operands: tuple[object, ...],
-        values: Group,
-        keys: Keyed,
-    ):
-        self.marks = Marks()
+    def __init__(self, call: _Call, fn: Function, values: Group):
+        opening, self.marks = call.opening, Marks()
         before = flat(values)
 
         def see(inner: Sequence[Scope]) -> None:
@@ -235,12 +227,12 @@ class _Branch:
 
         def body(operands: tuple[object, ...], x: None) -> tuple[object, ...]:
             run = opening.body(fn, see=see)
-            y, (after,) = run([values], [keys], operands)
+            y, (after,) = run([values], [call.keys], operands)
             written = rewritten(after, before)
             self.y, self.written = kinds(y), {p: kinds(value) for p, value in written.items()}
             return [], {}, (jax.tree.map(jnp.asarray, y), written), ({}, None)
 
-        self.loop = Loop(body, operands, None, self.marks, opening, chooses=False)
+        self.loop = Loop(body, call.operands, None, self.marks, opening, chooses=False)
 
 
 def _check_same(

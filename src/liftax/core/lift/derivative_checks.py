@@ -33,13 +33,22 @@ def check_unreduced(reduce_axes: Sequence[object], lift: str) -> None:
 
 def with_aux(opening: Opening, y: T) -> T:
     """Returns what a function with ``has_aux`` returned, if it is a pair."""
-    if not _is_pair(y):
+    who = "with has_aux=True the function must return a pair (y, aux)"
+    return _pair(opening, y, who, "return y, aux; or has_aux=False")
+
+
+def with_residuals(opening: Opening, out: T) -> T:
+    """Returns what ``forward_fn`` of a `custom_vjp` returned, if it is a pair."""
+    who = "forward_fn must return a pair (y, residuals)"
+    return _pair(opening, out, who, "return y, residuals; the residuals go to backward_fn")
+
+
+def _pair(opening: Opening, out: T, who: str, expected: str) -> T:
+    if not _is_pair(out):
         raise DifferentiationError(
-            f"{opening.place}: with has_aux=True the function must return a pair (y, aux).\n"
-            f"found: {kind_of(y)}\n"
-            f"expected: return y, aux; or has_aux=False"
+            f"{opening.place}: {who}.\nfound: {kind_of(out)}\nexpected: {expected}"
         )
-    return y
+    return out
 
 
 def check_scalar(opening: Opening, y: Any) -> None:
@@ -176,17 +185,6 @@ def _misfit(old: Tree, new: Tree) -> tuple[KeyPath, str, str] | None:
 
 
 # --- custom_vjp ---------------------------------------------------------------
-
-
-def with_residuals(opening: Opening, out: T) -> T:
-    """Returns what ``forward_fn`` returned, if it is a pair."""
-    if not _is_pair(out):
-        raise DifferentiationError(
-            f"{opening.place}: forward_fn must return a pair (y, residuals).\n"
-            f"found: {kind_of(out)}\n"
-            f"expected: return y, residuals; the residuals go to backward_fn"
-        )
-    return out
 
 
 def with_variables(place: str, out: T, arguments: int) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,11 @@ from ..filters import Filter
 from ..linen_keys import Drawn, Log, join
 from ..roles import THROUGH, Roles, Row, through_roles
 from ..streams import Keyed
-from ..types import Fn, Function, Group, Tree
+from ..types import Function, Group, Tree
 from . import derivative_checks
 from .counters import counted, set_counters
 from .crossing import Opening
+from .options import Options, lift_of
 
 __all__ = ["custom_vjp", "grad", "jvp", "value_and_grad", "vjp"]
 
@@ -264,13 +266,8 @@ class _Counted:
         return out
 
 
-def custom_vjp(
-    fn: Fn,
-    forward_fn: Function,
-    backward_fn: Function,
-    grad_vars: Filter = "params",
-    nondiff_argnums: int | Sequence[int] = (),
-) -> Fn:
+@dataclasses.dataclass(frozen=True, eq=False)
+class CustomVjp(Options):
     """`liftax.custom_vjp` over functions of a scope.
 
     Args:
@@ -298,62 +295,83 @@ def custom_vjp(
       >>> float(jax.grad(run)({'params': {'w': 2.0}}, 3.0)['params']['w'])
       1.0
     """
-    roles = _differentiated("custom_vjp", grad_vars, "grad_vars")
-    numbers = [nondiff_argnums] if isinstance(nondiff_argnums, int) else list(nondiff_argnums)
-    if 0 in numbers:
-        raise StaticArgumentError(
-            "custom_vjp: nondiff_argnums has 0, which is the module (or scope) itself; the "
-            "arguments after it count from 1. What is differentiated of it is set by grad_vars"
-        )
 
-    def differentiated(scope: Tree, *args: Tree) -> object:
-        for n in numbers:
+    lift = "custom_vjp"
+
+    forward_fn: Function
+    backward_fn: Callable[..., Any]
+    grad_vars: Filter = "params"
+    nondiff_argnums: int | Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 in self.numbers:
+            raise StaticArgumentError(
+                "custom_vjp: nondiff_argnums has 0, which is the module (or scope) itself; the "
+                "arguments after it count from 1. What is differentiated of it is set by grad_vars"
+            )
+
+    @functools.cached_property
+    def roles(self) -> Roles:
+        """The table."""
+        return _differentiated("custom_vjp", self.grad_vars, "grad_vars")
+
+    @functools.cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The positions of arguments that are not differentiated."""
+        numbers = self.nondiff_argnums
+        return (numbers,) if isinstance(numbers, int) else tuple(numbers)
+
+    def moves(self, fn: Function, args: tuple[Tree, ...]) -> list[bool]:
+        """Tells of each argument of a call whether it is differentiated."""
+        for n in self.numbers:
             if not -len(args) <= n <= len(args):
                 raise StaticArgumentError(
                     f"custom_vjp of {getattr(fn, '__name__', 'a function')}: nondiff_argnums has "
                     f"{n}, the call has {len(args)} arguments besides the module; expected 1 to "
                     f"{len(args)}, or {-len(args)} to -1 from the end"
                 )
-        opening = Opening(roles, scope, fn)
+        still = {n - 1 if n > 0 else len(args) + n for n in self.numbers}
+        return [i not in still for i in range(len(args))]
+
+    # By position alone, as `jax.custom_vjp` gives a rule its arguments.
+    def run(self, fn: Function, scopes: Tree, /, *args: Tree) -> Any:  # type: ignore[override]
+        """Runs a function whose derivative is the user's."""
+        moves = self.moves(fn, args)
+        opening = Opening(self.roles, scopes, fn)
         if opening.watched:
             # Nothing is differentiated in init, and a loop outside is to see what is made in here.
-            return opening.call_without(fn, scope, args, {})
-        single = len(opening.tops) == 1
+            return opening.call_without(fn, scopes, args, {})
         # Closed over: JAX's own ``nondiff_argnums`` refuses what is traced.
-        still = {n - 1 if n > 0 else len(args) + n for n in numbers}
-        moves = [i not in still for i in range(len(args))]
         moving, fixed = parted(args, moves)
-        once = _Counted(opening)
+        chosen, place = opening.values(DIFFERENTIATED), opening.place
+        single, given, once = len(opening.tops) == 1, (chosen, moving), _Counted(opening)
 
-        def primal(
-            chosen: Group, others: Group, keys: Keyed, moving: Sequence[object]
+        def called(
+            fn: Function, chosen: Group, others: Group, keys: Keyed, moving: Sequence[object]
         ) -> tuple[Any, list[Group]]:
             return once(fn, [others, chosen], [keys], joined(moving, fixed, moves))
 
-        def forward(
-            chosen: Group, others: Group, keys: Keyed, moving: Sequence[object]
-        ) -> tuple[tuple[Any, list[Group]], object]:
-            args = joined(moving, fixed, moves)
-            out, written = once(forward_fn, [others, chosen], [keys], args)
+        def forward(*inputs: Any) -> tuple[tuple[Any, list[Group]], object]:
+            out, written = called(self.forward_fn, *inputs)
             y, residuals = derivative_checks.with_residuals(opening, out)
             return (y, written), residuals
 
         def backward(residuals: Tree, bars: tuple[Tree, Tree]) -> tuple[object, ...]:
             # What was written is an output too, for JAX; the user's rule knows of ``y`` alone.
             y_bar, _ = bars
-            out: Any = backward_fn(*fixed, residuals, y_bar)
+            out: Any = self.backward_fn(*fixed, residuals, y_bar)
             variables_bar, *moving_bar = derivative_checks.with_variables(place, out, len(moving))
             chosen_bar = (variables_bar,) if single else tuple(variables_bar)
-            derivative_checks.check_cotangents(place, kinds, (chosen_bar, moving_bar))
+            derivative_checks.check_cotangents(place, given, (chosen_bar, moving_bar))
             # None is a cotangent of zero: nothing of these is differentiated.
             return chosen_bar, None, None, moving_bar
 
-        run = jax.custom_vjp(primal)
-        run.defvjp(forward, backward)
-        chosen, place = opening.values(DIFFERENTIATED), opening.place
-        kinds = (chosen, moving)
-        y, written = run(chosen, opening.values(THROUGH), opening.keys(False), moving)
+        rule = jax.custom_vjp(functools.partial(called, fn))
+        rule.defvjp(forward, backward)
+        y, written = rule(chosen, opening.values(THROUGH), opening.keys(False), moving)
         opening.write_back(*written)
         return y
 
-    return differentiated  # type: ignore[return-value]
+
+custom_vjp = lift_of("custom_vjp", CustomVjp)

@@ -57,11 +57,7 @@ def chosen(jaxpr: jex.Jaxpr, choose: Callable[[tuple[str, ...]], int | None]) ->
             return eqn
         return eqn.replace(primitive=_chosen_p, invars=[eqn.invars[which]], params={})
 
-    return _changed(jaxpr, _is_choice, made)
-
-
-def _is_choice(eqn: jex.JaxprEqn) -> bool:
-    return eqn.primitive is _choice_p
+    return _changed(jaxpr, lambda eqn: eqn.primitive is _choice_p, made)
 
 
 def of_first_trace(jaxpr: jex.Jaxpr) -> jex.Jaxpr:

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 
 from ...pytrees import floats, joined, parted, split_by, spread, with_floats
 from .in_turn import Accumulated, InTurn, Slopes, of_floats
-from .stages import Leaves, Own, Stages, Visit, choose, on_stages, pick
+from .stages import Leaves, Own, Stages, Visit, choose, pick
 
 Loss = Callable[[Leaves, Leaves], jax.Array]
 """The loss of one microbatch: what came out of the layers, and its part of the loss's arguments."""
@@ -163,8 +163,7 @@ class _Both:
             of_own=[jnp.zeros_like(leaf) for leaf in floats(self.own)],
             of_cut=[jnp.zeros_like(leaf) for leaf in floats(self.queue[width:])],
             of_whole=[
-                on_stages(jnp.zeros((lanes, *leaf.shape), leaf.dtype), options.axis)
-                for leaf in whole
+                self.stages.laid(jnp.zeros((lanes, *leaf.shape), leaf.dtype)) for leaf in whole
             ],
         )
 
@@ -334,8 +333,7 @@ class _Both:
     def added(self, total: jax.Array, slope: jax.Array, which: _Which, alone: bool) -> jax.Array:
         """Adds derivatives by what one visit had to those by what all have."""
         if total.shape[1] == 1:
-            return on_stages(total + slope[:, None], self.stages.options.axis)
+            return self.stages.laid(total + slope[:, None])
         number = which.repeat * self.stages.options.microbatches + which.part
         at = number if alone else which.repeat
-        added = jax.vmap(lambda leaf, s, at: leaf.at[at].add(s))(total, slope, at)
-        return on_stages(added, self.stages.options.axis)
+        return self.stages.laid(jax.vmap(lambda leaf, s, at: leaf.at[at].add(s))(total, slope, at))

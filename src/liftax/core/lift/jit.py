@@ -226,18 +226,17 @@ def _in_parts(options: Jit, opening: Opening, fn: Function, static: Static, keys
         return [], {}, (out, written), ({}, None)
 
     loop = Loop(traced, static.dynamic, None, marks, opening)
+
+    def then(dynamic: Inputs, born: Variables) -> Any:
+        return loop.step({}, dynamic, born, None)[2]
+
+    again = jax.jit(then, **options.of_jax)
     if not marks.births:  # all that it makes is there
-        again = jax.jit(lambda dynamic: loop.step({}, dynamic, {}, None)[2], **options.of_jax)
-        out, written = again(static.dynamic)
+        out, written = again(static.dynamic, {})
     else:
         whole = jax.jit(lambda dynamic: loop.whole({}, dynamic, {}, None), **options.of_jax)
         (_, _, first), births = whole(static.dynamic)
         born = loop.write(births)
-
-        def then(dynamic: Inputs, born: Variables) -> Any:
-            return loop.step({}, dynamic, born, None)[2]
-
-        again = jax.jit(then, **options.of_jax)
         collections = [place[1] for place in marks.births]
         out, written = choice(first, again(static.dynamic, born), collections)
     opening.write_back(nested(written, len(opening.tops)))

@@ -34,7 +34,7 @@ from .births import Kind, Marks
 from .both_traces import run_both
 from .crossing import Opening
 from .one_trace import Loop
-from .options import lift_of
+from .options import Options, lift_of
 from .places import Place, Variables, flat, name_of, nested, rewritten
 from .split import check_whole
 
@@ -45,7 +45,7 @@ Transform = Callable[[Sequence[Group], Sequence[Keyed]], tuple[Sequence[Group], 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Scan:
+class Scan(Options):
     """`liftax.scan` over a function of a scope.
 
     Args:
@@ -70,6 +70,8 @@ class Scan:
       ((3,), (4,), (4, 3, 3))
     """
 
+    lift = "scan"
+
     variable_axes: VariableAxes = dataclasses.field(default_factory=dict)
     variable_broadcast: Filter = False
     variable_carry: Filter = False
@@ -84,16 +86,11 @@ class Scan:
     metadata_params: Metadata = dataclasses.field(default_factory=dict)
     check_constancy_invariants: bool = True
 
-    def __post_init__(self) -> None:
-        # What contradicts itself is refused where the user wrote it, not when it is called.
-        self.plan  # noqa: B018
-        checks.check_options("scan", vars(self))
-
     @functools.cached_property
-    def plan(self) -> Plan:
-        """This scan, with its table."""
+    def roles(self) -> Roles:
+        """The table."""
         axes, shared, carried = self.variable_axes, self.variable_broadcast, self.variable_carry
-        return Plan(self, loop_roles("scan", axes, shared, carried, self.split_rngs))
+        return loop_roles("scan", axes, shared, carried, self.split_rngs)
 
     @functools.cached_property
     def of_jax(self) -> dict[str, Any]:
@@ -102,7 +99,7 @@ class Scan:
         return {name: getattr(self, name) for name in names}
 
     def __call__(self, fn: Fn) -> Fn:
-        return self.plan.over(fn)  # type: ignore[return-value]
+        return Plan(self, self.roles).over(fn)  # type: ignore[return-value]
 
 
 class Plan(NamedTuple):

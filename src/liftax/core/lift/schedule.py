@@ -73,6 +73,12 @@ def _swapped(leaf: jax.Array, axis: int, outer: int, inner: int) -> jax.Array:
     return jnp.swapaxes(leaf, axis, axis + 1).reshape(shape)
 
 
+def _check(fits: bool, option: str, found: object, expected: str) -> None:
+    """Raises PipelineError for an option that means nothing."""
+    if not fits:
+        raise PipelineError(f"Pipeline: {option} expected {expected}; found {shown(found)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
     """How a loop over layers runs as a pipeline, for ``run=`` of `Stack`.
@@ -139,24 +145,22 @@ class Pipeline:
         for name in ("stages", "microbatches", "repeats", "delay"):
             n = getattr(self, name)
             # True is an int, and `stages=True` would be one stage.
-            if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-                raise PipelineError(
-                    f"Pipeline: {name} expected an int, 1 or more; found {shown(n)}"
-                )
-        if self.bubbles not in (STOP, NAN):
-            raise PipelineError(
-                f"Pipeline: bubbles expected 'stop' or 'nan'; found {shown(self.bubbles)}"
-            )
-        if not isinstance(self.axis, str):
-            raise PipelineError(
-                f"Pipeline: axis expected the name of an axis of the mesh; found {shown(self.axis)}"
-            )
-        if not all(isinstance(name, str) for name in self.axes_of_rows):
-            raise PipelineError(
-                f"Pipeline: rows expected the name of an axis of the mesh, or a tuple of names; "
-                f"found {shown(self.rows)}"
-            )
-        self._check_microbatched()
+            is_number = isinstance(n, int) and not isinstance(n, bool) and n >= 1
+            _check(is_number, name, n, "an int, 1 or more")
+        _check(self.bubbles in (STOP, NAN), "bubbles", self.bubbles, "'stop' or 'nan'")
+        one = "the name of an axis of the mesh"
+        _check(isinstance(self.axis, str), "axis", self.axis, one)
+        are_names = all(isinstance(name, str) for name in self.axes_of_rows)
+        _check(are_names, "rows", self.rows, f"{one}, or a tuple of names")
+        given = self.microbatched
+        mapping = "a mapping of collection or argument to the axis of its batch, e.g. {'cache': 0}"
+        _check(isinstance(given, Mapping), "microbatched", given, mapping)
+        for name, axis in given.items():
+            fits = axis is None or isinstance(axis, int) and not isinstance(axis, bool)
+            option = f"microbatched[{name!r}]"
+            _check(fits, option, axis, "an axis, or None for what has no batch")
+        # A copy, as the user may go on changing theirs.
+        object.__setattr__(self, "microbatched", dict(given))
         # With fewer, stage 0 would want a microbatch again before it has come around.
         if self.repeats > 1 and self.microbatches < self.stages * self.delay:
             around = f"stages={self.stages}" + f" * delay={self.delay}" * (self.delay > 1)
@@ -166,22 +170,6 @@ class Pipeline:
                 f"found: microbatches={self.microbatches}, {around}\n"
                 f"expected: at least {self.stages * self.delay} microbatches, or repeats=1"
             )
-
-    def _check_microbatched(self) -> None:
-        given = self.microbatched
-        if not isinstance(given, Mapping):
-            raise PipelineError(
-                f"Pipeline: microbatched expected a mapping of collection or argument to the axis "
-                f"of its batch, e.g. {{'cache': 0}}; found {shown(given)}"
-            )
-        for name, axis in given.items():
-            if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool)):
-                raise PipelineError(
-                    f"Pipeline: microbatched[{name!r}] expected an axis, or None for what has no "
-                    f"batch; found {shown(axis)}"
-                )
-        # A copy, as the user may go on changing theirs.
-        object.__setattr__(self, "microbatched", dict(given))
 
     @property
     def axes_of_rows(self) -> tuple[str, ...]:

@@ -44,17 +44,8 @@ class ShardMap:
     check_vma: bool = True
 
     def __post_init__(self) -> None:
-        for argument in ("variable_specs", "split_rngs"):
-            given, kind = getattr(self, argument), "a spec" if "spec" in argument else "a bool"
-            expected = PartitionSpec if kind == "a spec" else bool
-            if not isinstance(given, Mapping) or not all(
-                isinstance(value, expected) for value in given.values()
-            ):
-                raise LiftOptionError(
-                    f"shard_map: {argument} does not give {kind} by name.\n"
-                    f"found: {argument}={shown(given)}\n"
-                    f"expected: a mapping of names, each with {kind}"
-                )
+        _check_named("variable_specs", self.variable_specs, PartitionSpec, "a spec")
+        _check_named("split_rngs", self.split_rngs, bool, "a bool")
 
     @functools.cached_property
     def lift(self) -> Lift:
@@ -106,3 +97,14 @@ class ShardMap:
 
 
 shard_map = ShardMap
+
+
+def _check_named(argument: str, given: object, kind: type, what: str) -> None:
+    """Raises LiftOptionError for an option that does not give values of one kind by name."""
+    values = given.values() if isinstance(given, Mapping) else [None]
+    if not all(isinstance(value, kind) for value in values):
+        raise LiftOptionError(
+            f"shard_map: {argument} does not give {what} by name.\n"
+            f"found: {argument}={shown(given)}\n"
+            f"expected: a mapping of names, each with {what}"
+        )

@@ -78,7 +78,7 @@ class Stages:
         else:
             leaf = leaf.reshape(options.repeats, options.stages, self.layers, *rest)
             leaf = jnp.swapaxes(leaf, 0, 1)
-        return on_stages(leaf, options.axis)
+        return self.laid(leaf)
 
     def from_repeats(self, leaf: jax.Array, stored: bool = False) -> jax.Array:
         """Undoes `by_repeat`."""
@@ -99,9 +99,7 @@ class Stages:
     def everywhere(self, leaf: ArrayLike) -> jax.Array:
         """What all layers share, as if each stage had its own: each has derivatives of its own."""
         leaf = jnp.asarray(leaf)
-        return on_stages(
-            jnp.broadcast_to(leaf, (self.options.stages, 1, *leaf.shape)), self.options.axis
-        )
+        return self.laid(jnp.broadcast_to(leaf, (self.options.stages, 1, *leaf.shape)))
 
     # --- the loop -------------------------------------------------------------
 
@@ -122,28 +120,8 @@ class Stages:
         options, count = self.options, self.options.microbatches
         last, circular = options.stages - 1, options.repeats > 1
 
-        def layers(
-            valid: jax.Array, number: jax.Array, state: Leaves, fixed: Leaves, now: Leaves
-        ) -> tuple[Leaves, Leaves]:
-            own = [*map(pick, fixed, numbers(number, fixed_alone)), *now]
-            return visit(state, [guarded(valid, leaf) for leaf in own])
-
-        def numbers(number: jax.Array, alone: Sequence[bool]) -> Leaves:
-            return [number if one else number // count for one in alone]
-
-        def stage(
-            valid: jax.Array, number: jax.Array, state: Leaves, fixed: Leaves, kept: Leaves
-        ) -> tuple[Leaves, Leaves, Leaves]:
-            at = numbers(number, kept_alone)
-            before = list(map(pick, kept, at))
-            out, results = self.again(layers)(valid, number, state, fixed, before)
-            # A bubble leaves no trace in what the layers have.
-            after = [jnp.where(valid, new, old) for new, old in zip(results, before, strict=False)]
-            return out, list(map(_put, kept, after, at)), results[len(kept) :]
-
-        stages = self.vmapped(stage)
-        fixed_leaves, fixed_alone = [leaf for leaf, _ in fixed], [alone for _, alone in fixed]
-        kept_leaves, kept_alone = [leaf for leaf, _ in kept], [alone for _, alone in kept]
+        fixed_leaves, kept_leaves = [leaf for leaf, _ in fixed], [leaf for leaf, _ in kept]
+        stages = self._stages(visit, [alone for _, alone in fixed], [alone for _, alone in kept])
 
         size, spare = self.size, self.spare
         queue = [self.slots(leaf) for leaf in parts]
@@ -182,7 +160,8 @@ class Stages:
                 around = [
                     self.put(leaf, t % wait, a) for leaf, a in zip(around, arrived, strict=True)
                 ]
-            return (queue, (*flight[1:], self._held(out)), around, self._held(kept)), results
+            out, kept = list(map(self.laid, out)), list(map(self.laid, kept))
+            return (queue, (*flight[1:], out), around, kept), results
 
         before = queue, (empty,) * options.delay, around, kept_leaves
         (queue, _, _, kept_leaves), results = jax.lax.scan(turn, before, jnp.arange(options.steps))
@@ -193,6 +172,38 @@ class Stages:
         done = [jnp.roll(leaf, -turns, 1).reshape(-1, *leaf.shape[2:])[spare:] for leaf in queue]
         return done, kept_leaves, [self._visits(leaf) for leaf in results]
 
+    def _stages(
+        self, visit: Visit, fixed_alone: Sequence[bool], kept_alone: Sequence[bool]
+    ) -> Callable[..., tuple[Leaves, Leaves, Leaves]]:
+        """What all stages do in a step: a visit each, and what it writes is put where it was.
+
+        Args:
+          visit: the layers of one visit.
+          fixed_alone, kept_alone: of what layers have, and of what they write too, whether each
+            microbatch has its own.
+        """
+
+        def numbers(number: jax.Array, alone: Sequence[bool]) -> Leaves:
+            return [number if one else number // self.options.microbatches for one in alone]
+
+        def layers(
+            valid: jax.Array, number: jax.Array, state: Leaves, fixed: Leaves, now: Leaves
+        ) -> tuple[Leaves, Leaves]:
+            own = [*map(pick, fixed, numbers(number, fixed_alone)), *now]
+            return visit(state, [guarded(valid, leaf) for leaf in own])
+
+        def stage(
+            valid: jax.Array, number: jax.Array, state: Leaves, fixed: Leaves, kept: Leaves
+        ) -> tuple[Leaves, Leaves, Leaves]:
+            at = numbers(number, kept_alone)
+            before = list(map(pick, kept, at))
+            out, results = self.again(layers)(valid, number, state, fixed, before)
+            # A bubble leaves no trace in what the layers have.
+            after = [jnp.where(valid, new, old) for new, old in zip(results, before, strict=False)]
+            return out, list(map(_put, kept, after, at)), results[len(kept) :]
+
+        return self.vmapped(stage)
+
     def vmapped(self, fn: Callable[..., T]) -> Callable[..., T]:
         """What all stages do in a step, from what one does."""
         return jax.vmap(fn, spmd_axis_name=_automatic(self.options.axis))
@@ -201,7 +212,7 @@ class Stages:
         """``[microbatches, ...]`` as ``[stages, queue, ...]``; at the end, what nobody takes."""
         if self.spare:
             leaf = jnp.concatenate([leaf, *[leaf[:1]] * self.spare])
-        return on_stages(leaf.reshape(self.options.stages, -1, *leaf.shape[1:]), self.options.axis)
+        return self.laid(leaf.reshape(self.options.stages, -1, *leaf.shape[1:]))
 
     def ends(self, leaves: Leaves) -> Leaves:
         """``[devices, ...]`` of ``[stages, ...]``: what the last stage of each device has."""
@@ -209,8 +220,7 @@ class Stages:
 
     def of_ends(self, leaf: jax.Array) -> jax.Array:
         """Hands what the last stage of each device has to all stages there."""
-        leaf = jnp.repeat(leaf, self.options.stages // self.lanes, axis=0)
-        return on_stages(leaf, self.options.axis)
+        return self.laid(jnp.repeat(leaf, self.options.stages // self.lanes, axis=0))
 
     def _visits(self, leaf: jax.Array) -> jax.Array:
         """``[steps, stages, ...]`` as ``[stages, visits, ...]``, without the bubbles."""
@@ -223,15 +233,15 @@ class Stages:
 
     def moved(self, leaf: jax.Array, by: int) -> jax.Array:
         """Each slot's part in the slot ``by`` further on."""
-        return on_stages(jnp.roll(leaf, by, 0), self.options.axis)
+        return self.laid(jnp.roll(leaf, by, 0))
 
-    def _held(self, leaves: Leaves) -> Leaves:
-        return [on_stages(leaf, self.options.axis) for leaf in leaves]
+    def laid(self, leaf: jax.Array) -> jax.Array:
+        """Lays what stages have, or devices, along the first axis, where they are in the mesh."""
+        return on_stages(leaf, self.options.axis)
 
     def put(self, leaf: jax.Array, at: jax.Array, value: jax.Array) -> jax.Array:
         """Sets what each slot has at one place along the second axis."""
-        leaf = jax.lax.dynamic_update_index_in_dim(leaf, value, at, 1)
-        return on_stages(leaf, self.options.axis)
+        return self.laid(jax.lax.dynamic_update_index_in_dim(leaf, value, at, 1))
 
     def _filling(self, leaf: jax.Array) -> jax.Array:
         """What a bubble runs."""

@@ -16,7 +16,7 @@ from ...errors import AxesTreeError, AxisNameError, LiftError, LoopDependentErro
 from ...pytrees import Rest, split_by
 from ...words import shown
 from .. import boxes
-from ..call import LiftedCall
+from ..call import Call, LiftedCall
 from ..filters import Filter
 from ..refusals import unbound_axis
 from ..roles import BROADCAST, Axis, Roles, VariableAxes, axis_rows, broadcast, split_pairs
@@ -192,7 +192,7 @@ class _Call:
         run = opening.body(
             self.fn,
             [BROADCAST, *axes],
-            see=functools.partial(_pass_on, opening, options.metadata_params),
+            see=self.pass_on,
             size=self.size,
             axis_name=options.metadata_params.get(boxes.PARTITION_NAME, options.axis_name),
             batch=bool(moving),
@@ -205,6 +205,57 @@ class _Call:
         check_variable_axes(opening, written, axes)
         self.differing = _differing(opening, y, same, options.out_axes)
         return y, same, written
+
+    def pass_on(self, inner: Sequence[Scope]) -> None:
+        """Tells a loop outside what is made in a body, as it is made.
+
+        All iterations of Linen's loop take what they share from outside, so each example has its
+        part of it, even where it is the same for all. Their operations must be the same ones here.
+        """
+        if not self.opening.initializing:
+            return
+        here = jax_private.current_map()
+        for top, scope in zip(self.opening.tops, inner, strict=True):
+            if top.call.on_birth is not None and top.call.wants_first:
+                root = scope.call
+                assert isinstance(root, LiftedCall)
+                root.on_birth = functools.partial(self.born, top.call, root, here)
+                root.wants_first, root.hears = True, top.call.hears
+
+    def born(
+        self, outside: Call, root: LiftedCall, here: jax_private.Map,
+        col: str, path: Path, value: object, late: bool,
+    ) -> object:  # fmt: skip
+        """Hears of what is made in the body of a map, and tells the loop outside of it."""
+        opening, params = self.opening, self.options.metadata_params
+        axis: Any = root.roles.role(col)
+        if root.hears is not None and not root.hears(col):
+            return value  # what nobody outside has is made here, as it is
+        if axis == BROADCAST:
+            return outside.hear(root, col, path, value, late)
+        assert root.outside is not None
+        names = (col, *path[len(root.outside.path) :])
+        leaves, treedef = jax.tree.flatten(value)
+        creating = root.creating
+
+        def change(all_examples: list[jax.Array]) -> list[jax.Array]:
+            nonlocal treedef
+            whole: Any = jax.tree.unflatten(treedef, all_examples)
+            for name in reversed(names):  # for the messages
+                whole = {name: whole}
+            (whole,) = named(opening, (whole,), axis, params)
+            for name in names:
+                whole = whole[name]
+            # Where the body is traced to a program first, it is heard when that is run.
+            before, root.creating = root.creating, creating
+            whole = outside.hear(root, col, path, whole, late)
+            root.creating = before
+            (whole,) = unnamed(opening, (whole,), axis, params)
+            changed, treedef = jax.tree.flatten(whole)
+            return changed
+
+        changed = jax_private.whole(change, leaves, axis, here)
+        return jax.tree.unflatten(treedef, changed)
 
     def refusal(self, cause: ValueError | NameError) -> LiftError | None:
         """What is said in place of an error of JAX's, None where it is another's."""
@@ -220,63 +271,6 @@ class _Call:
         if opening.initializing and roles.split("params") and roles.role("params") == BROADCAST:
             return split_shared(place, "a parameter")
         return _differs(place, *found)
-
-
-def _pass_on(opening: Opening, metadata_params: Metadata, inner: Sequence[Scope]) -> None:
-    """Tells a loop outside what is made in a body, as it is made.
-
-    All iterations of Linen's loop take what they share from outside, so each example has its part
-    of it, even where it is the same for all. Their operations must be the same ones here.
-    """
-    if not opening.initializing:
-        return
-    here = jax_private.current_map()
-    for top, scope in zip(opening.tops, inner, strict=True):
-        if top.call.on_birth is not None and top.call.wants_first:
-            root = scope.call
-            assert isinstance(root, LiftedCall)
-            root.on_birth = functools.partial(_born, opening, metadata_params, top, root, here)
-            root.wants_first, root.hears = True, top.call.hears
-
-
-def _born(
-    opening: Opening,
-    metadata_params: Metadata,
-    top: Scope,
-    root: LiftedCall,
-    here: jax_private.Map,
-    col: str,
-    path: Path,
-    value: object,
-    late: bool,
-) -> object:
-    axis: Any = root.roles.role(col)
-    if root.hears is not None and not root.hears(col):
-        return value  # what nobody outside has is made here, as it is
-    if axis == BROADCAST:
-        return top.call.hear(root, col, path, value, late)
-    names = (col, *path[len(top.path) :])
-    leaves, treedef = jax.tree.flatten(value)
-    creating = root.creating
-
-    def change(all_examples: list[jax.Array]) -> list[jax.Array]:
-        nonlocal treedef
-        whole: Any = jax.tree.unflatten(treedef, all_examples)
-        for name in reversed(names):  # for the messages
-            whole = {name: whole}
-        (whole,) = named(opening, (whole,), axis, metadata_params)
-        for name in names:
-            whole = whole[name]
-        # Where the body is traced to a program first, it is heard when that is run.
-        before, root.creating = root.creating, creating
-        whole = top.call.hear(root, col, path, whole, late)
-        root.creating = before
-        (whole,) = unnamed(opening, (whole,), axis, metadata_params)
-        changed, treedef = jax.tree.flatten(whole)
-        return changed
-
-    changed = jax_private.whole(change, leaves, axis, here)
-    return jax.tree.unflatten(treedef, changed)
 
 
 # How JAX says that a value without an axis has one after all; not which, where axis_name= is given.
