@@ -114,14 +114,6 @@ def silenced(*codes: str) -> Iterator[None]:
         quiet.reset(token)
 
 
-def _no_role(collection: str) -> Role | None:
-    return None
-
-
-def _no_split(stream: str) -> bool | None:
-    return None
-
-
 class Told(TypedDict, total=False):
     """What a lift with an axis says of itself besides, as `LiftEvent` has it."""
 
@@ -155,8 +147,8 @@ class LiftEvent:
     path: Path = ()
     size: int | None = None
     axis_name: str | None = None
-    role_of: Callable[[str], Role | None] = _no_role
-    split_of: Callable[[str], bool | None] = _no_split
+    role_of: Callable[[str], Role | None] = lambda collection: None
+    split_of: Callable[[str], bool | None] = lambda stream: None
     carry: bool = False
     batch: bool = False
     shared: tuple[Path, ...] = ()

@@ -8,6 +8,7 @@ is open, a `Log` records it, and `Tally` fills in the number when the body has e
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
@@ -169,6 +170,7 @@ def rewind(log: Iterable[Drawn]) -> None:
         counts[stream] -= 1
 
 
+@dataclasses.dataclass(eq=False)
 class Tally:
     """The draws of one loop body, which may be traced more than once.
 
@@ -180,24 +182,17 @@ class Tally:
       first: the draws of the first iteration, where that ran by itself.
     """
 
-    def __init__(
-        self,
-        roles: Roles,
-        outer: Log | None,
-        *,
-        keyless: bool,
-        twice: bool,
-        first: list[Drawn] | None = None,
-    ):
-        self.roles = roles
-        self.outer = outer
-        self.keyless = keyless
-        self.twice = twice
-        self.first = first
+    roles: Roles
+    outer: Log | None
+    keyless: bool
+    twice: bool
+    first: list[Drawn] | None = None
+
+    def __post_init__(self) -> None:
         self.drawn: list[Drawn] = []
         self.earlier: list[Drawn] = []
         # Without jit the body runs as Python once an iteration, and the counts go on.
-        self.goes_on = jax_private.jit_is_disabled() and first is None and outer is None
+        self.goes_on = jax_private.jit_is_disabled() and self.first is None and self.outer is None
 
     def begin(self) -> Log | None:
         """Returns a log for a trace of the body; what one before it drew counts no more."""

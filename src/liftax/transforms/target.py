@@ -121,16 +121,15 @@ def lift_target(
         raise ForeignModuleError(refusal(lift, foreign.__name__))
     # A module is callable, but what is lifted is code, and the instance is data of its calls.
     if is_module(target) or not callable(target):
-        name = type(target).__name__
-        raise TransformTargetError(
-            f"{lift}: expected a module class or a function whose first argument is a "
-            f"module; found "
-            + (
-                f"an instance of {name}. Lift the class and then make the "
-                f"instance: nn.{lift}({name}, ...)(...)"
-                if is_module(target)
-                else kind_of(target)
+        name, found = type(target).__name__, kind_of(target)
+        if is_module(target):
+            found = (
+                f"an instance of {name}. Lift the class and then make the instance: "
+                f"nn.{lift}({name}, ...)(...)"
             )
+        raise TransformTargetError(
+            f"{lift}: expected a module class or a function whose first argument is a module; "
+            f"found {found}"
         )
     if methods is not None:
         raise TransformTargetError(
@@ -306,17 +305,18 @@ def call_functions(
       TransformTargetError: a function is none, or there is no bound module.
     """
     for i, fn in enumerate(functions):
-        if not callable(fn):
-            raise TransformTargetError(
-                f"{lift}: function {i} expected a function whose first argument is a module; "
-                f"found {kind_of(fn)}. Pass the function itself, not what it returns"
-            )
+        found = None
         if is_module(fn):
-            name = type(fn).__name__
+            found = (
+                f"an instance of {type(fn).__name__}. Hand the module in, and call it in the "
+                f"function: nn.{lift}(..., lambda mdl, x: mdl(x), ..., module, x)"
+            )
+        elif not callable(fn):
+            found = f"{kind_of(fn)}. Pass the function itself, not what it returns"
+        if found is not None:
             raise TransformTargetError(
                 f"{lift}: function {i} expected a function whose first argument is a module; "
-                f"found an instance of {name}. Hand the module in, and call it in the function: "
-                f"nn.{lift}(..., lambda mdl, x: mdl(x), ..., module, x)"
+                f"found {found}"
             )
     # Branches are bodies over one detached module, so that each starts from where it stands now.
     functions = [

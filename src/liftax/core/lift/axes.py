@@ -167,6 +167,20 @@ class Named(NamedTuple):
     argument: str
 
 
+def out_of_range(at: Placed, axis: int, named: Named, what: str, rank: int) -> AxisError:
+    """An axis for which what has it, or is to get it, has no room.
+
+    Args:
+      what: its dtype and shape, in words.
+      rank: how many axes it has, or will have.
+    """
+    return AxisError(
+        f"{at.place}: axis {axis} is out of range for {named.name}, which is {what}.\n"
+        f"found: {named.argument}={axis}\n"
+        f"expected: an axis from {-rank} to {rank - 1}"
+    )
+
+
 class Sizes:
     """The sizes seen along a lift's axis, each with the name of what has it.
 
@@ -203,19 +217,15 @@ class Sizes:
         if shape is None:
             shape = jnp.shape(leaf)
         if not -len(shape) <= axis < len(shape):
+            if shape:
+                raise out_of_range(self.at, axis, naming(), describe(leaf), len(shape))
             name, asked = naming()
             whole = "nn.broadcast" if self.at.roles.lift == "scan" else "None"
             share = f"{asked}={whole}, to hand it whole to each iteration"
             if not asked.startswith("in_axes"):
                 share = "a collection without an axis for it (shared or carried)"
             raise AxisError(
-                f"{self.at.place}: axis {axis} is out of range for {name}, which is "
-                f"{describe(leaf)}.\n"
-                f"found: {asked}={axis}\n"
-                f"expected: an axis from {-len(shape)} to {len(shape) - 1}"
-                if shape
-                else f"{self.at.place}: {name} is a scalar ({describe(leaf)}) and has no axis "
-                f"{axis}.\n"
+                f"{self.at.place}: {name} is a scalar ({describe(leaf)}) and has no axis {axis}.\n"
                 f"found: {asked}={axis}\n"
                 f"expected: {share}"
             )

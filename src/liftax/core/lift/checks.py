@@ -14,7 +14,6 @@ from jax.typing import ArrayLike
 
 from ...errors import (
     AxesTreeError,
-    AxisError,
     BodyReturnError,
     CarryError,
     LengthError,
@@ -26,13 +25,13 @@ from ...errors import (
     TiedModulesError,
     UnusedFilterError,
 )
-from ...words import describe, did_you_mean, kind_of, names_on, shown, structure_of
+from ...words import describe, did_you_mean, kind_of, shown, structure_of
 from ..events import made_of
 from ..filters import names_of
 from ..roles import BROADCAST, CARRY, Axis, broadcast
 from ..scope import Scope
 from ..types import Group, Path, Placed, Tree
-from .axes import Lifted, axis_argument
+from .axes import Lifted, Named, out_of_range, variable
 from .crossing import Opening
 from .places import Variables, flat
 
@@ -389,7 +388,7 @@ def check_out_axes(at: Placed, y: object, axes: Sequence[Axis], *, shared: Axis)
                 f"{at.place}: out_axes has {other} for {name}; for a value that is the same in "
                 f"each iteration use {word} in its place"
             )
-        _check_room(at, "out_axes", axis, name, leaf)
+        _check_room(at, axis, Named(name, "out_axes"), leaf)
 
 
 def check_variable_axes(at: Lifted, groups: Sequence[Group], axes: Sequence[int]) -> None:
@@ -399,24 +398,18 @@ def check_variable_axes(at: Lifted, groups: Sequence[Group], axes: Sequence[int]
             continue
         for collections in group:
             for path, leaf in tree_leaves_with_path(collections):
-                names = names_on(path)
-                asked = axis_argument(at, names)
-                _check_room(at, asked, axis, f"variable {'/'.join(names)}", leaf)
+                _check_room(at, axis, variable(at, path), leaf)
 
 
 def _always_fits(axis: Axis) -> bool:
     return isinstance(axis, int) and axis in (0, -1)
 
 
-def _check_room(at: Placed, argument: str, axis: int, name: str, leaf: jax.Array) -> None:
-    n = jnp.ndim(leaf) + 1
-    if not -n <= axis < n:
-        raise AxisError(
-            f"{at.place}: axis {axis} is out of range for {name}, which is "
-            f"{describe(jax.typeof(leaf))} before it gets the axis.\n"
-            f"found: {argument}={axis}\n"
-            f"expected: an axis from {-n} to {n - 1}"
-        )
+def _check_room(at: Placed, axis: int, named: Named, leaf: jax.Array) -> None:
+    rank = jnp.ndim(leaf) + 1
+    if not -rank <= axis < rank:
+        what = f"{describe(jax.typeof(leaf))} before it gets the axis"
+        raise out_of_range(at, axis, named, what, rank)
 
 
 def check_apart(opening: Opening, before: Variables, inner: Sequence[Scope]) -> None:

@@ -11,6 +11,7 @@ where each microbatch has its own.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -92,6 +93,7 @@ class InTurn:
         return parts, joined(own, handed, apart), results
 
 
+@dataclasses.dataclass(eq=False)
 class Accumulated:
     """The loss of what comes out, and its derivatives: ``(parts, own, args) -> (loss, slopes)``.
 
@@ -105,14 +107,10 @@ class Accumulated:
       cut: the same of the loss's arguments.
     """
 
-    def __init__(
-        self,
-        visit: Visit,
-        loss: Callable[[Leaves, Leaves], jax.Array],
-        alone: Sequence[bool],
-        cut: Sequence[bool],
-    ):
-        self.visit, self.loss, self.alone, self.cut = visit, loss, alone, cut
+    visit: Visit
+    loss: Callable[[Leaves, Leaves], jax.Array]
+    alone: Sequence[bool]
+    cut: Sequence[bool]
 
     def __call__(self, parts: Leaves, own: Leaves, args: Leaves) -> tuple[jax.Array, Slopes]:
         count, ends = parts[0].shape[0], (len(parts), len(parts) + len(own))
