@@ -102,9 +102,15 @@ def structure_of(treedef: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def names_on(path: Iterable[object]) -> list[str]:
-    """Returns the names on a path of JAX's, as text."""
-    return [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+def names_on(path: Iterable[object]) -> tuple[str, ...]:
+    """Returns the names on a path of JAX's, as text.
+
+    Example:
+      >>> import jax
+      >>> names_on(jax.tree.leaves_with_path({"a": [1]})[0][0])
+      ('a', '0')
+    """
+    return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def argument_text(target: object, number: int) -> str:

@@ -16,7 +16,8 @@ from ..core.types import Path
 from ..errors import StackingError
 from ..stack.arrays import is_array
 from ..stack.stacking import Stackings, name_of
-from ..stack.trees import MISSING, get, has, names_of
+from ..stack.trees import MISSING, get, has
+from ..words import names_on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +223,7 @@ def _stop(node: object) -> Callable[[object], bool]:
 def _outermost(node: object) -> list[tuple[Path, object]]:
     """The outermost mappings, boxes and leaves of a pytree, each with the names that lead there."""
     found, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=_stop(node))
-    return [(names_of(keys), value) for keys, value in found]
+    return [(names_on(keys), value) for keys, value in found]
 
 
 def _skeleton(tree: object) -> object:

@@ -20,8 +20,8 @@ from ..layout.data import Finding
 from ..module import Module, intercept_methods
 from ..module.shapes import init_shapes
 from ..pytrees import floats, is_array, is_inexact, split
-from ..stack.trees import names_of
 from ..training.per_layer import mixed_layers
+from ..words import names_on
 from .steps import Atom, Leaves, Literal, Place, Steps
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def check(
     # One trace serves for parameters, keys and dtypes.
     with intercept_methods(wider.see):
         closed = jax.make_jaxpr(forward)(params, others, arrays)
-    names = [names_of(path) for path, _ in jax.tree.leaves_with_path(params)]
+    names = [names_on(path) for path, _ in jax.tree.leaves_with_path(params)]
     reached = _reached(closed, len(names))
     lost = ["/".join(at) for at, is_used in zip(names, reached, strict=True) if not is_used]
     moves = zip(names, reached, _with_gradient(forward, params, others, arrays), strict=True)

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 import jax
 
 from ..core.types import Path
+from ..words import names_on
 from .arrays import Array, is_array
 
 T = TypeVar("T")
@@ -81,16 +82,6 @@ def _by_first_name(values: Mapping[Path, T]) -> dict[str, dict[Path, T]]:
     return below
 
 
-def names_of(keys: Iterable[object]) -> Path:
-    """The way to a part of a pytree, as JAX gives it, in names.
-
-    Example:
-      >>> names_of(jax.tree_util.tree_leaves_with_path({"a": [1]})[0][0])
-      ('a', '0')
-    """
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-
-
 class Level(NamedTuple):
     """One node of a pytree: its parts by name, and what makes such a node of other parts.
 
@@ -122,7 +113,7 @@ def opened(node: object) -> Level | None:
     found, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     if len(found) == 1 and found[0][1] is node:
         return None
-    parts = [(names_of(keys[-1:])[0], part) for keys, part in found]
+    parts = [(names_on(keys[-1:])[0], part) for keys, part in found]
     return Level(treedef, parts, lambda parts: jax.tree.unflatten(treedef, parts))
 
 

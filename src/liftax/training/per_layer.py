@@ -31,8 +31,7 @@ from ..errors import PerLayerError, StackingError
 from ..installed import needed
 from ..stack.convert import LayerAxis, form_of
 from ..stack.stacking import NONE_GONE, Stacking, Stackings, name_of
-from ..stack.trees import names_of
-from ..words import described
+from ..words import described, names_on
 
 if TYPE_CHECKING:
     import optax
@@ -169,7 +168,7 @@ def layer_axes(tree: Tree, layout: object) -> list[tuple[Path, list[int]]]:
     """
     if layout is None:
         leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-        return [(names_of(keys), []) for keys, _ in leaves]
+        return [(names_on(keys), []) for keys, _ in leaves]
     view = _View.of_parameters(tree, as_stackings(layout))
     return [(path, view.axes(i)) for i, path in enumerate(view.paths)]
 
@@ -277,7 +276,7 @@ class _View:
         # Parameters alone, or whole variables: optax is given either.
         bare, names, roots = find_roots(tree, stackings, None)
         found, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        paths = [names_of(keys) for keys, _ in found]
+        paths = [names_on(keys) for keys, _ in found]
         # A stack may be stored layer by layer, and then has nothing to be taken apart.
         there = {
             name: [s for s in stackings if form_of(s, roots[name], collection) == "stacked"]
@@ -309,7 +308,7 @@ class _View:
     def state(self, tree: Tree, has_axes: bool = True) -> _View:
         """Returns the view of a state; what lies at the place of a parameter belongs to that."""
         found, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        paths = [names_of(keys) for keys, _ in found]
+        paths = [names_on(keys) for keys, _ in found]
         # By part of the path: optax keeps trees like the parameters at places of its own.
         places = {path: i for i, path in enumerate(self.paths)}
         owners = [next((places[p] for p in _parts(path) if p in places), None) for path in paths]
