@@ -40,7 +40,8 @@ def is_array(leaf: object) -> bool:
       >>> is_array(jax.ShapeDtypeStruct((2,), 'float32')), is_array(jax.numpy.float32)
       (True, False)
     """
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    # The classes of numpy's scalars, which stand for dtypes, have both for their instances.
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, type)
 
 
 def is_inexact(leaf: Any) -> bool:

@@ -15,6 +15,9 @@ def array_text(value: object) -> str | None:
       >>> array_text(jax.ShapeDtypeStruct((2, 3), 'float32')), array_text('text')
       ('float32[2,3]', None)
     """
+    # The classes of numpy's scalars have both, for their instances.
+    if isinstance(value, type):
+        return None
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     return None if shape is None or dtype is None else f"{dtype}[{','.join(map(str, shape))}]"
 

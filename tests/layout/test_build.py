@@ -387,3 +387,17 @@ def test_streams_that_were_not_given():
     both = nn.layout(model, {"params": KEY, "dropout": KEY}, X, None)
     assert both.absent == () and [f.code for f in both.findings] == ["LX903"]
     assert "not split: dropout" in str(both) and "keys not split" in both.to_html()
+
+
+def test_a_dtype_of_numpy_is_no_array():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, dtype):
+            return nn.Dense(2, dtype=dtype)(x)
+
+    found = nn.layout(Model(), KEY, jnp.ones((2, 3)), np.float16)
+    assert found.arguments == "f32[2,3], <class 'numpy.float16'>"
+    variables = Model().init(KEY, jnp.ones((2, 3)), np.float16)
+    assert nn.saved_residuals(Model(), variables, jnp.ones((2, 3)), np.float16).bytes
+    (row, _) = nn.summary(Model(), KEY, compute_flops=True)(jnp.ones((2, 3)), np.float16)
+    assert row.inputs[1] is np.float16 and row.flops

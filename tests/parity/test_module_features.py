@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import cloudpickle
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from helpers.compare import Library, both
 from helpers.models import WIDTH, block, cheap
@@ -258,6 +259,20 @@ def test_compact_name_scope() -> None:
         return everything(Model(), (X,))
 
     assert {"up", "down", "Dense_0", "scale"} == set(both(run)["variables"]["params"])
+
+
+def test_a_dtype_of_numpy_is_an_argument() -> None:
+    def run(lib: Library) -> Any:
+        class Model(lib.nn.Module):
+            @lib.nn.compact
+            def __call__(self, x, dtype):
+                return dense(lib, dtype=dtype)(x)
+
+        # A class that has a shape and a dtype, for its instances.
+        variables = Model().init(keys(), X, np.float16)
+        return variables, Model().apply(variables, X, dtype=np.float16)
+
+    both(run)
 
 
 def test_nowrap() -> None:

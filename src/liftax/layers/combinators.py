@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ..errors import LayerError
 from ..module import Module, compact
+from ..pytrees import is_array
 from ._util import fail
 
 
@@ -103,7 +104,7 @@ class BatchApply:
 
         # Options and small arrays go along as they are.
         def merged(x: Any) -> bool:
-            return hasattr(x, "ndim") and x.ndim >= n
+            return is_array(x) and x.ndim >= n
 
         fronts = {x.shape[:n] for x in jax.tree.leaves((args, kwargs)) if merged(x)}
         if len(fronts) != 1:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ..module.attach import is_module
+from ..pytrees import is_array
 
 _LONGEST = 120
 
@@ -31,11 +32,10 @@ def call_text(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
     )
 
 
-def _described(value: object) -> str:
+def _described(value: Any) -> str:
     # Arrays, shapes and tracers alike: the numbers of a tracer are not there to be shown.
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape is not None and dtype is not None:
-        return f"{_short(dtype)}[{','.join(map(str, shape))}]"
+    if is_array(value):
+        return f"{_short(value.dtype)}[{','.join(map(str, value.shape))}]"
     if isinstance(value, (tuple, list)) and value:
         inside = ", ".join(map(_described, value))
         return f"[{inside}]" if isinstance(value, list) else f"({inside})"

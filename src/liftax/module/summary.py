@@ -21,12 +21,12 @@ from ..core.trees import abstract
 from ..core.types import Function
 from ..errors import MissingExtraError
 from ..installed import how_to_install
-from ..pytrees import Rest, floats, is_inexact, split
+from ..pytrees import Rest, floats, is_array, is_inexact, split
 from .bound import Variables
 from .methods import InterceptorContext
 from .run import INIT_COLLECTIONS, Rngs
 from .state import LIFTED, intercept_methods
-from .summary_table import draw, is_array
+from .summary_table import draw
 from .work import estimated, with_loops
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ _Owned = dict[Path, dict[str, Tree]]
 
 def size_and_bytes(tree: object) -> tuple[int, int]:
     """How many numbers the arrays of ``tree`` hold, and how many bytes."""
-    leaves = [x for x in jax.tree.leaves(tree) if hasattr(x, "shape") and hasattr(x, "dtype")]
+    leaves = list(filter(is_array, jax.tree.leaves(tree)))
     sizes = [int(np.prod(x.shape, dtype=np.int64)) for x in leaves]
     return sum(sizes), sum(n * x.dtype.itemsize for n, x in zip(sizes, leaves, strict=True))
 

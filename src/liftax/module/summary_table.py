@@ -8,17 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from ..core import boxes
+from ..pytrees import is_array
 from ..words import array_text
 
 _LEAF = (bool, int, float, complex, str, bytes, type(None))
-
-
-def is_array(x: object) -> bool:
-    """Tells whether a value is an array, or the shape of one."""
-    return isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 
 def draw(

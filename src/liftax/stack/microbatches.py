@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ..core.lift.schedule import Pipeline
 from ..errors import MicrobatchError, PipelineError
+from ..pytrees import is_array
 from ..words import describe
 from .arguments import Arguments, Block, Slices, positional
 
@@ -85,7 +86,7 @@ class Batched:
         if name in self.pipeline.microbatched:
             return self.pipeline.microbatched[name]
         for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-            shape = jnp.shape(leaf)[of_layers:] if hasattr(leaf, "shape") else ()
+            shape = leaf.shape[of_layers:] if is_array(leaf) else ()
             # With one microbatch whole and cut are the same, so nobody has to say which is meant.
             if shape[:1] == self.size and self.pipeline.microbatches > 1:
                 raise MicrobatchError(
