@@ -171,7 +171,7 @@ def check_named(scope: ScopeLike, col: str) -> None:
             else:
                 return
             raise UnnamedCollectionError(
-                f"{_inside(scope, root)}: a write to collection {col!r} would be lost.\n"
+                f"{where(scope.path, root.lift)}: a write to collection {col!r} would be lost.\n"
                 f"found: {found}{_meant(roles, col)}\n"
                 f"expected: {_argument(roles, col, row is not None)}"
             )
@@ -182,17 +182,12 @@ def check_not_hidden(scope: ScopeLike, col: str, name: str) -> None:
     for root, roles, outside in _lifts(scope):
         if roles.of(col) is None and _has(outside, col, (*scope.path, name)):
             raise UnnamedCollectionError(
-                f"{_inside(scope, root)}: variable {name!r} of collection {col!r} is read, and "
-                f"would be missing.\n"
+                f"{where(scope.path, root.lift)}: variable {name!r} of collection {col!r} is "
+                f"read, and would be missing.\n"
                 f"found: no argument of {roles.lift} names {col!r}, though the variable exists "
                 f"outside{_meant(roles, col)}\n"
                 f"expected: {_argument(roles, col)}"
             )
-
-
-def _inside(scope: ScopeLike, root: Call) -> str:
-    """Where a scope stands, with the lift that is to blame."""
-    return where(scope.path, root.lift)
 
 
 def _has(outside: ScopeLike, col: str, path: tuple[str, ...]) -> bool:

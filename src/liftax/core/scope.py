@@ -476,13 +476,9 @@ class Scope:
         self.check_valid()
         self.reserve(name, col)
         if not self.has_variable(col, name):
-            if init_fn is None or not self.call.is_mutable(col):
-                # It would have been made: a lift that would lose it is told first.
-                if init_fn is not None:
-                    self.check_named(col)
+            if init_fn is None:
                 raise refusals.not_found(self, col, name)
-            if not callable(init_fn):
-                raise refusals.no_initializer(self, col, name, init_fn)
+            self._check_may_make(col, name, init_fn)
             create = functools.partial(init_fn, *init_args, **init_kwargs)
             self.make_variable(col, name, create, create)
         return Variable(self, col, name, unbox)
@@ -517,11 +513,7 @@ class Scope:
             if not (init_args and getattr(value, "shape", None) == init_args[0]):
                 refusals.check_shape(self, name, value, init_fn, init_args, init_kwargs)
             return value
-        if not self.call.is_mutable("params"):
-            self.check_named("params")
-            raise refusals.not_found(self, "params", name)
-        if not callable(init_fn):
-            raise refusals.no_initializer(self, "params", name, init_fn)
+        self._check_may_make("params", name, init_fn)
 
         def create() -> object:
             return init_fn(self.make_rng("params"), *init_args, **init_kwargs)
@@ -529,6 +521,15 @@ class Scope:
         self.make_variable("params", name, create, (init_fn, init_args, init_kwargs))
         value = self.get_variable("params", name)
         return boxes.unbox(value) if unbox else value
+
+    def _check_may_make(self, col: str, name: str, init_fn: Function) -> None:
+        """Raises where a variable that is missing may not be made, or nothing makes it."""
+        if not self.call.is_mutable(col):
+            # It would have been made: a lift that would lose it is told first.
+            self.check_named(col)
+            raise refusals.not_found(self, col, name)
+        if not callable(init_fn):
+            raise refusals.no_initializer(self, col, name, init_fn)
 
     def make_variable(
         self, col: str, name: str, create: Callable[[], object], given: object

@@ -87,7 +87,7 @@ def lift(
     options = Lift(transform, variables, rngs, axes, size, metadata_params, first, name)
 
     def lifted(target: Fn, methods: Iterable[str] | None = None, *, of: Lift) -> Fn:
-        return lift_target(of.label, target, of, methods)
+        return lift_target(of.lift, target, of, methods)
 
     # What is remembered of a class is told apart by the arguments, and so by the lift itself: two
     # lifts may have one name.

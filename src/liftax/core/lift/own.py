@@ -14,10 +14,11 @@ from ..events import Told
 from ..filters import Filter, in_filter
 from ..roles import In, Out, Role, Roles, Row
 from ..streams import Keyed
-from ..types import Fn, Function, Group, Metadata, Tree
+from ..types import Function, Group, Metadata, Tree
 from .axes import named, unnamed
 from .checks import check_arguments
 from .crossing import Opening
+from .options import Options
 from .places import Place, flat, name_of
 
 __all__ = ["lift"]
@@ -33,7 +34,7 @@ class _OwnRoles(Roles):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Lift:
+class Lift(Options):
     """`liftax.lift` over functions of a scope: its result is a lift of them.
 
     Example:
@@ -56,7 +57,6 @@ class Lift:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        # What contradicts itself is refused where the user wrote it, not when it is called.
         # One axis may be of variables, of keys, or of both, but two roles along one axis could not
         # be told apart in a table.
         known = {*_by_role(self.variables), *_by_role(self.rngs)}
@@ -79,12 +79,13 @@ class Lift:
                 f"first= and axes={shown(dict(self.axes))}",
                 "one of the two",
             )
+        super().__post_init__()
 
     def refusal(self, what: str, found: str, expected: str) -> LiftOptionError:
-        return LiftOptionError(f"{self.label}: {what}\nfound: {found}\nexpected: {expected}")
+        return LiftOptionError(f"{self.lift}: {what}\nfound: {found}\nexpected: {expected}")
 
     @property
-    def label(self) -> str:
+    def lift(self) -> str:  # type: ignore[override]
         """The lift's name."""
         return self.name or str(getattr(self.transform, "__name__", "lift"))
 
@@ -98,23 +99,19 @@ class Lift:
             enters, leaves = not isinstance(which, Out), not isinstance(which, In)
             rows.append(Row(named, self.axes.get(role, role), "variables", enters, leaves))
         streams = [(which, role in self.axes) for role, which in _by_role(self.rngs).items()]
-        return _OwnRoles(self.label, rows, streams)
+        return _OwnRoles(self.lift, rows, streams)
 
-    def __call__(self, fn: Fn) -> Fn:
-        return functools.partial(_lifted, self, fn)  # type: ignore[return-value]
+    def run(self, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
+        """Runs the user's transformation of a function over what the scopes hold."""
+        opening = Opening(self.roles, scopes, fn)
+        check_arguments(opening)
+        # Before the transformation: what the loop of it needs is there when the body is traced.
+        if self.first is not None and opening.initializing:
+            opening.call_without(fn, scopes, self.first(*args, **kwargs), {})
+        return _OwnCall(self, opening, fn).run(args, kwargs)
 
 
 lift = Lift
-
-
-def _lifted(options: Lift, fn: Function, scopes: Tree, /, *args: Tree, **kwargs: object) -> Any:
-    """Runs the user's transformation of a function over what the scopes hold."""
-    opening = Opening(options.roles, scopes, fn)
-    check_arguments(opening)
-    # Before the transformation: what the loop of it needs is there when the body is traced.
-    if options.first is not None and opening.initializing:
-        opening.call_without(fn, scopes, options.first(*args, **kwargs), {})
-    return _OwnCall(options, opening, fn).run(args, kwargs)
 
 
 class _OwnCall:
@@ -198,7 +195,7 @@ class _OwnCall:
         return y, _shown(by_role, self.options.variables)
 
     def refusal(self, found: str) -> LostWritesError:
-        lift = self.options.label
+        lift = self.options.lift
         return LostWritesError(
             f"{self.opening.place}: {lift} must return a pair: what the lifted function returns, "
             f"and what its body wrote.\nfound: {found}\n"
