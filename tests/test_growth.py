@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import liftax as nn
+from liftax.core import FrozenDict
 
 
 def python_calls(fn):
@@ -146,6 +147,17 @@ def test_equal_modules_have_equal_hashes_whatever_is_nested():
     assert make() == make()
     assert hash(make()) == hash(make())
     assert hash(make()) != hash(Holder((1, [2, {"a": (3, nn.Dense(5))}], {"b": {"c": [5]}})))
+    # What flax freezes hashes itself, and equals the dict that it was made of.
+    plain = {"a": 1, "b": {"c": (2, "x")}}
+    for wrap in (lambda x: x, lambda x: (x,), lambda x: {"in": [x, None]}):
+        frozen, same = Holder(wrap(FrozenDict(plain))), Holder(wrap(plain))
+        assert frozen == same and hash(frozen) == hash(same)
+
+
+def test_a_value_without_a_hash_is_an_error_wherever_it_stands():
+    for held in (jnp.ones(2), (1, jnp.ones(2)), {"a": [jnp.ones(2)]}, nn.Sequential([jnp.ones(2)])):
+        with pytest.raises(TypeError, match="unhashable type"):
+            hash(Holder(held))
 
 
 @pytest.mark.parametrize("store", ["stacked", "layers"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 import operator
-import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard, TypeVar
 
@@ -146,8 +146,19 @@ def _inherits(cls: type) -> bool:
     return len(cls.__bases__) == 1 and hasattr(cls.__bases__[0], "_field_names")
 
 
-@boundary
 def _hash(self: Variables) -> int:
+    # A module that is a static argument of `jax.jit` is hashed in every call: all that it holds
+    # at once, and part by part only where that fails.
+    if self.scope is None and self.parent is None:
+        try:
+            return hash((type(self), self._compared(self)))
+        except TypeError:
+            pass
+    return _hash_of_parts(self)
+
+
+@boundary
+def _hash_of_parts(self: Variables) -> int:
     if self.scope is not None or getattr(self.parent, "scope", None) is not None:
         raise TypeError(
             f"{type(self).__name__}: a module that stands in a model is not hashable, since it "
@@ -156,20 +167,26 @@ def _hash(self: Variables) -> int:
     return hash((type(self), _hashable(self._compared(self))))
 
 
-_ATOMS = frozenset((int, float, str, bool, type(None), type, types.FunctionType))
-_CONTAINERS = (list, tuple, Mapping)
-
-
 def _hashable(value: object) -> Hashable:
-    # A module that is a static argument of `jax.jit` is hashed in every call: a container is made
-    # anew only where its parts need it, which is asked of their classes.
-    if isinstance(value, (list, tuple)):
-        kinds = set(map(type, value)) - _ATOMS
-        nests = any(issubclass(kind, _CONTAINERS) for kind in kinds)
-        return tuple(map(_hashable, value) if nests else value)
-    if isinstance(value, Mapping):
-        return frozenset((k, _hashable(v)) for k, v in value.items())
+    try:
+        hash(value)
+    except TypeError:
+        if isinstance(value, (list, tuple)):
+            return tuple(map(_hashable, value))
+        if isinstance(value, Mapping):
+            return _Items(value)
     return value
+
+
+class _Items:
+    """Has the hash of a mapping's items, which is that of the `FrozenDict` that it equals."""
+
+    def __init__(self, mapping: Mapping[Hashable, object]):
+        parts = (hash((key, _hashable(value))) for key, value in mapping.items())
+        self.found = functools.reduce(operator.xor, parts, 0)
+
+    def __hash__(self) -> int:
+        return self.found
 
 
 def freeze(value: object) -> object:
