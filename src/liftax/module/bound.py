@@ -27,6 +27,11 @@ Clones = dict[int, tuple[object, "Variables"]]
 """By its identity, a module (held, so that the identity stays its own) and its clone."""
 
 
+def _appended(values: Iterable[object], value: object) -> tuple[object, ...]:
+    # To unpack a tuple copies it twice, and thousands may be gathered one by one.
+    return values + (value,) if type(values) is tuple else (*values, value)
+
+
 @typing.dataclass_transform(field_specifiers=(dataclasses.field,))
 class Variables:
     """The methods of a module that read and write variables."""
@@ -218,7 +223,7 @@ class Variables:
         col: str,
         name: str,
         value: object,
-        reduce_fn: Callable[[Any, Any], object] = lambda xs, x: (*xs, x),
+        reduce_fn: Callable[[Any, Any], object] = _appended,
         init_fn: Callable[[], object] = tuple,
     ) -> bool:
         """Stores a value in a collection, if the caller asked for that collection.
