@@ -68,7 +68,7 @@ def _parts(layout: Any) -> Iterator[Stacking]:
         )
 
 
-def from_layout(layout: Layout, *, names: str = "layers_{}") -> Stackings:
+def from_layout(layout: Layout) -> Stackings:
     """The stackings of a model's Stacks and scans, as `nn.layout` saw them.
 
     Every scan with an axis in some variables gives a stacking; axes of other lifts (`vmap`) stay
@@ -78,7 +78,6 @@ def from_layout(layout: Layout, *, names: str = "layers_{}") -> Stackings:
 
     Args:
       layout: what `nn.layout(module, ...)` returned.
-      names: the path of layer number `{}` of a scan, from the path of the scan.
 
     Raises:
       StackingError: a variable of the model is already called as a layer would be.
@@ -100,7 +99,7 @@ def from_layout(layout: Layout, *, names: str = "layers_{}") -> Stackings:
     by_layers = [node.path for node in layout.stacks if node.store == "layers"]
     scans = [
         scan
-        for scan in _scans(layout, names)
+        for scan in _scans(layout)
         if not any(scan.path[: len(stack)] == stack for stack in by_layers)
     ]
     # Of two at one path, as a scan of a scan, that with fewer lifts around it is the outer one.
@@ -122,7 +121,7 @@ def _shapes(part: Stacking, layout: Layout) -> dict[Path, tuple[tuple[int, ...],
     return found
 
 
-def _scans(layout: Layout, names: str = "layers_{}") -> Iterator[Stacking]:
+def _scans(layout: Layout) -> Iterator[Stacking]:
     """The scans one by one, those around others first."""
     for node in layout.lifts:
         if node.kind != "scan":
@@ -147,7 +146,6 @@ def _scans(layout: Layout, names: str = "layers_{}") -> Iterator[Stacking]:
                     prefix,
                     node.size or 0,
                     axis=axes,
-                    names=names,
                     metadata_params={PARTITION_NAME: node.axis_name},
                     keys=keys,
                 ),
@@ -159,7 +157,8 @@ def _scans(layout: Layout, names: str = "layers_{}") -> Iterator[Stacking]:
             if clash:
                 raise StackingError(
                     f"the scan at {name_of(prefix)} has variables called {min(clash)!r}, as its "
-                    f"layers would be: give the layers other names with names='iteration_{{}}'"
+                    f"layers would be: give the layers other names with "
+                    f"Stacking.of(path, depth, names='iteration_{{}}')"
                 )
             yield new
 

@@ -101,7 +101,7 @@ class AlikeLifts:
         return common_name(paths) if len({numberless(p) for p in paths}) == 1 else paths[0]
 
 
-def alike_lifts(layout: LayoutData, enough: int = ENOUGH) -> AlikeLifts:
+def alike_lifts(layout: LayoutData) -> AlikeLifts:
     """Lifts beside each other that are the same, with all that is inside of them."""
     # A number for each kind: keys that hold keys would grow with the depth of the nest.
     kinds: dict[Hashable, int] = {}
@@ -132,10 +132,10 @@ def alike_lifts(layout: LayoutData, enough: int = ENOUGH) -> AlikeLifts:
     todo: list[int | None] = [None]
     for parent in todo:  # which grows: those inside come after the one around them
         for group in grouped(layout.children.get(parent, ()), kind.__getitem__).values():
-            kept = group[:1] if len(group) >= enough else group
+            kept = group[:1] if len(group) >= ENOUGH else group
             same.update((index, index) for index in kept)
             todo += kept
-            if len(group) >= enough:
+            if len(group) >= ENOUGH:
                 members[group[0]] = tuple(group)
     for first, all_of_it in reversed(members.items()):  # those inside of the first come before it
         for index in all_of_it[1:]:

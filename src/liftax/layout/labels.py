@@ -101,14 +101,12 @@ def _letters(layer: object, rank: int) -> Labels:
     return list(letters) if len(letters) == rank else [None] * rank
 
 
+def _cache(layer: object, rank: int) -> Labels:
+    return [*_numbered("batch", rank - 3), "length", "heads", "head dim"]
+
+
 _FEATURES: dict[str, Rule] = {"*": lambda layer, rank: [*[None] * (rank - 1), "features"][:rank]}
 _LINEAR: dict[str, Rule] = {"kernel": _fixed("in", "out"), "bias": _fixed("out")}
-_CACHE: Rule = lambda layer, rank: [  # noqa: E731
-    *_numbered("batch", rank - 3),
-    "length",
-    "heads",
-    "head dim",
-]
 
 _ADAPTERS = {"lora_a": ("in", "rank"), "lora_b": ("rank", "out")}
 
@@ -128,5 +126,5 @@ _TABLE: dict[str, dict[str, Rule]] = {
     "BatchNorm": _FEATURES,
     "WeightNorm": _FEATURES,
     "SpectralNorm": _FEATURES,
-    "MultiHeadDotProductAttention": {"cached_key": _CACHE, "cached_value": _CACHE},
+    "MultiHeadDotProductAttention": {"cached_key": _cache, "cached_value": _cache},
 }

@@ -68,18 +68,18 @@ def stats_of(array: np.ndarray) -> Stats:
     if array.dtype.kind not in "fiub":
         # What numpy does not know itself, such as bfloat16, it can turn into what it knows.
         array = np.abs(array) if array.dtype.kind == "c" else array.astype(np.float32)
-    if not array.size:
-        return Stats(None, None, None, None, 0.0, 0.0)
     finite = array if array.dtype.kind != "f" else array[np.isfinite(array)]
-    zeros = 1 - np.count_nonzero(array) / array.size
-    missing = 1 - finite.size / array.size
+    zeros = missing = 0.0
+    if array.size:
+        zeros = float(1 - np.count_nonzero(array) / array.size)
+        missing = float(1 - finite.size / array.size)
     if not finite.size:
-        return Stats(None, None, None, None, float(zeros), float(missing))
+        return Stats(None, None, None, None, zeros, missing)
     return Stats(
         float(finite.mean(dtype=np.float64)),
         float(finite.std(dtype=np.float64)),
         float(finite.min()),
         float(finite.max()),
-        float(zeros),
-        float(missing),
+        zeros,
+        missing,
     )

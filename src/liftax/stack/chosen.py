@@ -65,7 +65,9 @@ class Chosen:
 
         def leave(carry: Any, x: Any) -> Any:
             # Both branches must return one structure, so what was left out gives something too.
-            return carry, _paired(x, shapes[1], lambda old, y: _zeros(y) if old is None else old)
+            return carry, _paired(
+                x, shapes[1], lambda old, y: jnp.zeros(y.shape, y.dtype) if old is None else old
+            )
 
         def gated(carry: Any, x: Any) -> Any:
             return jax.lax.cond(x[0], run, leave, carry, x[1])
@@ -114,10 +116,6 @@ def _paired(xs: Any, ys: Any, change: Callable[[Any, Any], Any]) -> Any:
         return change(given.get(path[1:]) if is_variable else None, y)
 
     return jax.tree.map_with_path(one, ys)
-
-
-def _zeros(shape: Any) -> jax.Array:
-    return jnp.zeros(shape.shape, shape.dtype)
 
 
 def chosen(layers: Any, at: StackLayout, place: str) -> Chosen:

@@ -189,10 +189,7 @@ class StackLayout:
             members[name] = [i] if row is None else self.numbers(position)
         blocks = {self.block_name(i) for i in range(self.positions)}
         # A `Stacking` lists what is around it as its arrays meet it: from the inside out.
-        around = tuple(
-            Around(AskedAxes(e.axis_of), e.stack if e.kind == "stack" else None)
-            for e in reversed(self.enclosing)
-        )
+        around = tuple(Around(AskedAxes(e.axis_of), e.stack) for e in reversed(self.enclosing))
         # Only a stack with more layers has these: they tell that a layout is another model's.
         more = (
             f"layers_{len(self)}",
