@@ -15,7 +15,7 @@ from ..core.trees import abstract
 from ..layout.cost import cost_of
 from ..layout.data import Cost
 from ..module.work import lowered
-from ..pytrees import floats, is_inexact, with_floats
+from ..pytrees import floats, is_inexact, joined, parted, with_floats
 
 if TYPE_CHECKING:
     from jax.stages import Compiled
@@ -103,14 +103,12 @@ def with_gradient(
     wanted = [True] * len(avals) if by is None else by
 
     def both(*inputs: jax.Array) -> object:
-        given = iter(inputs)
-        pairs = list(zip(given, wanted, strict=True))
+        moving, others = parted(inputs, wanted)
 
         def forward(numbers: Sequence[jax.Array]) -> list[jax.Array]:
-            moving = iter(with_floats([x for x, is_wanted in pairs if is_wanted], numbers))
-            return floats(run(*(next(moving) if is_wanted else x for x, is_wanted in pairs)))
+            return floats(run(*joined(with_floats(moving, numbers), others, wanted)))
 
-        y, pull = jax.vjp(forward, floats(x for x, is_wanted in pairs if is_wanted))
+        y, pull = jax.vjp(forward, floats(moving))
         return y, pull([jnp.ones_like(out) for out in y])
 
     differentiable = any(is_inexact(a) and w for a, w in zip(avals, wanted, strict=True))

@@ -26,6 +26,7 @@ import jax
 
 from ..layout import Layout, layout
 from ..module import Module
+from ..pytrees import split
 from ..words import did_you_mean
 from .differences import differences, paired
 from .exercises import Exercise
@@ -297,14 +298,11 @@ def _layout_of(model: Module, call: Call) -> Layout:
 
 def _initialised(fn: Callable[..., Any], call: Call) -> list[Layout]:
     """The layouts of the modules that a function initialises, in order; nothing is computed."""
-    leaves, structure = jax.tree.flatten((call.args, dict(call.fields)))
-    is_shape = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
-    given = [leaf for leaf, shape in zip(leaves, is_shape, strict=True) if shape]
+    inputs = (call.args, dict(call.fields))
+    given, rest = split(inputs, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
     def called(*arrays: object) -> Any:
-        left = iter(arrays)
-        all_ = [next(left) if s else leaf for leaf, s in zip(leaves, is_shape, strict=True)]
-        args, fields = jax.tree.unflatten(structure, all_)
+        args, fields = rest.filled(arrays)
         return fn(*args, **fields)
 
     with _observed() as seen:

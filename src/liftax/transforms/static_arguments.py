@@ -67,13 +67,13 @@ def _of_call(
     Linen's way of counting: the module is number 0, of a class as of a function; negative numbers
     count from the end of the signature, and where that takes any number of arguments, of the call.
     """
-    known = positional(body.method)
+    _, most = positional(body.method)
     # By the signature, so that a number means the same argument in every call.
-    last = len(args) if known == math.inf else int(known) - 1
+    last = len(args) if most == math.inf else int(most)
     found = []
     for number in given:
         place = number if number >= 0 else last + 1 + number
-        if not 0 <= place < max(known, len(args) + 1):
+        if not 0 <= place <= max(most, len(args)):
             raise StaticArgumentError(
                 f"{body.detached.scopes[0].where()}, {lift} of {body.__name__}: {argument} "
                 f"has {number}, and there are {last} arguments after the module.\n"

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 import jax
 
 from ..core.filters import Filter
-from ..core.lift.views import AddMetadataAxis, FoldRngs, Seen, unchanged
-from ..core.lift.views import map_variables as lift_map_variables
+from ..core.lift.views import AddMetadataAxis, FoldRngs, MapVariables, Seen, unchanged
 from ..core.roles import VariableAxes
 from ..core.types import Fn, Metadata
 from ..module.attach import is_module
@@ -71,10 +70,11 @@ def map_variables(
       >>> y.shape, jax.tree.map(jax.numpy.shape, variables['params'])
       ((5,), {'Dense_0': {'kernel': (5, 2)}})
     """
-    options = (mapped_collections, trans_in_fn, trans_out_fn, init, mutable, rngs, variables)
-    return lift_target(
-        "map_variables", target, lambda fn: lift_map_variables(fn, *options), methods
+    options = MapVariables(
+        mapped_collections, trans_in_fn, trans_out_fn, init, mutable, rngs, variables
     )
+    # As a function: its options are for all methods, and none may have others.
+    return lift_target("map_variables", target, lambda fn: options(fn), methods)
 
 
 @remembered

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import KeyPath
 
 from ... import equations, jax_private
 from ...pytrees import joined, parted
@@ -36,20 +37,7 @@ Loop = Callable[[Callable[..., Any], Tree, Tree], tuple[Any, Any]]
 """``(step, state, xs) -> (state, ys)``, as `jax.lax.scan` without its options."""
 
 
-class Pair(NamedTuple):
-    """The places of a variable among the leaves of what goes in, and of what comes out."""
-
-    x: int
-    y: int
-
-
-def run(
-    loop: Loop,
-    step: Function,
-    state: Tree,
-    xs: Tree,
-    opening: Opening,
-) -> tuple[Any, Any]:
+def run(loop: Loop, step: Function, state: Tree, xs: Tree, opening: Opening) -> tuple[Any, Any]:
     """Runs a loop, variables in place where the table says so.
 
     Args:
@@ -64,16 +52,14 @@ def run(
     """
     x = jax.tree.map(jax_private.element, xs)
     closed, shape = jax.make_jaxpr(step, return_shape=True)(state, x)
-    # A variable that changes its shape is another array, and cannot lie in the old one's place.
-    found = [p for p in _pairs(opening, x, shape[1]) if _alike(x, shape[1], p)]
+    found = _written_in_place(opening, x, shape[1])
     program = jax_private.consts_as_inputs(closed)
     first = len(closed.consts) + len(jax.tree.leaves(state))  # where the inputs of x begin
     after = len(jax.tree.leaves(shape[0]))  # where the outputs of y begin
-    body = _Body(program, [(first + p.x, after + p.y) for p in found])
+    body = _Body(program, [(first + k, after + n) for k, n in found.items()])
     # By paths, on both sides in one order: the first that goes in is the first that comes out.
-    x_at, y_at = {p.x for p in found}, {p.y for p in found}
-    goes_in = [k in x_at for k in range(len(jax.tree.leaves(xs)))]
-    comes_out = [k in y_at for k in range(len(jax.tree.leaves(shape[1])))]
+    goes_in = [k in found for k in range(len(jax.tree.leaves(xs)))]
+    comes_out = [n in found.values() for n in range(len(jax.tree.leaves(shape[1])))]
     state_def, y_def = jax.tree.structure(state), jax.tree.structure(shape[1])
 
     def sliced(consts: Leaves, state: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
@@ -111,35 +97,32 @@ def run(
     return jax.tree.unflatten(state_def, out), jax.tree.unflatten(y_def, ys)
 
 
-def _pairs(opening: Opening, x: Tree, y: Tree) -> list[Pair]:
-    """Pairs the variables of an iteration that are written where they stand.
+def _written_in_place(opening: Opening, x: Tree, y: Tree) -> dict[int, int]:
+    """Finds the variables of an iteration that are written where they stand.
 
     Args:
       opening: of the loop.
       x: what goes in: arguments, groups of variables, keys.
       y: what comes out: arrays, groups of variables.
+
+    Returns:
+      for each, its place among the leaves that go in -> that among those that come out.
     """
 
-    def places(slices: Tree) -> dict[Tree, int]:
+    def places(slices: Tree) -> dict[KeyPath, tuple[int, jax.ShapeDtypeStruct]]:
         leaves = jax.tree_util.tree_leaves_with_path(slices)
-        return {path[1:]: k for k, (path, _) in enumerate(leaves) if path[0].idx == 1}
+        return {path[1:]: (k, leaf) for k, (path, leaf) in enumerate(leaves) if path[0].idx == 1}
 
-    def is_paired(path: Any) -> bool:
-        _, top, col, *_ = path
+    found, comes_out = dict[int, int](), places(y)
+    for path, (k, old) in places(x).items():
+        top, col = path[1:3]
         row = opening.tables[top.idx].of(col.key)
-        return row is not None and row.in_place
-
-    goes_in, comes_out = places(x), places(y)
-    return [
-        Pair(k, comes_out[path])
-        for path, k in goes_in.items()
-        if path in comes_out and is_paired(path)
-    ]
-
-
-def _alike(x: Tree, y: Tree, pair: Pair) -> bool:
-    goes_in, comes_out = jax.tree.leaves(x)[pair.x], jax.tree.leaves(y)[pair.y]
-    return bool(goes_in.shape == comes_out.shape and goes_in.dtype == comes_out.dtype)
+        if path in comes_out and row is not None and row.in_place:
+            n, new = comes_out[path]
+            # One that changes its shape is another array, and cannot lie in the old one's place.
+            if (old.shape, old.dtype) == (new.shape, new.dtype):
+                found[k] = n
+    return found
 
 
 class _Body:

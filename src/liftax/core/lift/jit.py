@@ -255,11 +255,5 @@ def _donated(numbers: frozenset[int], args: tuple[Tree, ...], static: Static) ->
             )
     # JAX counts the leaves that the program takes: those that can be traced.
     wanted = {number % len(args) for number in numbers}
-    found, n = set(), 0
-    for i, arg in enumerate(args):
-        for leaf in jax.tree.leaves(arg):
-            if is_traceable(leaf):
-                if i in wanted and n < len(static.dynamic):
-                    found.add(n)
-                n += 1
-    return found
+    owners = [i for i, arg in enumerate(args) for x in jax.tree.leaves(arg) if is_traceable(x)]
+    return {n for n, i in enumerate(owners[: len(static.dynamic)]) if i in wanted}

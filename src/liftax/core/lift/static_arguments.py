@@ -73,28 +73,12 @@ def is_traceable(leaf: object) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))
 
 
-class _Positional(NamedTuple):
-    """The positional parameters of a function after the scope or module.
-
-    Attributes:
-      names: theirs.
-      more: whether it takes any number.
-    """
-
-    names: list[str]
-    more: bool
-
-
-def _positional_names(fn: Function) -> _Positional:
+def positional(fn: Function) -> tuple[list[str], float]:
+    """Returns the names of the arguments after the scope or module, and how many there may be."""
     parameters = inspect.signature(fn).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return _Positional(names[1:], any(p.kind is p.VAR_POSITIONAL for p in parameters))
-
-
-def positional(fn: Function) -> float:
-    """Returns how many positional arguments a function takes, the scope or module among them."""
-    own = _positional_names(fn)
-    return math.inf if own.more else len(own.names) + 1
+    own = names[1:]
+    return own, math.inf if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(own)
 
 
 def _has_arrays(value: Tree) -> bool:
@@ -153,9 +137,8 @@ class Static:
         """Adds what is named and passed by position to ``fixed``, and the reverse to ``names``."""
         target = getattr(self.at, "target", None)
         # Of a lifted class the method is what the user wrote, and what its numbers count.
-        own = _positional_names(getattr(target, "method", target))  # type: ignore[arg-type]
-        limit = len(own.names) if not own.more else math.inf
-        by_position = [i for i, name in enumerate(own.names[: len(args)]) if name in names]
+        own, limit = positional(getattr(target, "method", target))  # type: ignore[arg-type]
+        by_position = [i for i, name in enumerate(own[: len(args)]) if name in names]
         for number in absent:
             if not 0 <= number < limit:
                 raise StaticArgumentError(
@@ -164,7 +147,7 @@ class Static:
                     f"module itself is not counted), or static_argnames for keywords"
                 )
             # An argument that is left to its default is in neither place.
-            name = own.names[number] if number < len(own.names) else ""
+            name = own[number] if number < len(own) else ""
             if name in kwargs and not _has_arrays(kwargs[name]):
                 names.add(name)
         # To be compared by value an array would have to be read, and could not be traced.
