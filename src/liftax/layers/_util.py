@@ -42,6 +42,12 @@ def merge_option(module: Module, name: str, field: _T | None, argument: _T | Non
     return field
 
 
+def check_one(module: object, option: str) -> None:
+    """An operation of the user's is given itself, or by the function that makes it."""
+    if getattr(module, option) is not None and getattr(module, option + "_cls") is not None:
+        raise fail(module, f"both {option} and {option}_cls are set.", "Pass one of them.")
+
+
 def to_tuple(value: Ints) -> tuple[int, ...]:
     """``3`` or ``[3, 4]`` as a tuple of ints."""
     if isinstance(value, Iterable):

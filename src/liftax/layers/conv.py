@@ -15,7 +15,7 @@ from jax import lax
 from ..errors import LayerError
 from ..module import Module, compact, nowrap
 from . import initializers, linear
-from ._util import add_bias, check_size, fail, sizes, to_tuple
+from ._util import add_bias, check_one, check_size, fail, sizes, to_tuple
 from .dtypes import (
     Array,
     ArrayLike,
@@ -222,18 +222,7 @@ class ConvBase(Module):
         _check_mask(self, kernel_shape)
 
         convolve = self._convolution()
-        try:
-            kernel = self.param("kernel", self.kernel_init, kernel_shape, self.param_dtype)
-        except ZeroDivisionError as cause:  # of the variance of no elements, before jax 0.11
-            if 0 not in kernel_shape:
-                raise
-            raise fail(
-                self,
-                f"kernel_init cannot make the empty kernel of shape {kernel_shape}: the window "
-                f"fits nowhere into the input of shape {x.shape}, or that has no channels.",
-                "Change kernel_size=, kernel_dilation=, padding= or kernel_init=.",
-            ) from cause
-        kernel = _masked(self, kernel)
+        kernel = _masked(self, self._kernel(kernel_shape, x.shape))
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, bias_shape, self.param_dtype)
@@ -250,15 +239,24 @@ class ConvBase(Module):
         return place(y if len(batch) == 1 else jnp.reshape(y, (*batch, *y.shape[1:])))
 
     @nowrap
+    def _kernel(self, shape: tuple[int, ...], inputs: tuple[int, ...]) -> Array:
+        try:
+            return self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        except ZeroDivisionError as cause:  # of the variance of no elements, before jax 0.11
+            if 0 not in shape:
+                raise
+            raise fail(
+                self,
+                f"kernel_init cannot make the empty kernel of shape {shape}: the window fits "
+                f"nowhere into the input of shape {inputs}, or that has no channels.",
+                "Change kernel_size=, kernel_dilation=, padding= or kernel_init=.",
+            ) from cause
+
+    @nowrap
     def _convolution(self) -> Convolution:
         """The convolution that the options ask for."""
+        check_one(self, "conv_general_dilated")
         if self.conv_general_dilated_cls is not None:
-            if self.conv_general_dilated is not None:
-                raise fail(
-                    self,
-                    "both conv_general_dilated and conv_general_dilated_cls are set.",
-                    "Pass one of them.",
-                )
             return self.conv_general_dilated_cls()
         if self.conv_general_dilated is not None:
             return self.conv_general_dilated

@@ -15,6 +15,7 @@ from ..module import Module, compact, nowrap
 from . import initializers
 from ._util import (
     add_bias,
+    check_one,
     check_size,
     dot_general,
     fail,
@@ -69,11 +70,6 @@ def canonicalize_padding(padding: Any, rank: int) -> str | list[tuple[int, int]]
         "(low, high) pair.",
         "Change padding=.",
     )
-
-
-def _check_dots(module: Dense | DenseGeneral) -> None:
-    if module.dot_general_cls is not None and module.dot_general is not None:
-        raise fail(module, "both dot_general and dot_general_cls are set.", "Pass one of them.")
 
 
 def _dot_of(module: Dense | DenseGeneral, place: Asked) -> DotGeneral:
@@ -137,7 +133,7 @@ class Dense(Module):
         if not shape:
             raise fail(self, "the input is a scalar.", "Pass an array with at least one axis.")
         check_size(self, "features", self.features)
-        _check_dots(self)
+        check_one(self, "dot_general")
         kernel = self.param(
             "kernel", self.kernel_init, (shape[-1], self.features), self.param_dtype
         )
@@ -227,7 +223,7 @@ class DenseGeneral(Module):
         shape = jnp.shape(inputs)
         features = sizes(self, "features", self.features)
         batch = sizes(self, "batch_dims", self.batch_dims)
-        _check_dots(self)
+        check_one(self, "dot_general")
         axis = normalize_axes(self, "axis", self.axis, len(shape))
         if sorted(batch) != list(range(len(batch))):
             raise fail(

@@ -175,21 +175,7 @@ class RNN(Module):
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
 
-        # What does not fit is told here: from inside the scan it would be an error of its axes.
-        if not isinstance(self.cell, Module):
-            raise fail(
-                self,
-                f"cell is {shown(self.cell)}, not a cell.",
-                "Pass an instance, e.g. nn.RNN(nn.LSTMCell(64)).",
-            )
-        batch_dims = inputs.ndim - self.cell.num_feature_axes - 1
-        if batch_dims < 0:
-            raise fail(
-                self,
-                f"the input of shape {inputs.shape} has too few axes; the cell takes "
-                f"{self.cell.num_feature_axes}, and time is one more.",
-                "Pass (*batch, time, *features).",
-            )
+        batch_dims = self._batch_dims(inputs)
         axis = 0 if time_major else batch_dims
         step_shape = inputs.shape[:axis] + inputs.shape[axis + 1 :]
         if seq_lengths is not None and jnp.shape(seq_lengths) != step_shape[:batch_dims]:
@@ -246,6 +232,26 @@ class RNN(Module):
             outputs = jax.tree.map(flip, outputs)
         outputs = place(outputs)
         return (carry, outputs) if return_carry else outputs
+
+    @nowrap
+    def _batch_dims(self, inputs: Array) -> int:
+        """The number of batch axes."""
+        # What does not fit is told here: from inside the scan it would be an error of its axes.
+        if not isinstance(self.cell, Module):
+            raise fail(
+                self,
+                f"cell is {shown(self.cell)}, not a cell.",
+                "Pass an instance, e.g. nn.RNN(nn.LSTMCell(64)).",
+            )
+        found = inputs.ndim - self.cell.num_feature_axes - 1
+        if found < 0:
+            raise fail(
+                self,
+                f"the input of shape {inputs.shape} has too few axes; the cell takes "
+                f"{self.cell.num_feature_axes}, and time is one more.",
+                "Pass (*batch, time, *features).",
+            )
+        return found
 
     @nowrap
     def _lies(
