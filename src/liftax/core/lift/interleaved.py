@@ -111,7 +111,13 @@ class _Carry(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class _Both:
-    """The loop of one call: the loss, and its derivatives by what it is made of."""
+    """The loop of one call: the loss, and its derivatives by what it is made of.
+
+    Args:
+      stages, visit, loss, parts: as of `interleaved`.
+      own, args: what the layers have, and the loss's arguments.
+      alone, cut: of each of those whether a microbatch has its own.
+    """
 
     stages: Stages
     visit: Visit
