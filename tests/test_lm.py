@@ -9,7 +9,6 @@ import resource
 import runpy
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -40,6 +39,8 @@ TINY: dict[str, Any] = {
     "depth": 2,
     "sample": 0,
     "mesh": (("data", 2),),
+    # On a machine that is busy a process is not lost because it is slow.
+    "join": 600,
 }
 ARGUMENTS = [f"--{name}={value}" for name, value in TINY.items() if name not in ("mesh", "sample")]
 # `make kills` has more.
@@ -188,14 +189,18 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_all_processes(tmp_path: Path) -> None:
+    begun: list[BaseProcess] = []
+
     def watch(what: str, value: Any, running: Sequence[BaseProcess]) -> None:
         if what == "begin":
+            begun.extend(running)
             for process in running:
                 assert process.pid is not None
                 resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    begun = time.monotonic()
     with pytest.raises(TrainingError, match=r"checkpoints cannot be written: .*\S$") as told:
         launch(Quick(tmp_path, **TINY), 2, watch)
-    assert "\n" not in str(told.value) and time.monotonic() - begun < 60
+    assert "\n" not in str(told.value)
+    # Once begun and never again, and nobody is left who waits for the other.
+    assert len(begun) == 2 and all(process.exitcode is not None for process in begun)
     assert kept.whole_steps(tmp_path / "checkpoints") == []

@@ -170,7 +170,7 @@ def test_a_real_ctrl_c(tmp_path):
                 continue
         process.send_signal(signal.SIGINT)
         try:
-            _, error = process.communicate(timeout=60)
+            _, error = process.communicate(timeout=600)
         finally:
             process.kill()
     assert process.returncode == 130

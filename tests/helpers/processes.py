@@ -37,7 +37,7 @@ def fresh(fn: Fn, *args: Any) -> Any:
         return pool.submit(fn, *args).result()
 
 
-def run(fn: Fn, *args: Any, processes: int, devices: int, seconds: float = 120) -> list[Any]:
+def run(fn: Fn, *args: Any, processes: int, devices: int, seconds: float = 900) -> list[Any]:
     """Returns what ``fn(*args)`` gave in each process; they share so many devices evenly."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
@@ -85,9 +85,10 @@ def _process(
         jax.config.update("jax_num_cpu_devices", devices // processes)
         # As `compiled_quickly` has it in the test's own process.
         jax.config.update("jax_disable_most_optimizations", True)
-        jax.distributed.initialize(address, processes, number, initialization_timeout=60)
+        jax.distributed.initialize(address, processes, number, initialization_timeout=600)
         end.send(("done", fn(*args)))
     except BaseException:
         end.send(("failed", traceback.format_exc()))
     # The test ends all of them: one that goes first would be missed by the others.
-    time.sleep(60)
+    parent = multiprocessing.parent_process()
+    wait([parent.sentinel] if parent else [])

@@ -54,7 +54,7 @@ def ask(
             [CHROMIUM, *_FLAGS, *scheme, f"--user-data-dir={folder}/profile", file.as_uri()],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
     found = re.search(r'<pre id="answers">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, f"the page did not come up: {done.stderr[-2000:]}"

@@ -219,7 +219,7 @@ def test_at_a_terminal(folder):
         assert not re.search(r"\x1b\[[0-9;]*3[0-9]", terminal.text)
         terminal.press("q")
         terminal.until("Until next time.")
-        assert terminal.process.wait(60) == 0
+        assert terminal.process.wait(500) == 0
     finally:
         terminal.process.kill()
         os.close(terminal.outside)
