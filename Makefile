@@ -12,6 +12,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
+# Every process that a test starts, and every worker, would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := run
 .PHONY: run test kills test-matrix adoption docs bench gpu types lint format chromium clean
 

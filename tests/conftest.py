@@ -9,14 +9,16 @@ import hypothesis
 import pytest
 
 # Sharding is tested on eight devices, parity to the last bit on the CPU. Half of the suite is
-# compiling, so LLVM takes less pains: a draw of keys compiles in less than half of the time. The
-# emitters that write a fusion by way of MLIR take as long as all else does that compiles one, so
-# the ones before them do it; JAX 0.12 no longer has those, and passes over the option. What XLA
-# itself makes of a program, its fusions, copies and buffers, stays as it is.
+# compiling, so LLVM takes less pains: a draw of keys compiles in less than half of the time. And it
+# is given a program whole, where XLA would take one apart for a pool of threads: both cores have
+# tests to run. The emitters that write a fusion by way of MLIR take as long as all else does that
+# compiles one, so the ones before them do it; JAX 0.12 no longer has those, and passes over the
+# option. What XLA itself makes of a program, its fusions, copies and buffers, stays as it is.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=1",
+        "--xla_cpu_parallel_codegen_split_count=1",
         "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
