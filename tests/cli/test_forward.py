@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from liftax.cli import main
 from liftax.recipes import composed_lifts_forward
@@ -23,6 +22,8 @@ def lines(capsys):
 
 
 def test_on_digits(capsys):
+    from sklearn.datasets import load_digits
+
     assert main(["forward"]) == 0
     shown = lines(capsys)
     assert shown[0] == "input: handwritten digits (scikit-learn), 1,797 x 64"

@@ -1,7 +1,10 @@
 """The first layer and module at which two models part."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import liftax as nn
@@ -9,7 +12,7 @@ import liftax as nn
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 KEY = jax.random.key(0)
-X = jax.random.normal(jax.random.key(1), (3, 4))
+X = np.random.RandomState(1).randn(3, 4).astype(np.float32)
 
 
 class Block(nn.Module):
@@ -34,15 +37,17 @@ class Model(nn.Module):
         return nn.LayerNorm(name="last")(x)
 
 
-V = Model().init(KEY, X)
-LAYOUT = nn.stackings_of(Model(), KEY, X)
+@functools.cache
+def made():
+    """When a test asks: each worker imports this module, and one of them runs its tests."""
+    return Model().init(KEY, X)
 
 
 def changed(layer, module="down"):
-    made = jax.tree.map(lambda x: x, V)
-    kernel = made["params"]["deep"]["block_0"][module]["kernel"]
-    made["params"]["deep"]["block_0"][module]["kernel"] = kernel.at[layer].add(0.5)
-    return made
+    copy = jax.tree.map(lambda x: x, made())
+    kernel = copy["params"]["deep"]["block_0"][module]["kernel"]
+    copy["params"]["deep"]["block_0"][module]["kernel"] = kernel.at[layer].add(0.5)
+    return copy
 
 
 @pytest.mark.parametrize(
@@ -57,18 +62,20 @@ def changed(layer, module="down"):
 )
 def test_however_it_runs_and_is_stored(other):
     def form(variables):
-        return nn.to_layers(variables, LAYOUT) if other.store == "layers" else variables
+        if other.store == "stacked":
+            return variables
+        return nn.to_layers(variables, nn.stackings_of(Model(), KEY, X))
 
-    same = nn.diff(Model(), V, other, form(V), X)
+    same = nn.diff(Model(), made(), other, form(made()), X)
     assert not same and str(same) == "no difference"
     paths = [row.module for row in same.rows]
     assert paths.count("deep/block_0/up") == 6 and len(paths) == 3 + 3 * 6 + 1
-    found = nn.diff(Model(), V, other, form(changed(3)), X)
+    found = nn.diff(Model(), made(), other, form(changed(3)), X)
     assert (found.first.module, found.first.layer) == ("deep/block_0/down", 3)
 
 
 def test_order_is_that_of_returning():
-    rows = [(r.module, r.layer) for r in nn.diff(Model(), V, Model(), V, X).rows]
+    rows = [(r.module, r.layer) for r in nn.diff(Model(), made(), Model(), made(), X).rows]
     assert rows[:5] == [
         ("first", 0),
         ("deep/block_0/up", 0),
@@ -81,10 +88,10 @@ def test_order_is_that_of_returning():
 
 def test_dtypes():
     narrow = Model(dtype=jnp.bfloat16)
-    found = nn.diff(Model(), V, narrow, V, X)
+    found = nn.diff(Model(), made(), narrow, made(), X)
     assert found.first.module == "deep/block_0/down" and found.first.layer == 0
     assert "float32[3,4], bfloat16[3,4]" in str(found)
-    assert not nn.diff(Model(), V, narrow, V, X, tolerance=0.1)
+    assert not nn.diff(Model(), made(), narrow, made(), X, tolerance=0.1)
 
 
 def test_nan_and_shapes():
