@@ -27,7 +27,7 @@ from liftax.lm.launch import launch
 from liftax.lm.settings import Settings, TrainingError, parse_mesh
 from liftax.lm.worker import Place, Training, join, read_metrics, work
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_quickly")]
 
 TINY: dict[str, Any] = {
     "steps": 8,
@@ -66,7 +66,7 @@ def losses(settings: Settings) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def alone(tmp_path_factory: pytest.TempPathFactory, compiled_quickly: None) -> Settings:
     """The run of one process on one device."""
     settings = Settings(tmp_path_factory.mktemp("one"), **{**TINY, "mesh": (("data", 1),)})
     work(settings, Place(), quiet)

@@ -12,6 +12,8 @@ import pytest
 from helpers.compare import ours
 from helpers.models import cheap
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 MODELS = 2000
 
 

@@ -17,7 +17,10 @@ from helpers.models import SHARED, WIDTH, cheap, mapped, scanned
 from helpers.run import keys, ramp
 from jax.sharding import AxisType, PartitionSpec
 
-pytestmark = pytest.mark.skipif(ON_FLAX, reason="the reference traces more often")
+pytestmark = [
+    pytest.mark.skipif(ON_FLAX, reason="the reference traces more often"),
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 DEPTHS = [1, 2, 3, 4, 5, 6]
 
 

@@ -22,6 +22,8 @@ from liftax.checkpoint.files import open_checkpoint
 from liftax.checkpoint.tensors import CODE_OF
 from liftax.errors import CheckpointError, StackingError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 X = np.ones((2, 4), np.float32)
 
 

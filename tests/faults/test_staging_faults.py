@@ -16,6 +16,8 @@ from helpers.run import keys, ramp
 lib = ours()
 nn = lib.nn
 errors = lib.errors
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 X = ramp(WIDTH)
 XX = ramp(2, WIDTH)
 

@@ -17,6 +17,8 @@ from liftax.checkpoint.find import from_layout
 from liftax.layout.fold import alike_lifts, fold
 from liftax.layout.shown import Layout
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY, X = jax.random.key(0), jax.ShapeDtypeStruct((2,), "float32")
 
 

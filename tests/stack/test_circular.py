@@ -15,6 +15,8 @@ from liftax.cli import main
 from liftax.core.lift.schedule import Groups
 from liftax.errors import PipelineError, StackError, StackingError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 X = jax.random.normal(jax.random.key(3), (16, 32))
 RUN = nn.Pipeline(4, 8, 2)
 SENT = re.compile(
