@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -30,6 +31,28 @@ def _path_in(layer: Module, path: KeyPath) -> str:
     The value in a box has a name of its own on it: ``Dense_0/kernel/value``.
     """
     return f"{layer.name}/{jax.tree_util.keystr(path[1:], simple=True, separator='/')}"
+
+
+def _on_changed(
+    module: SpectralNorm | WeightNorm,
+    change: Callable[[KeyPath, Any], Array],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    mutable: bool = False,
+) -> Any:
+    """Calls the layer that a module holds, on changed parameters."""
+
+    def layer_forward(layer: Any) -> Any:
+        return layer(*args, **kwargs)
+
+    run = map_variables(
+        layer_forward,
+        "params",
+        trans_in_fn=functools.partial(jax.tree_util.tree_map_with_path, change),
+        init=module.is_initializing(),
+        mutable=mutable,
+    )
+    return run(module.layer_instance)
 
 
 class SpectralNorm(Module):
@@ -89,23 +112,11 @@ class SpectralNorm(Module):
         if self.n_steps < 1:
             raise fail(self, f"n_steps={self.n_steps} is not positive.", "Change n_steps=.")
 
-        def normalize(variables: Any) -> Any:
-            return jax.tree_util.tree_map_with_path(
-                lambda path, x: self._spectral_normalize(path, x, update_stats), variables
-            )
+        def normalize(path: KeyPath, x: ArrayLike) -> Array:
+            return self._spectral_normalize(path, x, update_stats)
 
-        def layer_forward(layer: Any) -> Any:
-            return layer(*args, **kwargs)
-
-        run = map_variables(
-            layer_forward,
-            "params",
-            trans_in_fn=normalize,
-            # Then the layer's own variables are stored as they are normalized, as in Linen.
-            init=self.is_initializing(),
-            mutable=True,
-        )
-        return run(self.layer_instance)
+        # Mutable: the layer's own variables are stored as they are normalized, as in Linen.
+        return _on_changed(self, normalize, args, kwargs, mutable=True)
 
     def _spectral_normalize(self, path: KeyPath, x: ArrayLike, update_stats: bool) -> Array:
         x = as_array(x)
@@ -198,19 +209,7 @@ class WeightNorm(Module):
                 f"Pass variable_filter={{{self.variable_filter!r}}}.",
             )
 
-        def normalize(variables: Any) -> Any:
-            return jax.tree_util.tree_map_with_path(self._l2_normalize, variables)
-
-        def layer_forward(layer: Any) -> Any:
-            return layer(*args, **kwargs)
-
-        run = map_variables(
-            layer_forward,
-            "params",
-            trans_in_fn=normalize,
-            init=self.is_initializing(),
-        )
-        return run(self.layer_instance)
+        return _on_changed(self, self._l2_normalize, args, kwargs)
 
     def _l2_normalize(self, path: KeyPath, x: ArrayLike) -> Array:
         x = as_array(x)

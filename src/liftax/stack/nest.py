@@ -137,11 +137,9 @@ class Runner:
         remat = self.remat
         # A visit that is computed again computes all of its layers before the first goes back: with
         # each within, no more than one layer's intermediates are there at once.
-        each = (
-            None
-            if remat is None or not (remat.within or remat.policy == "products")
-            else dataclasses.replace(remat, every=1, nested=None)
-        )
+        each: Remat | None = None
+        if remat is not None and (remat.within or remat.policy == "products"):
+            each = dataclasses.replace(remat, every=1, nested=None)
         again: Callable[[Stage], Stage] = takes_again
         if remat is not None and remat.positions is None:
             again = functools.partial(self.checkpoint, in_scan=True, stream=2)

@@ -294,9 +294,10 @@ def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
       >>> [(level.size, level.remat) for level in levels(Run(), Remat(every=3), 12)]
       [(3, True), (1, True)]
     """
-    whole = remat is not None and remat.positions is None
+    if remat is not None and remat.positions is not None:
+        remat = None  # layers one by one, within steps: no loop is recomputed
     group = _group(run.group, length)
-    every = _group(remat.every, length) if remat is not None and whole else 1
+    every = 1 if remat is None else _group(remat.every, length)
     # Each loop goes over groups of the next one's size, so the sizes must divide one another; the
     # outermost may be the whole stack, into which nothing has to fit.
     sizes = sorted({group, every, 1}, reverse=True)
@@ -315,9 +316,9 @@ def levels(run: Run, remat: Remat | None, length: int) -> list[Level]:
     nest = []
     for size in sizes:
         kind = "loop" if run.kind == "loop" or size < group else "scan"
-        again = whole and (size == every or (size == 1 and within))
+        again = remat is not None and (size == every or (size == 1 and within))
         inside = size == 1 < every and not again and kind == "scan"
-        products = inside and remat is not None and whole and not remat.names
+        products = inside and remat is not None and not remat.names
         nest.append(Level(size, kind, again, products=products))
     # `unroll` is said of single steps: it is for the innermost loop that is a scan.
     scans = [i for i, level in enumerate(nest) if level.kind == "scan"]
