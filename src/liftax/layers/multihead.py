@@ -15,7 +15,7 @@ from jax import lax
 
 from ..module import Module, compact, nowrap
 from . import initializers
-from ._util import check_broadcast, fail, merge_option
+from ._util import check_broadcast, check_one, fail, merge_option
 from .attention import check_rate, combine_masks, dot_product_attention
 from .dtypes import Array, DotGeneral, Dtype, Initializer, PrecisionLike
 from .linear import DenseGeneral, default_kernel_init
@@ -159,46 +159,11 @@ class MultiHeadDotProductAttention(Module):
           dropout_rng: key for the dropout, in place of the stream ``dropout``.
           sow_weights: sow the weights as ``intermediates/attention_weights``.
         """
-        if inputs_kv is not None:
-            if inputs_k is not None or inputs_v is not None:
-                raise fail(
-                    self,
-                    "inputs_kv is given together with inputs_k or inputs_v.",
-                    "Pass inputs_k= and inputs_v= only.",
-                )
-            inputs_k = inputs_v = inputs_kv
-            _deprecated(self, "inputs_kv= is deprecated.", "Pass inputs_k= and inputs_v=.")
-        if inputs_k is None:
-            if inputs_v is not None:
-                raise fail(
-                    self,
-                    "inputs_v is given without inputs_k.",
-                    "Pass inputs_k=; inputs_v= then takes the same value by itself.",
-                )
-            inputs_k = inputs_q
-        if inputs_v is None:
-            inputs_v = inputs_k
-        # Linen's guess and its warning: values are seldom square, a mask of one sequence is.
-        elif inputs_kv is None and jnp.shape(inputs_v)[-1:] == jnp.shape(inputs_v)[-2:-1]:
-            _deprecated(
-                self,
-                f"inputs_v of shape {jnp.shape(inputs_v)} may be meant for a mask, which was the "
-                f"third positional argument once.",
-                "Pass a mask as mask=.",
-            )
-
+        inputs_k, inputs_v = self._keys_and_values(inputs_q, inputs_k, inputs_v, inputs_kv)
         self._check_rank(inputs_q, inputs_k, inputs_v)
         width = inputs_q.shape[-1]
         qkv_features = width if self.qkv_features is None else self.qkv_features
-        # Told in the user's numbers: a reshape would tell of the size of an array.
-        if self.num_heads < 1 or qkv_features % self.num_heads:
-            name = "features of the input" if self.qkv_features is None else "qkv_features"
-            raise fail(
-                self,
-                f"num_heads={self.num_heads} does not divide the {qkv_features} {name}.",
-                "Change num_heads= or qkv_features=.",
-            )
-        self._check_options(inputs_q, inputs_k, inputs_v, mask)
+        self._check_options(inputs_q, inputs_k, inputs_v, mask, qkv_features)
         drop = False
         # Without dropout nobody has to say whether there is any.
         if self.dropout_rate > 0.0:
@@ -252,6 +217,44 @@ class MultiHeadDotProductAttention(Module):
         )(y)
 
     @nowrap
+    def _keys_and_values(
+        self,
+        inputs_q: Array,
+        inputs_k: Array | None,
+        inputs_v: Array | None,
+        inputs_kv: Array | None,
+    ) -> tuple[Array, Array]:
+        """The inputs of keys and values, however they were given."""
+        if inputs_kv is not None:
+            if inputs_k is not None or inputs_v is not None:
+                raise fail(
+                    self,
+                    "inputs_kv is given together with inputs_k or inputs_v.",
+                    "Pass inputs_k= and inputs_v= only.",
+                )
+            inputs_k = inputs_v = inputs_kv
+            _deprecated(self, "inputs_kv= is deprecated.", "Pass inputs_k= and inputs_v=.")
+        if inputs_k is None:
+            if inputs_v is not None:
+                raise fail(
+                    self,
+                    "inputs_v is given without inputs_k.",
+                    "Pass inputs_k=; inputs_v= then takes the same value by itself.",
+                )
+            inputs_k = inputs_q
+        if inputs_v is None:
+            inputs_v = inputs_k
+        # Linen's guess and its warning: values are seldom square, a mask of one sequence is.
+        elif inputs_kv is None and jnp.shape(inputs_v)[-1:] == jnp.shape(inputs_v)[-2:-1]:
+            _deprecated(
+                self,
+                f"inputs_v of shape {jnp.shape(inputs_v)} may be meant for a mask, which was the "
+                f"third positional argument once.",
+                "Pass a mask as mask=.",
+            )
+        return inputs_k, inputs_v
+
+    @nowrap
     def _check_rank(self, *inputs: Array) -> None:
         # Old code has the mask where the values stand now: most such calls end here.
         shapes = [jnp.shape(x) for x in inputs]
@@ -265,11 +268,20 @@ class MultiHeadDotProductAttention(Module):
             )
 
     @nowrap
-    def _check_options(self, query: Array, key: Array, value: Array, mask: Array | None) -> None:
+    def _check_options(
+        self, query: Array, key: Array, value: Array, mask: Array | None, features: int
+    ) -> None:
+        # Told in the user's numbers: a reshape would tell of the size of an array.
+        if self.num_heads < 1 or features % self.num_heads:
+            name = "features of the input" if self.qkv_features is None else "qkv_features"
+            raise fail(
+                self,
+                f"num_heads={self.num_heads} does not divide the {features} {name}.",
+                "Change num_heads= or qkv_features=.",
+            )
         check_rate(self, self.dropout_rate)
-        for dot in ("qkv_dot_general", "out_dot_general"):
-            if getattr(self, dot) is not None and getattr(self, dot + "_cls") is not None:
-                raise fail(self, f"both {dot} and {dot}_cls are set.", "Pass one of them.")
+        check_one(self, "qkv_dot_general")
+        check_one(self, "out_dot_general")
         if self.attention_fn is not dot_product_attention or self.decode:
             return
         if key.shape[-2] != value.shape[-2]:
