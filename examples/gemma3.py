@@ -66,7 +66,8 @@ class Attention(nn.Module):
         mask = (ahead >= 0) & (at >= 0)[:, None, None, :]
         if self.window is not None:
             mask &= ahead < self.window
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        attend = nn.decode_attention if x.shape[1] == 1 else jax.nn.dot_product_attention
+        y = attend(q, k, v, mask=mask)
         return project(x.shape[-1], axis=(-2, -1), name="out")(y), cache
 
 

@@ -77,6 +77,27 @@ class Sows(nn.Module):
         return self.fn(*given, module=self)
 
 
+@pytest.mark.parametrize("queries", [1, 3])
+def test_heads_of_keys_serve_several_of_the_queries(queries):
+    q = jax.random.normal(KEY, (2, queries, 6, DEPTH))
+    _, k, _ = arrays((2,), 7)
+    v, hidden = k[..., ::-1], mask((2,), 7)
+    found = jax.jit(functools.partial(nn.decode_attention, mask=hidden))(q, k, v)
+    expected = jax.nn.dot_product_attention(q, k, v, mask=hidden)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    for few in (q[:, :, :5], q[:, :, :0]):
+        with pytest.raises(LayerError, match=r"^decode_attention: .*key \(2, 7, 2, 4\).* of heads"):
+            nn.decode_attention(few, k, v)
+
+
+def test_keys_that_serve_several_heads_are_written_out_nowhere():
+    q, k = (jax.ShapeDtypeStruct((2, n, h, 32), "float32") for n, h in ((1, 8), (512, 2)))
+    program = jax.jit(nn.decode_attention).lower(q, k, k).compile()
+    once = 2 * 4 * np.prod(k.shape)
+    assert program.cost_analysis()["bytes accessed"] < 1.75 * once
+    assert program.memory_analysis().temp_size_in_bytes < once / 2
+
+
 def test_sums_of_half_precision_are_wide():
     """Sums of ones in bfloat16 would stop at 256: logits at 4, of weights each of 1/300 sooner."""
     q, k, v = (jnp.ones((1, n, 1, 4096), jnp.bfloat16) for n in (1, 300, 300))

@@ -38,12 +38,13 @@ def decode_attention(
     Made for ``attention_fn`` of :class:`MultiHeadDotProductAttention` with ``decode=True``, and
     for caches of one's own. Products are added up in float32 where ``dtype`` is smaller, so the
     result equals :func:`dot_product_attention` up to rounding. Queries of another length than 1,
-    as in a prompt, go to that function.
+    as in a prompt, go to that function. Keys and values may have fewer heads than queries: each
+    serves so many heads of the queries, one after the other.
 
     Args:
       query: ``(*batch, 1, heads, depth)``.
-      key: ``(*batch, kv_length, heads, depth)``.
-      value: ``(*batch, kv_length, heads, v_depth)``.
+      key: ``(*batch, kv_length, kv_heads, depth)``; ``kv_heads`` divides ``heads``.
+      value: ``(*batch, kv_length, kv_heads, v_depth)``.
       bias: added before the softmax; broadcasts to ``(*batch, heads, 1, kv_length)``.
       mask: weights are zero where it is False or 0; broadcasts likewise.
       broadcast_dropout: drop the same weights in all batch entries and heads.
@@ -70,6 +71,7 @@ def decode_attention(
       >>> y.shape
       (1, 1, 8)
     """
+    key, value = _for_all_heads(query, key, value)
     check_shapes("decode_attention", query, key, value)
     attend = functools.partial(
         dot_product_attention,
@@ -89,6 +91,16 @@ def decode_attention(
     if query.shape[-3] != 1:
         return attend(precision=precision)
     return attend(qk_attn_weights_einsum=_logits, attn_weights_value_einsum=_average)
+
+
+def _for_all_heads(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    """Keys and values, each head as often as it serves one of the query's."""
+    if min(query.ndim, key.ndim, value.ndim) > 2 and key.shape[-2] == value.shape[-2] > 0:
+        served, rest = divmod(query.shape[-2], key.shape[-2])
+        if served > 1 and not rest:
+            # What repeats is a part of the sums, and written down nowhere.
+            return jnp.repeat(key, served, -2), jnp.repeat(value, served, -2)
+    return key, value
 
 
 def _logits(_: str, query: Array, key: Array) -> Array:
