@@ -11,6 +11,7 @@ import jax
 from .. import jax_private
 from ..core import boxes
 from ..core.lift.scan import Plan, Scan
+from ..core.lift.schedule import Pipeline
 from ..core.roles import Roles, broadcast
 from ..core.scope import Scope
 from ..core.streams import Stream
@@ -194,17 +195,8 @@ def _pattern(
     # XLA writes a scan of one step out, and could then share work between the two passes.
     in_scan = runner.run.kind == "scan" and stack.repeats != 1
 
-    # What has a batch besides goes through the layers of a pipeline with its microbatch.
-    pipeline, batched = runner.run.pipeline, None
-    if pipeline is not None:
-        batched = Batched(pipeline, blocks, call, x, place, way.method)
-        runner.moving = batched.moving
-        asked = ASKED.get()
-        if asked is not None:
-            ASKED.set(None)  # a stack inside of this one is none of it
-            through = (x, batched.going) if batched.going else x
-            structure = jax.tree.structure(through)
-            runner.objective = asked.of(pipeline, structure, bool(batched.going))
+    pipeline = runner.run.pipeline
+    batched = None if pipeline is None else _batched(pipeline, runner, blocks, call, x, way.method)
 
     def layer(
         p: int, rebuilt: Sequence[Block], x: object, slices: Slices, given: Inputs
@@ -263,6 +255,25 @@ def _pattern(
         return run(detached.scopes, x, call.xs, plain)
     (x, _), ys = run(detached.scopes, (x, batched.going), call.xs, plain)
     return x, ys
+
+
+def _batched(
+    pipeline: Pipeline,
+    runner: Runner,
+    blocks: Sequence[Block],
+    call: Arguments,
+    x: object,
+    method: str,
+) -> Batched:
+    """What has a batch besides ``x``: it goes through a pipeline with its microbatch."""
+    found = Batched(pipeline, blocks, call, x, runner.place, method)
+    runner.moving = found.moving
+    asked = ASKED.get()
+    if asked is not None:
+        ASKED.set(None)  # a stack inside of this one is none of it
+        structure = jax.tree.structure((x, found.going) if found.going else x)
+        runner.objective = asked.of(pipeline, structure, bool(found.going))
+    return found
 
 
 def _named(turn: Function, blocks: Sequence[object]) -> Function:
