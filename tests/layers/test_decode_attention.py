@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import liftax as nn
 from liftax.errors import LayerError
@@ -96,6 +97,20 @@ def test_keys_that_serve_several_heads_are_written_out_nowhere():
     once = 2 * 4 * np.prod(k.shape)
     assert program.cost_analysis()["bytes accessed"] < 1.75 * once
     assert program.memory_analysis().temp_size_in_bytes < once / 2
+
+
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
+def test_heads_that_are_split_stay_where_they_are(axes):
+    mesh = jax.make_mesh((2,), ("heads",), axis_types=(axes,))
+    place = NamedSharding(mesh, PartitionSpec(None, None, "heads", None))
+    q, k, v = jax.random.normal(KEY, (2, 1, 4, DEPTH)), *arrays((2,), 7)[1:]
+    with jax.set_mesh(mesh):
+        given = [jax.device_put(x, place) for x in (q, k, v)]
+        program = jax.jit(nn.decode_attention).lower(*given).compile()
+        y = program(*given)
+    assert y.sharding.spec[2] == "heads"
+    assert "all-gather" not in program.as_text()
+    np.testing.assert_allclose(y, nn.decode_attention(q, k, v), rtol=1e-5, atol=1e-5)
 
 
 def test_sums_of_half_precision_are_wide():

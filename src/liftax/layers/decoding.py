@@ -16,6 +16,7 @@ from jax import lax
 from ..module import Module
 from .attention import check_shapes, dot_product_attention
 from .dtypes import Array, Dtype, PrecisionLike
+from .sharded import split_of
 
 
 def decode_attention(
@@ -99,7 +100,7 @@ def _for_all_heads(query: Array, key: Array, value: Array) -> tuple[Array, Array
         served, rest = divmod(query.shape[-2], key.shape[-2])
         if served > 1 and not rest:
             # What repeats is a part of the sums, and written down nowhere.
-            return jnp.repeat(key, served, -2), jnp.repeat(value, served, -2)
+            key, value = (jnp.repeat(x, served, -2, out_sharding=split_of(x)) for x in (key, value))
     return key, value
 
 
