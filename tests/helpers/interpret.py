@@ -153,7 +153,7 @@ def _by_numpy(eqn: Any, args: list[Any]) -> Any:
         return None
     if params.get("sharding") is not None or params.get("out_sharding") is not None:
         return None
-    if any(jax.dtypes.issubdtype(a.dtype, jax.dtypes.extended) for a in args):
+    if any(map(_has_keys, args)):
         return None
     arrays = [np.asarray(a) for a in args]
     if name in _MOVES:
@@ -259,7 +259,8 @@ def _scan(eqn: Any, args: list[Any]) -> list[Any]:
     assert scan is not None
     consts, carries = scan.shared, scan.carried
     closed, carry = args[:consts], args[consts : consts + carries]
-    scanned = args[consts + carries :]
+    # A slice of JAX's array is three programs of its own.
+    scanned = [x if _has_keys(x) else np.asarray(x) for x in args[consts + carries :]]
     outputs: list[list[Any]] = []
     order = range(params["length"])
     for index in reversed(order) if params["reverse"] else order:
@@ -275,9 +276,13 @@ def _scan(eqn: Any, args: list[Any]) -> list[Any]:
 
 
 def _stack(column: Sequence[Any]) -> Any:
-    if jax.dtypes.issubdtype(jnp.asarray(column[0]).dtype, jax.dtypes.prng_key):
+    if _has_keys(column[0]):
         return jnp.stack(column)
-    return jnp.asarray(np.stack([np.asarray(value) for value in column]))
+    return np.stack([np.asarray(value) for value in column])
+
+
+def _has_keys(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _while(params: dict[str, Any], args: list[Any]) -> list[Any]:
