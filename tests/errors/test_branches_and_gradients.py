@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import checkify
 
 import liftax as nn
@@ -35,6 +36,11 @@ def condition_per_example(mdl, x, wrong):
 @misuse(errors.ConditionError, "cond of double", "pred", "str")
 def condition_is_a_word(mdl, x, wrong):
     return nn.cond("yes" if wrong else True, double, negate, mdl, x)
+
+
+@misuse(errors.ConditionError, "cond of double", "pred", "found: type")
+def condition_is_a_dtype(mdl, x, wrong):
+    return nn.cond(np.bool_ if wrong else np.bool_(True), double, negate, mdl, x)
 
 
 @misuse(errors.BranchError, "cond", "found: float32[2,8] from branch 1", "float32[2,4]")
@@ -423,6 +429,15 @@ def jacobian_by_whole_numbers(mdl, x, wrong):
 
     primals = (x, ids) if wrong else (x,)
     return nn.jacrev(dense, nn.Dense(4, name="layer"), *primals)[0].sum((2, 3))
+
+
+@misuse(errors.DifferentiationError, "jacfwd of dense", "primals[1]", "found: str", at="layer")
+def jacobian_by_a_word(mdl, x, wrong):
+    def dense(layer, x, *word):
+        return layer(x)
+
+    primals = (x, "word") if wrong else (x,)
+    return nn.jacfwd(dense, nn.Dense(4, name="layer"), *primals)[0].sum((2, 3))
 
 
 @misuse(errors.DifferentiationError, "jacfwd of dense", "the output", "bool[2,4]", at="layer")

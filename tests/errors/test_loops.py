@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import liftax as nn
 from liftax import errors
@@ -399,6 +400,22 @@ def mapped_axis_out_of_range(mdl, x, wrong):
 def scalar_mapped_over(mdl, x, wrong):
     axes = 0 if wrong else (0, None)
     return nn.vmap(Layer, **SHARED, in_axes=axes)(name="each")(x, 3.0)[0]
+
+
+# Classes that stand for a dtype have the attributes of an array.
+@misuse(errors.AxisError, "scan of body", "argument 'dtype' is a scalar (type)", "nn.broadcast")
+def dtype_scanned_over(mdl, x, wrong):
+    def body(mdl, x, row, dtype):
+        return x + row.astype(dtype), None
+
+    axes = 0 if wrong else (0, nn.broadcast)
+    return scanned(mdl, body, x, jnp.zeros((5, 4)), np.float32, in_axes=axes)[0]
+
+
+@misuse(errors.AxisError, "vmap of Layer", "argument _[0] is a scalar (type)", "None", at="each")
+def dtype_mapped_over(mdl, x, wrong):
+    axes = 0 if wrong else (0, None)
+    return nn.vmap(Layer, **SHARED, in_axes=axes)(name="each")(x, np.float32)[0]
 
 
 @misuse(errors.AxisError, "scan of body", "out_axes", "axis 3 is out of range", "float32[2,4]")

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import KeyPath, PyTreeDef, keystr
 from jax.typing import ArrayLike
 
@@ -23,6 +24,7 @@ from ...errors import (
     PartitioningMismatchError,
     PartitioningUnspecifiedError,
 )
+from ...pytrees import is_array
 from ...words import argument_text, describe, names_on
 from .. import boxes
 from ..roles import Axis, Broadcast, Roles
@@ -213,9 +215,7 @@ class Sizes:
         Args:
           naming: names the leaf; asked only for a message.
         """
-        shape = getattr(leaf, "shape", None)
-        if shape is None:
-            shape = jnp.shape(leaf)
+        shape = np.shape(leaf) if is_array(leaf) else ()  # a word has none, nor has a dtype
         if not -len(shape) <= axis < len(shape):
             if shape:
                 raise out_of_range(self.at, axis, naming(), describe(leaf), len(shape))

@@ -13,6 +13,7 @@ from jax.tree_util import PyTreeDef
 
 from ... import jax_private
 from ...errors import BranchError, ConditionError
+from ...pytrees import is_array
 from ...words import describe, kind_of
 from ..filters import Filter
 from ..roles import THROUGH, through_roles
@@ -97,8 +98,9 @@ def switch(
 def _is_scalar(value: Any, dtype: type) -> bool:
     if isinstance(value, (bool, int, float)):
         return bool(np.issubdtype(type(value), dtype))
-    found = getattr(value, "dtype", None)
-    return found is not None and np.shape(value) == () and bool(jnp.issubdtype(found, dtype))
+    if not is_array(value):
+        return False
+    return value.shape == () and bool(jnp.issubdtype(value.dtype, dtype))
 
 
 @dataclasses.dataclass(eq=False)

@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import KeyPath, PyTreeDef, keystr, tree_leaves_with_path
 
 from ...errors import DifferentiationError
+from ...pytrees import is_array
 from ...words import describe, kind_of, names_on
 from ..types import Group, Path, Tree
 from .crossing import Opening
@@ -71,7 +73,7 @@ def check_real(opening: Opening, values: Tree, name: str) -> None:
     """
     leaves = tree_leaves_with_path(values)
     for path, leaf in leaves:
-        dtype = getattr(leaf, "dtype", None) or jnp.result_type(type(leaf))
+        dtype = leaf.dtype if is_array(leaf) else np.asarray(leaf).dtype
         if not jnp.issubdtype(dtype, jnp.floating):
             raise DifferentiationError(
                 f"{opening.place}: {name}{keystr(path)} has no derivatives.\n"
