@@ -8,6 +8,11 @@ import tempfile
 import hypothesis
 import pytest
 
+# Python looks at all that is new after 700 objects, and at everything after a hundred times that:
+# one trace makes more. Rarer, collections take 2 of 100 seconds instead of 7; tests that count what
+# is left collect for themselves.
+gc.set_threshold(10_000, 10, 10)
+
 # Sharding is tested on eight devices, parity to the last bit on the CPU. Half of the suite is
 # compiling, so LLVM takes less pains: a draw of keys compiles in less than half of the time. And it
 # is given a program whole, where XLA would take one apart for a pool of threads: both cores have
