@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.tree_util import all_leaves
 
 from ..errors import ReservedModuleAttributeError
-from ..tracebacks import boundary
+from ..tracebacks import shorten
 from ..words import array_text
 from .bound import M, Variables
 from .state import state_of
@@ -154,10 +154,15 @@ def _hash(self: Variables) -> int:
             return hash((type(self), self._compared(self)))
         except TypeError:
             pass
-    return _hash_of_parts(self)
+    # A boundary, spelled out: the call of one would take longer than the hash.
+    __tracebackhide__ = True
+    try:
+        return _hash_of_parts(self)
+    except Exception as error:
+        shorten(error)
+        raise
 
 
-@boundary
 def _hash_of_parts(self: Variables) -> int:
     if self.scope is not None or getattr(self.parent, "scope", None) is not None:
         raise TypeError(
