@@ -74,7 +74,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
         found = (re.search(r"http://\S+token=\S+", line) for line in process.stdout)
         url = next(match[0] for match in found if match)
         # The address is said while the server starts; it listens a moment later.
-        for _ in range(300):
+        for _ in range(3_000):
             with contextlib.suppress(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", port)).close()
                 break
@@ -82,7 +82,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
         yield Server(place, url)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(300)
         process.stdout.close()
 
 
@@ -205,7 +205,7 @@ def test_a_web_socket_of_another_page_is_closed(server):
 def test_it_listens_on_loopback_alone(server):
     port = int(re.search(r":(\d+)/", server.bare)[1])
     listening, found = "0A", set()
-    for _ in range(20):  # the kernel's list may miss a line while others come and go
+    for _ in range(200):  # the kernel's list may miss a line while others come and go
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
         found |= {row[1] for row in rows if row[3] == listening and row[1].endswith(f":{port:04X}")}
         if found:
