@@ -78,9 +78,10 @@ def test_from_save_to_verdict(monkeypatch):
     assert asked == ready
 
 
-def test_a_process_is_ended_while_a_line_of_its_is_taken():
+def test_a_process_is_ended_while_a_line_of_its_is_taken(tmp_path):
     """What is raised in the thread that listens would fail this test."""
-    worker = running._Worker(EXERCISE, ".")
+    # Programs that it compiles are kept there.
+    worker = running._Worker(EXERCISE, str(tmp_path))
     taken, ended = threading.Event(), threading.Event()
 
     class Slow:
