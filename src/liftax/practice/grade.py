@@ -26,7 +26,7 @@ import jax
 
 from ..layout import Layout, layout
 from ..module import Module
-from ..pytrees import split
+from ..pytrees import is_array, split
 from ..words import did_you_mean
 from .differences import differences, paired
 from .exercises import Exercise
@@ -326,9 +326,7 @@ def _observed() -> Iterator[list[tuple[Module, Any, tuple[Any, ...], dict[str, A
     def shapes(tree: object) -> Any:
         # A tracer ends with the call that it belongs to; its shape does not.
         return jax.tree.map(
-            lambda leaf: (
-                jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
-            ),
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array(leaf) else leaf,
             tree,
         )
 

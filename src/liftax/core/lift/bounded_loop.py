@@ -21,7 +21,7 @@ def bounded_loop(
     advance: Callable[[State], State],
     state: State,
     *,
-    most: int | None,
+    most: int,
 ) -> State:
     """Runs a while loop of at most so many steps as loops that JAX differentiates in reverse.
 
@@ -33,11 +33,8 @@ def bounded_loop(
       test: tells whether the loop goes on.
       advance: makes a step.
       state: what the first step gets; its first part counts the steps.
-      most: how many there may be; None where nothing bounds them, and JAX's own loop runs.
+      most: how many there may be, at least 1.
     """
-    # Linen has no other: where nothing bounds the steps there is no derivative in reverse.
-    if most is None:
-        return jax.lax.while_loop(test, advance, state)
     size = math.isqrt(most - 1) + 1
 
     # The groups hold more steps than ``most`` where that is no square, so that steps are counted.

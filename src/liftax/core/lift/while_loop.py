@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -80,6 +81,8 @@ def while_loop(
         return step + 1, checked_variables(opening, variables, written), carry
 
     most = checked_steps(opening, max_steps)
-    _, carried, carry = bounded_loop(test, advance, (0, carried, init), most=most)
+    # JAX's own loop, as in Linen: where nothing bounds the steps, there is no gradient in reverse.
+    loop = jax.lax.while_loop if most is None else functools.partial(bounded_loop, most=most)
+    _, carried, carry = loop(test, advance, (0, carried, init))
     opening.write_back(carried)
     return carry
