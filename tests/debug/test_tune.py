@@ -1,7 +1,12 @@
 """Ways to run a stack, tried one after the other: all are equal, and the best is chosen."""
 
+import copy
+import gc
 import itertools
+import pickle
+import weakref
 
+import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,6 +145,25 @@ def test_a_model_with_a_stack_inside_keeps_its_class_and_fields():
     assert not loops(best.clone(features=8))
     outputs = [jax.jit(one.apply)(values, X) for one in (best, model)]
     np.testing.assert_allclose(*outputs, rtol=1e-5)
+
+
+def test_a_tuned_model_is_pickled_and_copied():
+    model = Model(features=3)
+    values = model.init(KEY, X)
+    best, table = tuned(4, 3, model=model, variables=values, remats=["off"])
+    assert table.best.options.run == "loop"
+    ways = {"pickle": lambda m: pickle.loads(pickle.dumps(m)), "copy": copy.deepcopy}
+    ways["cloudpickle"] = lambda m: cloudpickle.loads(cloudpickle.dumps(m))
+    for name, way in ways.items():
+        again = way(best)
+        assert (again, hash(again)) == (best, hash(best)), name
+        assert again != model and again.features == 3, name
+        assert "scan[" not in str(jax.make_jaxpr(again.apply)(values, X)), name
+    # The class of the ways that were found is no longer kept when no model is of it.
+    made = weakref.ref(type(best))
+    del best, again, ways
+    gc.collect()
+    assert made() is None
 
 
 def test_what_is_refused_is_told(capsys):

@@ -7,8 +7,9 @@ import functools
 import itertools
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -259,14 +260,26 @@ def _none_fits(rows: Sequence[Candidate], memory: int | None) -> StackError:
     )
 
 
+# A class and its ways: models that are tuned or unpickled alike are equal, and jit finds them so.
+_MADE: weakref.WeakValueDictionary[tuple[type, Options], type[Any]] = weakref.WeakValueDictionary()
+
+
 def _run_by(model: M, options: Options, alone: bool) -> M:
     """The model with other options for its stacks."""
     if alone and isinstance(model, Declaration):
         remat = None if options.remat == "off" else options.remat
         return model.clone(run=options.run, unroll=options.unroll or 1, remat=remat)
+    cls = type(model)
+    made: type[M] = _MADE.get((cls, options)) or _class_under(cls, options)
+    _MADE[cls, options] = made
+    return _as_class(model, made)
 
-    # Where its methods make their stacks is the model's own affair, so the options are in force
-    # around them. Nothing else of the class changes, its name and its fields included.
+
+def _class_under(cls: type[M], options: Options) -> type[M]:
+    """The class with the options in force around its methods."""
+
+    # Where a model makes its stacks is its own affair. Nothing else of the class changes, its name
+    # and its fields included.
     def under(method: Callable[..., object]) -> Callable[..., object]:
         @functools.wraps(method)
         def run(self: object, *args: object, **kwargs: object) -> object:
@@ -275,10 +288,17 @@ def _run_by(model: M, options: Options, alone: bool) -> M:
 
         return run
 
-    cls = type(model)
+    # By its name, pickle would find the class that this one is made of.
+    def reduced(self: M) -> tuple[Callable[..., M], tuple[M, Options, bool]]:
+        return _run_by, (_as_class(self, cls), options, False)
+
     members: dict[str, object] = {name: under(getattr(cls, name)) for name in own_methods(cls)}
     members.update(__doc__=cls.__doc__, __module__=cls.__module__, __qualname__=cls.__qualname__)
     meta: Callable[..., type[M]] = type(cls)
-    made = meta(cls.__name__, (cls,), members, _as_base=True)
+    return meta(cls.__name__, (cls,), {**members, "__reduce__": reduced}, _as_base=True)
+
+
+def _as_class(model: M, cls: type[M]) -> M:
+    """The model as one of another class with the same fields."""
     fields = {name: getattr(model, name) for name in model._clone_names}
-    return made(**{**fields, "parent": None})
+    return cls(**{**fields, "parent": None})
