@@ -128,4 +128,5 @@ def refusal(package: str, name: str, known: Iterable[str], depth: int = 1) -> Ex
         # says.
         if frame.f_code.co_code[frame.f_lasti] == opmap["IMPORT_FROM"]:
             return ImportError(text.replace("has no attribute", "has no name"), name=name)
-    return AttributeError(text)
+    # With a name, and nothing to look for others in, Python adds no guess of its own after ours.
+    return AttributeError(text, name=name)

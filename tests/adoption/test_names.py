@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 import types
 
 import flax.core
@@ -118,6 +119,21 @@ def test_what_is_not_here_says_what_to_use(module: str, name: str, said: str) ->
         getattr(package, name)
     with pytest.raises(ImportError, match=said):
         exec(f"from {module} import {name}", {})
+
+
+@pytest.mark.parametrize(
+    ("read", "end"),
+    [
+        (lambda: liftax.LayerNom, "'LayerNom'; did you mean 'LayerNorm'?"),
+        (lambda: liftax.Dense(3).featurs, "on a bound module. Did you mean: 'features'?"),
+    ],
+)
+def test_a_guess_is_printed_once(read, end, capsys) -> None:
+    """Python adds one to the message where it knows of what an attribute was asked for."""
+    with pytest.raises(AttributeError) as found:
+        read()
+    sys.__excepthook__(found.type, found.value, found.tb)
+    assert capsys.readouterr().err.rstrip().endswith(end)
     assert not hasattr(package, name)
 
 

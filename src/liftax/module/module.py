@@ -220,11 +220,12 @@ class Module(Variables):
             raise AttributeError(
                 f"{type(self).__name__!r} object has no attribute {name!r}: {made_by.__name__} has "
                 f"an __init__ of its own, which the copies that init and apply make do not run. "
-                f"Declare {name!r} as a field of the class, or make it in setup."
+                f"Declare {name!r} as a field of the class, or make it in setup"
             )
+        # No full stop: Python goes on with one, where it knows a name that may have been meant.
         raise AttributeError(
             f"{type(self).__name__!r} object has no attribute {name!r}. What setup defines is "
-            f"there only inside init and apply, or on a bound module."
+            f"there only inside init and apply, or on a bound module"
         )
 
     def __dir__(self) -> list[str]:

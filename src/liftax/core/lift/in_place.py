@@ -70,19 +70,23 @@ def run(loop: Loop, step: Function, state: Tree, xs: Tree, opening: Opening) -> 
         return loop(as_it_is, state, xs)
 
     def in_place(consts: Leaves, state: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
+        wholes, rest = parted(xs, goes_in)
+
         def writing(
-            state: tuple[Leaves, Leaves], x: tuple[Leaves, jax.Array]
+            state: tuple[Leaves, Leaves], i: jax.Array
         ) -> tuple[tuple[Leaves, Leaves], Leaves]:
-            carry, wholes = state
-            rest, i = x
-            inputs = joined([None] * len(wholes), rest, goes_in)
+            # A loop that is written out could take its slices whenever it likes, and XLA for CPUs
+            # takes all of them first: a second copy of the weights. With this it waits for its
+            # turn, as nothing of an iteration is known before the one before it is done.
+            i, (carry, wholes) = lax.optimization_barrier((i, state))
+            own = [lax.dynamic_index_in_dim(leaf, i, 0, keepdims=False) for leaf in rest]
+            inputs = joined([None] * len(wholes), own, goes_in)
             out, wholes = body([*consts, *carry, *inputs], wholes, i)
             return (out[:after], wholes), parted(out[after:], comes_out)[1]
 
-        wholes, rest = parted(xs, goes_in)
         # An iteration has to know which part is its own: the slice did not say.
         numbers = jnp.arange(len(wholes[0]), dtype=jnp.int32)
-        (state, wholes), ys = loop(writing, (state, wholes), (rest, numbers))
+        (state, wholes), ys = loop(writing, (state, wholes), numbers)
         return state, joined(wholes, ys, comes_out)
 
     leaves = (list(closed.consts), jax.tree.leaves(state), jax.tree.leaves(xs))
