@@ -42,14 +42,15 @@ test-matrix:
 	$(MAKE) --jobs=1 --keep-going $(MATRIX:%=test-on-%)
 
 install-on-%:
-	@$(call on,$*,.venv-$*/.dev)
+	@+$(call on,$*,.venv-$*/.dev)
 
 # The newest with programs as users compile them; the tests take less pains otherwise.
 test-on-3.13: export XLA_FLAGS := --xla_backend_optimization_level=3 $(XLA_FLAGS)
 test-on-%:
-	@$(call on,$*,test PYTEST_ARGS='$(TESTS_ON_$*) $(PYTEST_ARGS)')
+	@+$(call on,$*,test PYTEST_ARGS='$(TESTS_ON_$*) $(PYTEST_ARGS)')
 
 # A target in the environment of one Python. Without that Python it is left out, but not in CI.
+# The + in front of it hands on the jobs that make was given.
 on = python="$(or $(PYTHON_$1),$$(.ci/find-python $1))"; \
   if [ -n "$$python" ]; then \
     $(MAKE) --no-print-directory VENV=.venv-$1 PYTHON="$$python" $2; \
