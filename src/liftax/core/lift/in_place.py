@@ -76,8 +76,8 @@ def run(loop: Loop, step: Function, state: Tree, xs: Tree, opening: Opening) -> 
             state: tuple[Leaves, Leaves], i: jax.Array
         ) -> tuple[tuple[Leaves, Leaves], Leaves]:
             # A loop that is written out could take its slices whenever it likes, and XLA for CPUs
-            # takes all of them first: a second copy of the weights. With this it waits for its
-            # turn, as nothing of an iteration is known before the one before it is done.
+            # takes all of them first: a second copy of the weights. With this an iteration's number
+            # is known when the one before it is done, and not earlier.
             i, (carry, wholes) = lax.optimization_barrier((i, state))
             own = [lax.dynamic_index_in_dim(leaf, i, 0, keepdims=False) for leaf in rest]
             inputs = joined([None] * len(wholes), own, goes_in)
