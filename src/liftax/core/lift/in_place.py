@@ -79,9 +79,8 @@ def run(loop: Loop, step: Function, state: Tree, xs: Tree, opening: Opening) -> 
             # takes all of them first: a second copy of the weights. With this an iteration's number
             # is known when the one before it is done, and not earlier.
             i, (carry, wholes) = lax.optimization_barrier((i, state))
-            own = [lax.dynamic_index_in_dim(leaf, i, 0, keepdims=False) for leaf in rest]
-            inputs = joined([None] * len(wholes), own, goes_in)
-            out, wholes = body([*consts, *carry, *inputs], wholes, i)
+            own = [_slice(leaf, i) for leaf in joined(wholes, rest, goes_in)]
+            out, wholes = body([*consts, *carry, *own], wholes, i)
             return (out[:after], wholes), parted(out[after:], comes_out)[1]
 
         # An iteration has to know which part is its own: the slice did not say.
@@ -139,7 +138,6 @@ class _Body:
 
     def __init__(self, program: jex.Jaxpr, pairs: Sequence[tuple[int, int]]):
         self.program = program
-        self.slices = [program.invars[i] for i, _ in pairs]
         makers = {out: eqn for eqn in program.eqns for out in eqn.outvars}
         # What each equation that updates a slice updates, and the slices that change as a whole.
         self.updates: dict[int, int] = {}
@@ -182,9 +180,6 @@ class _Body:
         """Runs the iteration with number ``i``; returns its outputs and the arrays afterwards."""
         wholes = list(wholes)
         values = dict(zip(self.program.invars, inputs, strict=True))
-        for k, var in enumerate(self.slices):
-            values[var] = lax.dynamic_index_in_dim(wholes[k], i, 0, keepdims=False)
-
         read = functools.partial(equations.value_of, values)
         for part in self.parts:
             changed = self.updates.get(id(part))
@@ -198,12 +193,14 @@ class _Body:
             wholes[changed] = lax.dynamic_update_slice(
                 wholes[changed], update[None], (number, *place)
             )
-            values[part.outvars[0]] = lax.dynamic_index_in_dim(
-                wholes[changed], i, 0, keepdims=False
-            )
+            values[part.outvars[0]] = _slice(wholes[changed], i)
         for k, atom in self.replaced.items():
             wholes[k] = lax.dynamic_update_index_in_dim(wholes[k], read(atom), i, 0)
         return [read(atom) for atom in self.program.outvars], wholes
+
+
+def _slice(whole: jax.Array, i: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(whole, i, 0, keepdims=False)
 
 
 def _updates(
