@@ -18,6 +18,7 @@ from ..layout.columns import Column, Segment, table, text_of
 from ..layout.wording import human_bytes, human_seconds
 from ..module import Module
 from ..module.attach import own_methods
+from ..module.fields import remake
 from ..module.shapes import init_shapes
 from ..module.work import lowered
 from ..pytrees import is_array, split
@@ -301,4 +302,4 @@ def _class_under(cls: type[M], options: Options) -> type[M]:
 def _as_class(model: M, cls: type[M]) -> M:
     """The model as one of another class with the same fields."""
     fields = {name: getattr(model, name) for name in model._clone_names}
-    return cls(**{**fields, "parent": None})
+    return remake(cls, {**fields, "parent": None})
