@@ -99,14 +99,18 @@ def one(model, variables, x=X):
     return y, {**variables, **new}
 
 
-def compiled(model, variables):
+def traced(model, variables, x=X):
+    """A step of decoding, its cache donated."""
+
     def step(params, cache, x):
         y, new = model.apply({"params": params, "cache": cache}, x, mutable=["cache"])
         return y, new["cache"]
 
-    return (
-        jax.jit(step, donate_argnums=1).lower(variables["params"], variables["cache"], X).compile()
-    )
+    return jax.jit(step, donate_argnums=1).trace(variables["params"], variables["cache"], x)
+
+
+def compiled(model, variables, x=X):
+    return traced(model, variables, x).lower().compile()
 
 
 def same_bits(a, b):
@@ -166,13 +170,7 @@ def test_decode_attention_reads_the_cache_once(way):
     def program(length):
         full, x = (jax.ShapeDtypeStruct((BATCH, n, width), jnp.float32) for n in (length, 1))
         shapes = jax.eval_shape(model.init, KEY, full)
-
-        def step(params, cache, x):
-            y, new = model.apply({"params": params, "cache": cache}, x, mutable=["cache"])
-            return y, new["cache"]
-
-        given = shapes["params"], shapes["cache"], x
-        return jax.jit(step, donate_argnums=1).lower(*given).compile(), shapes
+        return compiled(model, shapes, x), shapes
 
     (few, _), (many, shapes) = program(64), program(512)
     keys_of_a_layer = BATCH * 512 * width
@@ -193,15 +191,10 @@ def test_a_loop_takes_the_weights_of_a_layer_when_its_turn_comes():
     model = nn.Stack(Reader(), depth=DEPTH, run="loop")
     full, x = (jax.ShapeDtypeStruct((BATCH, n, width), jnp.float32) for n in (8, 1))
     shapes = jax.eval_shape(model.init, KEY, full)
-
-    def step(params, cache, x):
-        y, new = model.apply({"params": params, "cache": cache}, x, mutable=["cache"])
-        return y, new["cache"]
-
-    traced = jax.jit(step, donate_argnums=1).trace(shapes["params"], shapes["cache"], x)
-    assert str(traced.jaxpr).count("optimization_barrier") == DEPTH
+    step = traced(model, shapes, x)
+    assert str(step.jaxpr).count("optimization_barrier") == DEPTH
     with well():
-        temporary = traced.lower().compile().memory_analysis().temp_size_in_bytes
+        temporary = step.lower().compile().memory_analysis().temp_size_in_bytes
     weights = sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes["params"]))
     # Before 0.12, XLA for CPUs drops the barrier before it decides on an order.
     if jax.__version_info__ >= (0, 12):
