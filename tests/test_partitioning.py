@@ -235,7 +235,8 @@ def test_jitted_init_and_apply_on_a_mesh() -> None:
     assert placed[1] == str(P("data", "model"))
     alone = logical_model(ours()).init(KEY, X)
     np.testing.assert_array_equal(ours().nn.unbox(alone)["params"]["up"], variables["params"]["up"])
-    np.testing.assert_allclose(logical_model(ours()).apply(alone, X), out, rtol=1e-5, atol=1e-6)
+    # Devices add in an order of their own: of numbers near 1, the last bit is 1.2e-7.
+    np.testing.assert_allclose(logical_model(ours()).apply(alone, X), out, rtol=1e-6, atol=2e-7)
 
 
 @pytest.mark.parametrize("kind", ["auto", "explicit"])
