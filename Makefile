@@ -16,7 +16,7 @@ PYTEST_ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := run
-.PHONY: run test kills test-matrix adoption docs bench gpu types lint format chromium clean
+.PHONY: run test kills test-matrix environments adoption docs bench gpu types lint format chromium clean
 
 run: $(VENV)/.run
 	$(BIN)/liftax forward
@@ -40,6 +40,9 @@ TESTS_ON_3.13 := tests/parity tests/laws tests/core tests/design tests/stack tes
 test-matrix:
 	$(MAKE) --jobs --keep-going $(MATRIX:%=install-on-%)
 	$(MAKE) --jobs=1 --keep-going $(MATRIX:%=test-on-%)
+
+# All that the tests run in, for whoever has more than one job: make --jobs=2 environments
+environments: $(VENV)/.dev $(MATRIX:%=install-on-%)
 
 install-on-%:
 	@+$(call on,$*,.venv-$*/.dev)
